@@ -1,0 +1,2 @@
+//! tropa-agent
+fn main() {}

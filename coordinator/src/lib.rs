@@ -1,0 +1,1 @@
+//! Placeholder until the module lands in the next commits.

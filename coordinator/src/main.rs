@@ -1,0 +1,2 @@
+//! tropa
+fn main() {}

@@ -1,0 +1,2 @@
+//! double
+fn main() {}
