@@ -5,9 +5,14 @@
 //! by a [`Tag`], and only that [`Evidence`] is published. The truth tables go the same way, through the same
 //! functions. The rules are those of `identity.md` §3 and §4.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-use crate::bounded::{List, Text};
+use crate::{
+    bounded::{List, Text},
+    id::hex,
+};
 
 /// How one signal was read. Never does one signal stand in for another silently.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,3 +208,36 @@ pub type Facts = Bundle<String>;
 
 /// What is published: every identifier is a keyed hash.
 pub type Evidence = Bundle<Tag>;
+
+/// The part of the evidence that gossip carries: it places most agents before anything else is fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Core {
+    /// The operating system.
+    pub os: Os,
+    /// What the kernel runs on.
+    pub hypervisor: Hypervisor,
+    /// The evidence was read from a root that the operator declared.
+    pub declared: bool,
+    /// The boot epoch is shifted by a time namespace.
+    pub time_namespace: bool,
+    /// The kernel's boot id.
+    pub boot_id: Reading<Tag>,
+    /// Boot epoch in nanoseconds: `CLOCK_REALTIME` − `CLOCK_BOOTTIME`.
+    pub epoch_ns: Reading<i64>,
+    /// The systemd machine-id.
+    pub machine_id: Reading<Tag>,
+    /// SMBIOS UUID, or a board's serial number.
+    pub product_uuid: Reading<Tag>,
+    /// Logical processors of the host.
+    pub host_cpus: u16,
+    /// Memory of the host in bytes.
+    pub memory: u64,
+    /// The ids of the first eight GPUs.
+    pub gpus: List<Tag, 8>,
+}
+
+impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0)[..8])
+    }
+}
