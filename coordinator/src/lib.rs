@@ -1,1 +1,3 @@
-//! Placeholder until the module lands in the next commits.
+//! The `tropa` command.
+
+pub mod schedule;

@@ -1,0 +1,77 @@
+//! The independent check: proves from the list of attempts alone that the schedule has kept its rule.
+//!
+//! It shares no bookkeeping with the decisions: it recounts everything after every event in debug builds, and in
+//! every test (`style.md`, rule 9).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
+
+use super::Schedule;
+
+/// A broken rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// Two installs that share a device both hold attempts.
+    Overlap(AgentId, AgentId),
+    /// An install holds more than its width and one ahead.
+    TooMany(AgentId, usize),
+    /// A chunk is with two installs at once.
+    Twice(ChunkIndex, AttemptId),
+    /// The count of unfinished chunks is wrong.
+    Count(usize, usize),
+}
+
+impl Schedule {
+    /// Checks every rule from scratch.
+    ///
+    /// # Errors
+    /// The first rule that does not hold.
+    pub fn check(&self) -> Result<(), Violation> {
+        let mut sent: BTreeMap<AgentId, usize> = BTreeMap::new();
+        let mut chunks: BTreeSet<ChunkIndex> = BTreeSet::new();
+        for (attempt, active) in &self.active {
+            if active.occupies() {
+                // A predecessor's attempts are taken over as they are.
+                *sent.entry(active.agent).or_default() += usize::from(!active.adopted);
+            }
+            if !chunks.insert(attempt.chunk) {
+                return Err(Violation::Twice(attempt.chunk, *attempt));
+            }
+        }
+        for (agent, count) in &sent {
+            let Some(install) = self.installs.get(agent) else { continue };
+            if *count > install.width + 1 {
+                return Err(Violation::TooMany(*agent, *count));
+            }
+            for rival in install.rivals.iter().filter(|rival| **rival > *agent && sent.contains_key(rival)) {
+                // What the roster found out only while both were at work is let finish.
+                if !self.surprises.contains(&(*agent, *rival)) {
+                    return Err(Violation::Overlap(*agent, *rival));
+                }
+            }
+        }
+        let closed = self.status.iter().filter(|status| matches!(status, super::Status::Closed)).count();
+        let unfinished = self.status.len() - closed;
+        if unfinished != self.unfinished {
+            return Err(Violation::Count(self.unfinished, unfinished));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Overlap(a, b) => {
+                write!(f, "{} and {} share a device and both hold work", a.short(), b.short())
+            }
+            Self::TooMany(agent, count) => write!(f, "{} holds {count} attempts", agent.short()),
+            Self::Twice(chunk, attempt) => write!(f, "chunk {} runs twice: {attempt:?}", chunk.0),
+            Self::Count(kept, counted) => write!(f, "{kept} unfinished chunks kept, {counted} counted"),
+        }
+    }
+}
