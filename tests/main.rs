@@ -3,3 +3,4 @@
 
 mod floors;
 mod real_engine;
+mod schedule;

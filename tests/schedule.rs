@@ -1,0 +1,309 @@
+//! The scheduler against random worlds: installs with overlapping devices, failures, losses, changing rosters.
+//!
+//! The world keeps its own book of who holds which device; it never looks into the scheduler.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use tropa_coordinator::schedule::{Action, Event, Install, ModelIndex, Schedule};
+use tropa_proto::{
+    failure::{Class, Reason},
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId, MachineId},
+    message::{Place, Refusal},
+};
+
+const JOB: JobId = JobId([9; 16]);
+
+fn agent(n: usize) -> AgentId {
+    AgentId([u8::try_from(n).expect("few agents") + 1; 32])
+}
+
+/// Installs by the devices that they occupy; two that share one are rivals.
+fn roster(devices: &[BTreeSet<u8>], widths: &[usize]) -> Vec<Install> {
+    let shares = |a: usize, b: usize| a != b && !devices[a].is_disjoint(&devices[b]);
+    (0..devices.len())
+        .map(|n| Install {
+            agent: agent(n),
+            incarnation: Incarnation(1),
+            machine: MachineId(agent(devices[n].first().copied().unwrap_or(0) as usize)),
+            width: widths[n],
+            models: BTreeSet::from([ModelIndex(0)]),
+            warm: BTreeSet::new(),
+            rivals: (0..devices.len()).filter(|other| shares(n, *other)).map(agent).collect(),
+        })
+        .collect()
+}
+
+/// The world around the scheduler.
+struct World {
+    schedule: Schedule,
+    devices: Vec<BTreeSet<u8>>,
+    now: Duration,
+    /// What each agent holds, in order; the first `width` run.
+    held: BTreeMap<AgentId, Vec<AttemptId>>,
+    recording: Vec<AttemptId>,
+    committing: Vec<ChunkIndex>,
+    ended: BTreeMap<ChunkIndex, Result<(), Class>>,
+    numbers: BTreeMap<ChunkIndex, u32>,
+    /// No two installs that share a device may both hold work, unless a new roster said so only just now.
+    excused: bool,
+}
+
+impl World {
+    fn new(chunks: usize, devices: Vec<BTreeSet<u8>>, widths: &[usize]) -> Self {
+        let mut world = Self {
+            schedule: Schedule::new(JOB, vec![ModelIndex(0); chunks]),
+            now: Duration::ZERO,
+            held: BTreeMap::new(),
+            recording: Vec::new(),
+            committing: Vec::new(),
+            ended: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            excused: false,
+            devices,
+        };
+        let installs = roster(&world.devices, widths);
+        world.tell(Event::Roster(installs));
+        world
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.now += Duration::from_micros(700);
+        for action in self.schedule.handle(event, self.now) {
+            match action {
+                Action::Record(attempt, ..) => {
+                    let last = self.numbers.insert(attempt.chunk, attempt.no).unwrap_or(0);
+                    assert!(attempt.no > last, "numbers rise and are never reused: {attempt:?}");
+                    self.recording.push(attempt);
+                }
+                Action::Send(attempt, agent) => self.held.entry(agent).or_default().push(attempt),
+                Action::Cancel(..) | Action::End(..) | Action::Drop(_) => {}
+                Action::Commit(attempt) => self.close(attempt.chunk, Ok(())),
+                Action::Fail(chunk, _, class) => self.close(chunk, Err(class)),
+            }
+        }
+        self.schedule.check().expect("the independent check");
+        if !self.excused {
+            self.no_device_has_two_users();
+        }
+    }
+
+    fn close(&mut self, chunk: ChunkIndex, how: Result<(), Class>) {
+        assert!(self.ended.insert(chunk, how).is_none(), "chunk {} is committed once", chunk.0);
+        self.committing.push(chunk);
+    }
+
+    fn no_device_has_two_users(&self) {
+        let mut users: BTreeMap<u8, AgentId> = BTreeMap::new();
+        for (n, devices) in self.devices.iter().enumerate() {
+            if self.held.get(&agent(n)).is_none_or(Vec::is_empty) {
+                continue;
+            }
+            for device in devices {
+                let other = users.insert(*device, agent(n));
+                assert!(other.is_none(), "device {device} is held by {other:?} and {:?}", agent(n));
+            }
+        }
+    }
+
+    fn take_held(&mut self, pick: usize) -> Option<AttemptId> {
+        let busy: Vec<AgentId> =
+            self.held.iter().filter(|(_, held)| !held.is_empty()).map(|(agent, _)| *agent).collect();
+        let agent = *busy.get(pick % busy.len().max(1))?;
+        Some(self.held.get_mut(&agent)?.remove(0))
+    }
+
+    /// Lets one random thing happen.
+    fn step(&mut self, kind: u8, pick: usize, reason: Reason) {
+        match kind {
+            0..=3 if !self.recording.is_empty() => {
+                let attempt = self.recording.remove(pick % self.recording.len());
+                self.tell(Event::Recorded(attempt));
+            }
+            4..=5 if !self.committing.is_empty() => {
+                let chunk = self.committing.remove(pick % self.committing.len());
+                self.tell(Event::Committed(chunk));
+            }
+            6..=8 => {
+                if let Some(attempt) = self.take_held(pick) {
+                    self.tell(Event::Finished(attempt));
+                }
+            }
+            9 => {
+                if let Some(attempt) = self.take_held(pick) {
+                    self.tell(Event::Failed(attempt, reason));
+                }
+            }
+            10 => {
+                if let Some(attempt) = self.take_held(pick) {
+                    self.tell(Event::Lost(attempt));
+                }
+            }
+            11 => {
+                if let Some(attempt) = self.take_held(pick) {
+                    self.tell(Event::Refused(attempt, Refusal::Busy { retry_ms: 10 }));
+                }
+            }
+            _ => {
+                self.now += Duration::from_millis(100);
+                self.tell(Event::Tick);
+            }
+        }
+    }
+
+    /// Lets only good things happen until the job is done.
+    fn run_out(&mut self) {
+        for _ in 0..100_000 {
+            if self.schedule.is_done() {
+                return;
+            }
+            if let Some(attempt) = self.recording.pop() {
+                self.tell(Event::Recorded(attempt));
+            } else if let Some(chunk) = self.committing.pop() {
+                self.tell(Event::Committed(chunk));
+            } else if let Some(attempt) = self.take_held(0) {
+                self.tell(Event::Finished(attempt));
+            } else {
+                self.now = self.schedule.next_deadline(self.now).expect("something to wait for");
+                self.tell(Event::Tick);
+            }
+        }
+        panic!("the job does not end");
+    }
+}
+
+fn any_reason() -> impl Strategy<Value = Reason> {
+    prop::sample::select(vec![
+        Reason::RunnerCrash,
+        Reason::EngineDown,
+        Reason::Incomplete,
+        Reason::Stalled,
+        Reason::TooLong,
+        Reason::QueueFull,
+        Reason::LoadFailed,
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_device_ever_has_two_users_and_every_chunk_ends_once(
+        devices in prop::collection::vec(prop::collection::btree_set(0u8..4, 1..3), 1..6),
+        widths in prop::collection::vec(1usize..4, 6),
+        chunks in 1usize..40,
+        steps in prop::collection::vec((0u8..14, any::<usize>(), any_reason()), 0..300),
+    ) {
+        let mut world = World::new(chunks, devices, &widths);
+        for (kind, pick, reason) in steps {
+            world.step(kind, pick, reason);
+        }
+        world.run_out();
+        prop_assert_eq!(world.ended.len(), chunks);
+    }
+
+    #[test]
+    fn rivals_found_during_the_job_part_and_the_job_still_ends(
+        before in prop::collection::vec(prop::collection::btree_set(0u8..6, 1..2), 2..5),
+        chunks in 1usize..30,
+        steps in prop::collection::vec((0u8..9, any::<usize>(), any_reason()), 0..60),
+    ) {
+        let widths = [1; 6];
+        let mut world = World::new(chunks, before.clone(), &widths);
+        for (kind, pick, reason) in steps {
+            world.step(kind, pick, reason);
+        }
+        // Now it turns out that all of them are one device.
+        world.devices = vec![BTreeSet::from([0]); before.len()];
+        world.excused = true;
+        let installs = roster(&world.devices, &widths);
+        world.tell(Event::Roster(installs));
+        world.run_out();
+        prop_assert_eq!(world.ended.len(), chunks);
+    }
+}
+
+#[test]
+fn two_installs_on_one_device_run_one_at_a_time_and_on_two_devices_two_at_a_time() {
+    for (devices, expected) in [([0, 0], 1), ([0, 1], 2)] {
+        let devices = devices.map(|device| BTreeSet::from([device]));
+        let mut world = World::new(10, devices.to_vec(), &[1, 1]);
+        while let Some(attempt) = world.recording.pop() {
+            world.tell(Event::Recorded(attempt));
+        }
+        assert_eq!(world.held.values().filter(|held| !held.is_empty()).count(), expected);
+    }
+}
+
+#[test]
+fn a_chunk_that_crashed_goes_to_other_hardware_before_it_comes_back() {
+    let mut world = World::new(1, vec![BTreeSet::from([0]), BTreeSet::from([1])], &[1, 1]);
+    let mut ran_on = Vec::new();
+    for _ in 0..3 {
+        while let Some(attempt) = world.recording.pop() {
+            world.tell(Event::Recorded(attempt));
+        }
+        while world.held.values().all(Vec::is_empty) {
+            world.now = world.schedule.next_deadline(world.now).expect("a pause ends");
+            world.tell(Event::Tick);
+            while let Some(attempt) = world.recording.pop() {
+                world.tell(Event::Recorded(attempt));
+            }
+        }
+        ran_on.push(*world.held.iter().find(|(_, held)| !held.is_empty()).expect("somebody holds it").0);
+        let attempt = world.take_held(0).expect("it runs");
+        world.tell(Event::Failed(attempt, Reason::RunnerCrash));
+    }
+    assert_ne!(ran_on[0], ran_on[1]);
+    assert_eq!(world.ended[&ChunkIndex(0)], Err(Class::Poison));
+}
+
+#[test]
+fn the_next_attempt_is_sent_ahead_so_that_the_lane_never_waits() {
+    let mut world = World::new(3, vec![BTreeSet::from([0])], &[1]);
+    while let Some(attempt) = world.recording.pop() {
+        world.tell(Event::Recorded(attempt));
+    }
+    assert_eq!(world.held[&agent(0)].len(), 2);
+}
+
+#[test]
+fn a_resumed_job_adopts_what_still_runs_and_repeats_nothing_that_is_closed() {
+    let mut schedule = Schedule::new(JOB, vec![ModelIndex(0); 3]);
+    let running = AttemptId { job: JOB, chunk: ChunkIndex(1), no: 1 };
+    let open = BTreeMap::from([(running, (agent(0), Incarnation(1)))]);
+    schedule.resume([ChunkIndex(0)], BTreeMap::new(), open);
+    let actions = schedule.handle(Event::Roster(roster(&[BTreeSet::from([0])], &[1])), Duration::ZERO);
+    assert_eq!(actions[0], Action::Send(running, agent(0)));
+    let recorded: Vec<u32> = actions
+        .iter()
+        .filter_map(|action| if let Action::Record(attempt, ..) = action { Some(attempt.chunk.0) } else { None })
+        .collect();
+    assert_eq!(recorded, [2]);
+    let _ = schedule.handle(Event::Accepted(running, Place::Running), Duration::ZERO);
+    let actions = schedule.handle(Event::Finished(running), Duration::ZERO);
+    assert!(actions.contains(&Action::Commit(running)));
+}
+
+#[test]
+fn an_attempt_of_an_agent_that_never_comes_back_is_lost_and_runs_elsewhere() {
+    let mut schedule = Schedule::new(JOB, vec![ModelIndex(0)]);
+    let gone = AttemptId { job: JOB, chunk: ChunkIndex(0), no: 1 };
+    schedule.resume([], BTreeMap::new(), BTreeMap::from([(gone, (agent(5), Incarnation(1)))]));
+    let early = schedule.handle(Event::Roster(roster(&[BTreeSet::from([0])], &[1])), Duration::ZERO);
+    assert!(early.is_empty(), "it may still be running there");
+    let at = schedule.next_deadline(Duration::ZERO).expect("the grace ends");
+    let late = schedule.handle(Event::Tick, at);
+    assert!(late.contains(&Action::End(gone, Class::Lost)));
+    assert!(late.iter().any(|action| matches!(action, Action::Record(attempt, ..) if attempt.no == 2)));
+}
+
+#[test]
+fn a_model_that_no_install_has_leaves_the_job_stuck_and_says_so() {
+    let mut schedule = Schedule::new(JOB, vec![ModelIndex(1)]);
+    let _ = schedule.handle(Event::Roster(roster(&[BTreeSet::from([0])], &[1])), Duration::ZERO);
+    assert_eq!(schedule.stuck(Duration::ZERO), BTreeSet::from([ModelIndex(1)]));
+}
