@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Judges what the coordinator wrote in the testbed, from its output alone."""
 
+import collections
 import json
 import sys
 
@@ -12,15 +13,16 @@ def machines(path):
 
 
 def results(prompts, path):
-    """Every prompt has exactly one result, none is empty, and more than one agent worked."""
+    """Every prompt has exactly one result, in order and without an error, and both machines did some."""
     with open(prompts, encoding="utf-8") as file:
         expected = sum(1 for line in file if line.strip())
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    ids = [row["custom_id"] for row in rows]
-    agents = {row["tropa"]["agent"] for row in rows}
-    print(f"{len(rows)} results for {expected} prompts, from {len(agents)} agents")
-    if len(rows) != expected or len(set(ids)) != expected or len(agents) < 2:
+    indices = [row["tropa"]["index"] for row in rows]
+    good = sum(1 for row in rows if row.get("error") is None and row["text"])
+    share = collections.Counter(row["tropa"]["machine"] for row in rows)
+    print(f"{good} good of {len(rows)} results for {expected} prompts; by machine: {sorted(share.values())}")
+    if indices != list(range(expected)) or good != expected or len(share) != 2:
         sys.exit(1)
 
 
