@@ -1,3 +1,4 @@
 //! The `tropa` command.
 
+pub mod journal;
 pub mod schedule;

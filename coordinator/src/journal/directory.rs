@@ -5,7 +5,7 @@
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
-    io::{Read as _, Seek as _, Write as _},
+    io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -59,10 +59,13 @@ pub(super) fn create(dir: &Path) -> Result<Lock, Error> {
         .create(parent)
         .map_err(|e| Error::io("make the directory of jobs", parent, e))?;
     refuse_network(parent)?;
-    DirBuilder::new().mode(0o700).create(dir).map_err(|e| Error::io("make the directory of the job", dir, e))?;
+    DirBuilder::new()
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| Error::io("make the directory of the job", dir, e))?;
     let lock = Lock::take(dir)?;
     let mut seed = [0_u8; 32];
-    getrandom::fill(&mut seed).map_err(|e| Error::io("make the key of the job", dir, e.into()))?;
+    getrandom::fill(&mut seed).map_err(|e| Error::io("make the key of the job", dir, io::Error::other(e)))?;
     let path = dir.join("key");
     let mut file = private().create_new(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
     file.write_all(&seed).and_then(|()| file.sync_all()).map_err(|e| Error::io("write", &path, e))?;
@@ -99,7 +102,8 @@ pub(super) fn private() -> OpenOptions {
 pub(super) fn refuse_network(dir: &Path) -> Result<(), Error> {
     #[cfg(target_os = "linux")]
     {
-        let found = rustix::fs::statfs(dir).map_err(|e| Error::io("look at the file system of", dir, e.into()))?;
+        let found =
+            rustix::fs::statfs(dir).map_err(|e| Error::io("look at the file system of", dir, e.into()))?;
         // The magic has 32 bits, in a field that is wider and signed on most platforms.
         let magic = (i128::from(found.f_type) & 0xffff_ffff) as u32;
         if let Some((_, name)) = NETWORK.iter().find(|(known, _)| *known == magic) {
@@ -171,7 +175,11 @@ fn holder(file: &mut File) -> String {
     // 128 bytes hold two numbers and a label; the file is not trusted to be ours.
     let read = file.take(128).read_to_string(&mut text);
     let text = text.trim();
-    if read.is_ok() && !text.is_empty() { text.escape_debug().to_string() } else { "another process".to_owned() }
+    if read.is_ok() && !text.is_empty() {
+        text.escape_debug().to_string()
+    } else {
+        "another process".to_owned()
+    }
 }
 
 /// Gives the start time of this process in clock ticks since boot, which tells it from a later one of its pid.

@@ -83,9 +83,11 @@ const PLATFORM: [(&str, &str); 0] = [];
 pub(super) fn create(file: &Path) -> Result<Connection, Error> {
     let conn = connect(file)?;
     let doing = "make the tables of the journal";
-    conn.pragma_update(None, "application_id", APPLICATION_ID).map_err(|e| Error::sql(doing, e))?;
-    conn.pragma_update(None, "user_version", USER_VERSION).map_err(|e| Error::sql(doing, e))?;
-    conn.execute_batch(&format!("BEGIN IMMEDIATE;{TABLES}COMMIT;")).map_err(|e| Error::sql(doing, e))?;
+    // One transaction: a crash leaves an empty file or a whole schema.
+    let sql = format!(
+        "BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={USER_VERSION}; {TABLES} COMMIT;"
+    );
+    conn.execute_batch(&sql).map_err(|e| Error::sql(doing, e))?;
     Ok(conn)
 }
 
@@ -131,8 +133,11 @@ fn check(conn: &Connection) -> Result<(), Error> {
 }
 
 fn connect_existing(file: &Path, access: OpenFlags) -> Result<Connection, Error> {
-    Connection::open_with_flags(file, access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW)
-        .map_err(|e| Error::sql("open the journal", e))
+    Connection::open_with_flags(
+        file,
+        access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW,
+    )
+    .map_err(|e| Error::sql("open the journal", e))
 }
 
 fn verify(conn: &Connection) -> Result<(), Error> {
@@ -140,6 +145,9 @@ fn verify(conn: &Connection) -> Result<(), Error> {
         let found: i64 = conn
             .pragma_query_value(None, name, |row| row.get(0))
             .map_err(|e| damaged("read the header of the journal", e))?;
+        if found == 0 && is_empty(conn) {
+            return Err(Error::Incomplete);
+        }
         if found != want {
             return Err(Error::NotAJournal { name, found, want });
         }
@@ -147,18 +155,18 @@ fn verify(conn: &Connection) -> Result<(), Error> {
     Ok(())
 }
 
+/// Tells a journal whose coordinator ended before it had made the tables from a file of somebody else.
+fn is_empty(conn: &Connection) -> bool {
+    conn.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0)).unwrap_or(false)
+}
+
 fn set_pragmas(conn: &Connection) -> Result<(), Error> {
     for (name, want) in PRAGMAS.iter().chain(&PLATFORM).copied() {
-        conn.pragma_update_and_check(None, name, want, |_| Ok(()))
-            .or_else(|error| {
-                // Pragmas that answer nothing are set all the same.
-                if matches!(error, rusqlite::Error::QueryReturnedNoRows) { Ok(()) } else { Err(error) }
-            })
+        conn.execute_batch(&format!("PRAGMA {name}={want}"))
             .map_err(|e| damaged("set the pragmas of the journal", e))?;
-        let found: String = conn
-            .query_row(&format!("SELECT CAST({name} AS TEXT) FROM pragma_{name}"), [], |row| row.get(0))
-            .or_else(|_| conn.pragma_query_value(None, name, |row| Ok(shown(row.get_ref(0)?))))
-            .map_err(|e| Error::sql("read the pragmas of the journal", e))?;
+        let found = conn
+            .pragma_query_value(None, name, |row| Ok(shown(row.get_ref(0)?)))
+            .map_err(|e| damaged("read the pragmas of the journal", e))?;
         if found != want {
             return Err(Error::Pragma { name, found, want });
         }

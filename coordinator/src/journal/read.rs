@@ -1,0 +1,340 @@
+//! Reading a journal: where a job stands, and one chunk or item at a time.
+//!
+//! What a coordinator keeps in memory is two bits per chunk and the attempts of chunks that are not finished;
+//! bodies are read when they are sent or exported, and checked against their hashes then.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension as _, Row};
+use tropa_proto::{
+    failure::Class,
+    id::{AgentId, ChunkIndex, Incarnation, JobId, hex},
+    message::Endpoint,
+};
+
+use super::{Error, Finished, Job, Journal, Kind, State, chunk_hash, endpoint_from_name, sha256};
+
+/// Where a job stands: enough to go on with it.
+#[derive(Clone, Debug, Default)]
+pub struct Resume {
+    /// Which chunks are finished.
+    pub finished: Finished,
+    /// The attempts of every chunk that has some and is not finished, by number. The next attempt of a chunk is
+    /// the last one here plus 1, or 1.
+    pub attempts: BTreeMap<ChunkIndex, Vec<PastAttempt>>,
+    /// Attempts without an end, of finished chunks too: somebody may still be at work on them, or hold a result.
+    pub open: Vec<OpenAttempt>,
+}
+
+/// An attempt of a chunk that is not finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PastAttempt {
+    /// Its number.
+    pub no: u32,
+    /// Whether it counts against the present budget.
+    pub this_round: bool,
+    /// Who had it.
+    pub agent: AgentId,
+    /// The machine that the agent was counted to, in its short form.
+    pub machine: String,
+    /// How it ended; `None` while nobody knows.
+    pub class: Option<Class>,
+}
+
+/// An attempt without an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenAttempt {
+    /// The chunk.
+    pub chunk: ChunkIndex,
+    /// Its number.
+    pub no: u32,
+    /// Who had it.
+    pub agent: AgentId,
+    /// The run of the agent that it was meant for.
+    pub incarnation: Incarnation,
+    /// The machine that the agent was counted to, in its short form.
+    pub machine: String,
+    /// The lane, as text.
+    pub lane: String,
+}
+
+/// One chunk as it is sent.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    /// Which one.
+    pub index: ChunkIndex,
+    /// Which endpoint of Ollama.
+    pub endpoint: Endpoint,
+    /// The model's name as the body says it.
+    pub model: String,
+    /// The JSON body for Ollama.
+    pub body: Vec<u8>,
+}
+
+/// One item as it is exported.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Its place in the output.
+    pub index: u32,
+    /// The model's name as the body says it.
+    pub model: String,
+    /// What the job noted about the item, as JSON.
+    pub origin: String,
+    /// The one result or failure.
+    pub decided: Decided,
+    /// All attempts, by number.
+    pub attempts: Vec<AttemptRow>,
+}
+
+/// How an item ended.
+#[derive(Clone, Debug)]
+pub enum Decided {
+    /// With a result.
+    Done(Box<DoneRow>),
+    /// With a typed failure.
+    Failed(FailedRow),
+}
+
+/// A committed result.
+#[derive(Clone, Debug)]
+pub struct DoneRow {
+    /// The attempt that brought it.
+    pub no: u32,
+    /// The pinned model, in hex.
+    pub fingerprint: String,
+    /// The digest that ran, in hex.
+    pub digest: String,
+    /// `stop`, `length`, or what else the engine said.
+    pub done_reason: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer.
+    pub output_tokens: u32,
+    /// Times of the attempt, as JSON.
+    pub metrics: String,
+    /// What the engine returned, as JSON.
+    pub body: Vec<u8>,
+}
+
+/// A committed failure.
+#[derive(Clone, Debug)]
+pub struct FailedRow {
+    /// The attempt that decided it, where one did.
+    pub no: Option<u32>,
+    /// The class.
+    pub class: String,
+    /// What to tell the user.
+    pub detail: String,
+}
+
+/// An attempt as it is exported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptRow {
+    /// Its number.
+    pub no: u32,
+    /// Who had it.
+    pub agent: AgentId,
+    /// The machine, in its short form.
+    pub machine: String,
+    /// The lane, as text.
+    pub lane: String,
+    /// How it ended: `done`, a class, or `None` while nobody knows.
+    pub class: Option<String>,
+    /// What happened at the install.
+    pub reason: Option<String>,
+    /// The first words of the error.
+    pub detail: Option<String>,
+    /// From sending to the end, in milliseconds of the coordinator's wall clock; 0 while nobody knows.
+    pub ms: u64,
+}
+
+impl Journal {
+    /// Reads where the job stands.
+    ///
+    /// # Errors
+    /// When the journal cannot be read, or says what it cannot have been told.
+    pub fn load(&self) -> Result<Resume, Error> {
+        let conn = &self.parts.conn;
+        let doing = "read where the job stands";
+        let sql = |e| Error::sql(doing, e);
+        let mut resume = Resume::default();
+        let mut rows = conn.prepare("SELECT idx, kind = 'done' FROM result").map_err(sql)?;
+        let mut rows = rows.query([]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let (index, done): (u32, bool) = (row.get(0).map_err(sql)?, row.get(1).map_err(sql)?);
+            resume.finished.insert(ChunkIndex(index), done);
+        }
+        let mut rows = conn
+            .prepare(
+                "SELECT a.idx, a.no, a.agent, a.incarnation, a.machine, a.lane, a.class, a.round = c.round
+                 FROM attempt a JOIN chunk c ON c.idx = a.idx
+                 WHERE a.class IS NULL OR NOT EXISTS (SELECT 1 FROM result r WHERE r.idx = a.idx)
+                 ORDER BY a.idx, a.no",
+            )
+            .map_err(sql)?;
+        let mut rows = rows.query([]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let chunk = ChunkIndex(row.get(0).map_err(sql)?);
+            let (no, agent) = (row.get(1).map_err(sql)?, agent(row, 2)?);
+            let (machine, class): (String, Option<String>) =
+                (row.get(4).map_err(sql)?, row.get(6).map_err(sql)?);
+            if class.is_none() {
+                let incarnation: i64 = row.get(3).map_err(sql)?;
+                resume.open.push(OpenAttempt {
+                    chunk,
+                    no,
+                    agent,
+                    incarnation: Incarnation(incarnation.cast_unsigned()),
+                    machine: machine.clone(),
+                    lane: row.get(5).map_err(sql)?,
+                });
+            }
+            if !resume.finished.contains(chunk) {
+                let class = class
+                    .map(|name| {
+                        Class::from_name(&name).ok_or_else(|| Error::Damaged(format!("class {name:?}")))
+                    })
+                    .transpose()?;
+                let this_round = row.get(7).map_err(sql)?;
+                let past = PastAttempt { no, this_round, agent, machine, class };
+                resume.attempts.entry(chunk).or_default().push(past);
+            }
+        }
+        Ok(resume)
+    }
+
+    /// Reads one chunk to send it.
+    ///
+    /// # Errors
+    /// When there is none, or its body is not what came in.
+    pub fn chunk(&self, index: ChunkIndex) -> Result<Chunk, Error> {
+        let sql = |e| Error::sql("read a chunk", e);
+        let mut query = self
+            .parts
+            .conn
+            .prepare_cached("SELECT endpoint, model, request, hash FROM chunk WHERE idx = ?1")
+            .map_err(sql)?;
+        let (endpoint, model, body, hash): (String, String, Vec<u8>, [u8; 32]) = query
+            .query_row([index.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+            .map_err(sql)?;
+        let endpoint =
+            endpoint_from_name(&endpoint).ok_or_else(|| Error::Damaged(format!("endpoint {endpoint:?}")))?;
+        if chunk_hash(endpoint, &body) != hash {
+            return Err(Error::Damaged(format!("the request of chunk {} does not have its hash", index.0)));
+        }
+        Ok(Chunk { index, endpoint, model, body })
+    }
+
+    /// Reads one item to export it; `None` while it is not finished.
+    ///
+    /// # Errors
+    /// When the journal cannot be read, or a result is not what was committed.
+    pub fn item(&self, index: u32) -> Result<Option<Item>, Error> {
+        let sql = |e| Error::sql("read a result", e);
+        let mut query = self
+            .parts
+            .conn
+            .prepare_cached(
+                "SELECT c.idx, c.model, c.origin, r.kind, r.no, r.class, r.model_fingerprint, r.model_digest,
+                        r.done_reason, r.prompt_tokens, r.output_tokens, r.metrics, r.detail, r.sha256, r.body
+                 FROM chunk c JOIN result r ON r.idx = c.idx WHERE c.item = ?1",
+            )
+            .map_err(sql)?;
+        let found = query
+            .query_row([index], |row| {
+                let head: (u32, String, Option<String>, String) =
+                    (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+                if head.3 == "failed" {
+                    let class = row.get(5)?;
+                    let detail = row.get::<_, Option<String>>(12)?.unwrap_or_default();
+                    return Ok((head, Decided::Failed(FailedRow { no: row.get(4)?, class, detail }), None));
+                }
+                let sha: Option<[u8; 32]> = row.get(13)?;
+                let done = DoneRow {
+                    no: row.get::<_, Option<u32>>(4)?.unwrap_or_default(),
+                    fingerprint: row.get(6)?,
+                    digest: row.get(7)?,
+                    done_reason: row.get(8)?,
+                    prompt_tokens: row.get(9)?,
+                    output_tokens: row.get(10)?,
+                    metrics: row.get(11)?,
+                    body: row.get(14)?,
+                };
+                Ok((head, Decided::Done(Box::new(done)), sha))
+            })
+            .optional()
+            .map_err(sql)?;
+        let Some(((chunk, model, origin, _), decided, sha)) = found else { return Ok(None) };
+        if let Decided::Done(done) = &decided
+            && sha != Some(sha256(&done.body))
+        {
+            return Err(Error::Damaged(format!("the result of item {index} does not have its hash")));
+        }
+        let attempts = self.attempts(ChunkIndex(chunk))?;
+        Ok(Some(Item { index, model, origin: origin.unwrap_or_default(), decided, attempts }))
+    }
+
+    fn attempts(&self, index: ChunkIndex) -> Result<Vec<AttemptRow>, Error> {
+        let sql = |e| Error::sql("read the attempts of a chunk", e);
+        let mut query = self
+            .parts
+            .conn
+            .prepare_cached(
+                "SELECT no, agent, machine, lane, class, reason, detail,
+                        max(0, coalesce(ended_ms - sent_ms, 0)) FROM attempt WHERE idx = ?1 ORDER BY no",
+            )
+            .map_err(sql)?;
+        let mut rows = query.query([index.0]).map_err(sql)?;
+        let mut attempts = Vec::new();
+        while let Some(row) = rows.next().map_err(sql)? {
+            attempts.push(AttemptRow {
+                no: row.get(0).map_err(sql)?,
+                agent: agent(row, 1)?,
+                machine: row.get(2).map_err(sql)?,
+                lane: row.get(3).map_err(sql)?,
+                class: row.get(4).map_err(sql)?,
+                reason: row.get(5).map_err(sql)?,
+                detail: row.get(6).map_err(sql)?,
+                ms: row.get::<_, i64>(7).map_err(sql)?.cast_unsigned(),
+            });
+        }
+        Ok(attempts)
+    }
+}
+
+/// Reads the one row of `job`; `None` while the input is not complete.
+pub(super) fn job(conn: &Connection) -> Result<Option<Job>, Error> {
+    let sql = |e| Error::sql("read the job", e);
+    let found = conn
+        .query_row(
+            "SELECT id, kind, spec, spec_sha256, input_sha256, created_ms, state,
+                    (SELECT coalesce(max(idx) + 1, 0) FROM chunk) FROM job",
+            [],
+            |row| {
+                let names: (String, String, [u8; 32]) = (row.get(1)?, row.get(6)?, row.get(3)?);
+                let job = Job {
+                    id: JobId(row.get(0)?),
+                    kind: Kind::Run,
+                    spec: row.get(2)?,
+                    input_sha256: row.get(4)?,
+                    created_ms: row.get::<_, i64>(5)?.cast_unsigned(),
+                    state: State::Open,
+                    chunks: row.get(7)?,
+                };
+                Ok((job, names))
+            },
+        )
+        .optional()
+        .map_err(sql)?;
+    let Some((mut job, (kind, state, hash))) = found else { return Ok(None) };
+    job.kind = Kind::from_name(&kind).ok_or_else(|| Error::Damaged(format!("kind {kind:?}")))?;
+    job.state = State::from_name(&state).ok_or_else(|| Error::Damaged(format!("state {state:?}")))?;
+    if sha256(&job.spec) != hash {
+        return Err(Error::Damaged(format!("the spec does not have its hash {}", hex(&hash))));
+    }
+    Ok(Some(job))
+}
+
+fn agent(row: &Row<'_>, column: usize) -> Result<AgentId, Error> {
+    row.get(column).map(AgentId).map_err(|e| Error::sql("read who had an attempt", e))
+}
