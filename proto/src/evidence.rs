@@ -1,9 +1,11 @@
 //! What an agent can read about its kernel, its machine and its devices; typed, and keyed before it leaves.
 //!
 //! A reader (in the agent) finds raw text and turns it into a [`Reading`] of a canonical value by the functions
-//! of this module; that is [`Facts`], which never leaves the machine. [`Facts::keyed`] replaces every identifier
+//! of [`canonical`](crate::canonical); that is [`Facts`], which never leaves the machine. [`Facts::keyed`] replaces every identifier
 //! by a [`Tag`], and only that [`Evidence`] is published. The truth tables go the same way, through the same
 //! functions. The rules are those of `identity.md` §3 and §4.
+
+mod keying;
 
 use std::fmt;
 
@@ -13,6 +15,8 @@ use crate::{
     bounded::{List, Text},
     id::hex,
 };
+
+pub use keying::{Key, Salt};
 
 /// How one signal was read. Never does one signal stand in for another silently.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,6 +238,86 @@ pub struct Core {
     pub memory: u64,
     /// The ids of the first eight GPUs.
     pub gpus: List<Tag, 8>,
+}
+
+impl<T> Reading<T> {
+    /// The kernel's or the hardware's own value, if there is one: only this is evidence.
+    #[must_use]
+    pub fn value(&self) -> Option<&T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Virtual(_) | Self::Absent | Self::Denied | Self::Rejected(_) => None,
+        }
+    }
+
+    /// There is a value, and it is the kernel's or the hardware's own.
+    #[must_use]
+    pub fn is_genuine(&self) -> bool {
+        self.value().is_some()
+    }
+
+    /// Something is there, but it is not the kernel's or the hardware's own.
+    #[must_use]
+    pub fn is_virtual(&self) -> bool {
+        matches!(self, Self::Virtual(_))
+    }
+
+    /// Marks a value as not the kernel's or the hardware's own; other readings stay.
+    #[must_use]
+    pub fn into_virtual(self) -> Self {
+        match self {
+            Self::Value(value) => Self::Virtual(value),
+            other @ (Self::Virtual(_) | Self::Absent | Self::Denied | Self::Rejected(_)) => other,
+        }
+    }
+
+    /// Applies a function to the value, genuine or not; how it was read stays.
+    #[must_use]
+    pub fn map<U>(&self, f: impl FnOnce(&T) -> U) -> Reading<U> {
+        match self {
+            Self::Value(value) => Reading::Value(f(value)),
+            Self::Virtual(value) => Reading::Virtual(f(value)),
+            Self::Absent => Reading::Absent,
+            Self::Denied => Reading::Denied,
+            Self::Rejected(why) => Reading::Rejected(why.clone()),
+        }
+    }
+
+    /// Reads on from a genuine value; other readings stay, a virtual value of another type is absent.
+    #[must_use]
+    pub fn and_then<U>(self, f: impl FnOnce(T) -> Reading<U>) -> Reading<U> {
+        match self {
+            Self::Value(value) => f(value),
+            Self::Virtual(_) | Self::Absent => Reading::Absent,
+            Self::Denied => Reading::Denied,
+            Self::Rejected(why) => Reading::Rejected(why),
+        }
+    }
+
+    /// Says in words why there is no genuine value; `None` where there is one.
+    #[must_use]
+    pub fn why_not(&self) -> Option<String> {
+        match self {
+            Self::Value(_) => None,
+            Self::Virtual(_) => Some("virtual".to_owned()),
+            Self::Absent => Some("absent".to_owned()),
+            Self::Denied => Some("denied".to_owned()),
+            Self::Rejected(why) => Some(format!("rejected ({why})")),
+        }
+    }
+}
+
+impl<I: Clone> Gpu<I> {
+    /// The id of the physical GPU: its own, or its parent's for a slice. A virtual GPU has none, for its id says
+    /// nothing about the card.
+    #[must_use]
+    pub fn physical(&self) -> Option<I> {
+        match &self.kind {
+            GpuKind::Full => self.uuid.clone(),
+            GpuKind::Mig { parent } => Some(parent.clone()),
+            GpuKind::Vgpu => None,
+        }
+    }
 }
 
 impl fmt::Debug for Tag {

@@ -1,1 +1,5 @@
-//! Being written.
+//! Fusion.
+
+mod warnings;
+
+pub use warnings::{Code, Warning};

@@ -21,8 +21,11 @@
 //! `mesh.rs`: time is an argument.
 
 pub mod bounded;
+pub mod canonical;
 pub mod codec;
+pub mod continuity;
 pub mod device;
+pub mod epoch;
 pub mod evidence;
 pub mod failure;
 pub mod fuse;
