@@ -1,0 +1,302 @@
+//! Bounded reading below a root directory: the only way in which the readers touch a file.
+//!
+//! A file that answers is not yet a file to be believed. A fixture tree, a bind mount in a container or a broken
+//! driver can put a directory, a FIFO, a gigabyte or binary rubbish where a line of text belongs. Every such case
+//! becomes a [`Reading`] that says what was found; nothing here panics, blocks, or reads more than a bound.
+//!
+//! The root is `/`, or a directory that the operator declared to be another host. Below a declared root every
+//! symbolic link is resolved inside it (`openat2` with `RESOLVE_IN_ROOT`), so that a tree cannot borrow the
+//! identity of the machine it lies on.
+//!
+//! # The tree of a declared root
+//!
+//! The usual files in the usual places (`proc/sys/kernel/random/boot_id`, `etc/machine-id`, `sys/class/dmi/id/…`,
+//! `proc/cpuinfo`, `proc/meminfo`, `proc/self/status`, …), all of them optional, and these for what is no file:
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `tropa/os` | `linux` (also where the file is missing), `macos` or `windows` |
+//! | `tropa/epoch_ns` | boot epoch in nanoseconds, a decimal number |
+//! | `tropa/time_namespace` | `1` or `true`: a time namespace shifts the epoch; without it the rules for `/proc` hold |
+//! | `tropa/boot_id_virtual` | `1` or `true`: the boot id is a container's own (live: another `st_dev`) |
+//! | `tropa/gpus.json` | array of `{vendor, name, uuid, kind: full\|mig\|vgpu, parent, pci, memory, uma}` |
+//! | `tropa/macos/sysctl` | lines as `sysctl` prints them: `kern.bootsessionuuid: …` |
+//! | `tropa/macos/ioreg` | what `ioreg -rd1 -c IOPlatformExpertDevice` prints |
+//! | `tropa/windows/cryptography`, `bios`, `product`, `processor` | what `reg.exe query` prints |
+
+use std::{
+    fs::File,
+    io::Read as _,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{Dir, FileType, Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
+use tropa_proto::{bounded::Text, evidence::Reading};
+
+/// Bytes of one file: `/proc/cpuinfo` of 128 processors has about 200 KiB, everything else far less. What a reader
+/// looks for stands in the first pages of it.
+pub const MAX_FILE: usize = 64 << 10;
+
+/// Bytes of `/proc/cpuinfo`, whose length grows with the processors (about 1.6 KiB each).
+pub const MAX_CPUINFO: usize = 1 << 20;
+
+/// Entries of one directory: `/proc` of a busy host has some ten thousand.
+pub const MAX_ENTRIES: usize = 65_536;
+
+/// The root of a file system: the machine's own, or a directory that stands for another host.
+#[derive(Clone, Debug)]
+pub struct Root {
+    path: PathBuf,
+    declared: bool,
+}
+
+impl Root {
+    /// Takes the machine's own root.
+    #[must_use]
+    pub fn live() -> Self {
+        Self { path: PathBuf::from("/"), declared: false }
+    }
+
+    /// Takes a directory that the operator declares to be a host; the evidence will say so.
+    #[must_use]
+    pub fn declared(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), declared: true }
+    }
+
+    /// Says whether the operator declared this root.
+    #[must_use]
+    pub fn is_declared(&self) -> bool {
+        self.declared
+    }
+
+    /// Reads a text file of at most [`MAX_FILE`] bytes, as it is. An empty file is a value: what it means depends
+    /// on the signal.
+    #[must_use]
+    pub fn text(&self, path: &str) -> Reading<String> {
+        self.text_up_to(path, MAX_FILE)
+    }
+
+    /// Reads a text file of at most `max` bytes.
+    #[must_use]
+    pub fn text_up_to(&self, path: &str, max: usize) -> Reading<String> {
+        match self.bytes(path, max, Whole::Required) {
+            Reading::Value(bytes) => as_text(bytes),
+            Reading::Virtual(bytes) => as_text(bytes),
+            Reading::Absent => Reading::Absent,
+            Reading::Denied => Reading::Denied,
+            Reading::Rejected(why) => Reading::Rejected(why),
+        }
+    }
+
+    /// Reads a file of NUL-separated texts (`cmdline`, `environ`, devicetree strings), at most its first
+    /// [`MAX_FILE`] bytes; text that is not UTF-8 is read with replacement characters.
+    #[must_use]
+    pub fn strings(&self, path: &str) -> Reading<Vec<String>> {
+        match self.bytes(path, MAX_FILE, Whole::Beginning) {
+            Reading::Value(bytes) | Reading::Virtual(bytes) => Reading::Value(
+                bytes
+                    .split(|byte| *byte == 0)
+                    .filter(|piece| !piece.is_empty())
+                    .map(|piece| String::from_utf8_lossy(piece).into_owned())
+                    .collect(),
+            ),
+            Reading::Absent => Reading::Absent,
+            Reading::Denied => Reading::Denied,
+            Reading::Rejected(why) => Reading::Rejected(why),
+        }
+    }
+
+    /// Reads one trimmed line; `None` for whatever is not there, not readable, or not text. For values that are
+    /// no evidence by themselves (a flag, a driver's class).
+    #[must_use]
+    pub fn line(&self, path: &str) -> Option<String> {
+        match self.text(path) {
+            Reading::Value(text) | Reading::Virtual(text) => Some(text.trim().to_owned()),
+            Reading::Absent | Reading::Denied | Reading::Rejected(_) => None,
+        }
+    }
+
+    /// Lists the names in a directory, sorted, at most [`MAX_ENTRIES`]; nothing where there is no such directory.
+    #[must_use]
+    pub fn names(&self, path: &str) -> Vec<String> {
+        let Ok(directory) = self.open(path, OFlags::DIRECTORY) else { return Vec::new() };
+        let Ok(entries) = Dir::new(directory) else { return Vec::new() };
+        let mut names: Vec<String> = entries
+            .take(MAX_ENTRIES)
+            .filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned))
+            .filter(|name| name != "." && name != "..")
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Says whether something is there, of whatever kind.
+    #[must_use]
+    pub fn exists(&self, path: &str) -> bool {
+        self.open(path, OFlags::PATH).is_ok()
+    }
+
+    /// Reads where a symbolic link points, without following it.
+    #[must_use]
+    pub fn link(&self, path: &str) -> Option<String> {
+        let path = Path::new(path);
+        let parent = path.parent()?.to_str()?;
+        let directory = self.open(parent, OFlags::DIRECTORY | OFlags::PATH).ok()?;
+        let target = rustix::fs::readlinkat(&directory, path.file_name()?, Vec::new()).ok()?;
+        target.into_string().ok()
+    }
+
+    /// Gives the device number of the file system that a file lies on.
+    #[must_use]
+    pub fn device(&self, path: &str) -> Option<u64> {
+        let file = self.open(path, OFlags::PATH).ok()?;
+        rustix::fs::fstat(&file).ok().map(|stat| stat.st_dev)
+    }
+
+    fn bytes(&self, path: &str, max: usize, whole: Whole) -> Reading<Vec<u8>> {
+        let file = match self.open(path, OFlags::empty()) {
+            Ok(file) => file,
+            Err(errno) => return refused(errno),
+        };
+        match rustix::fs::fstat(&file) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {}
+            Ok(_) => return rejected("not a regular file"),
+            Err(errno) => return refused(errno),
+        }
+        let mut bytes = Vec::new();
+        // One byte more than the bound tells a file that ends there from one that goes on.
+        match File::from(file).take(max as u64 + 1).read_to_end(&mut bytes) {
+            Ok(_) if bytes.len() <= max => Reading::Value(bytes),
+            Ok(_) if whole == Whole::Beginning => {
+                bytes.truncate(max);
+                Reading::Value(bytes)
+            }
+            Ok(_) => rejected(&format!("longer than {max} bytes")),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(errno) => refused(errno),
+                None => rejected(&error.to_string()),
+            },
+        }
+    }
+
+    fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        // A FIFO must not stop us, and no file that we read may become our terminal.
+        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let path = path.trim_start_matches('/');
+        if !self.declared {
+            return rustix::fs::open(self.path.join(path), flags, Mode::empty());
+        }
+        #[cfg(target_os = "linux")]
+        {
+            let root = rustix::fs::open(&self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            let path = if path.is_empty() { "." } else { path };
+            let flags = if flags.contains(OFlags::PATH) {
+                flags.difference(OFlags::NONBLOCK | OFlags::NOCTTY)
+            } else {
+                flags
+            };
+            rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+        }
+        #[cfg(not(target_os = "linux"))]
+        rustix::fs::open(self.path.join(path), flags, Mode::empty())
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    /// A file longer than the bound is no value.
+    Required,
+    /// The beginning is enough.
+    Beginning,
+}
+
+/// Makes a rejection with its reason, cut to what the field holds.
+pub(crate) fn rejected<T>(why: &str) -> Reading<T> {
+    Reading::Rejected(Text::cut(why))
+}
+
+fn refused<T>(errno: Errno) -> Reading<T> {
+    if errno == Errno::NOENT || errno == Errno::NOTDIR || errno == Errno::NODEV || errno == Errno::NXIO {
+        Reading::Absent
+    } else if errno == Errno::ACCESS || errno == Errno::PERM {
+        Reading::Denied
+    } else {
+        rejected(&format!("cannot be read: {errno}"))
+    }
+}
+
+fn as_text(bytes: Vec<u8>) -> Reading<String> {
+    // Devicetree strings and some drivers end with NULs; NULs inside are not text.
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    if bytes[..end].contains(&0) {
+        return rejected("NUL bytes inside");
+    }
+    match String::from_utf8(bytes[..end].to_vec()) {
+        Ok(text) => Reading::Value(text),
+        Err(_) => rejected("not UTF-8"),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::CWD;
+
+    use super::*;
+
+    /// Writes a fixture tree: pairs of path and content.
+    pub(crate) fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
+        let directory = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = directory.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        let root = Root::declared(directory.path());
+        (directory, root)
+    }
+
+    #[test]
+    fn what_is_no_line_of_text_is_rejected_with_its_reason_and_never_blocks() {
+        let (directory, root) = tree(&[("nul", "ab\0cd"), ("end", "ab\0"), ("empty", "")]);
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("huge"), vec![b'a'; MAX_FILE + 1]).unwrap();
+        std::fs::write(at("full"), vec![b'a'; MAX_FILE]).unwrap();
+        std::fs::write(at("binary"), [0xff, 0xfe]).unwrap();
+        std::fs::create_dir(at("directory")).unwrap();
+        rustix::fs::mkfifoat(CWD, at("fifo"), Mode::RUSR).unwrap();
+        symlink("loop", at("loop")).unwrap();
+        for name in ["nul", "huge", "binary", "directory", "fifo", "loop"] {
+            assert!(matches!(root.text(name), Reading::Rejected(_)), "{name}: {:?}", root.text(name));
+        }
+        assert_eq!(root.text("end"), Reading::Value("ab".into()));
+        assert_eq!(root.text("empty"), Reading::Value(String::new()));
+        assert!(matches!(root.text("full"), Reading::Value(_)));
+        assert_eq!(root.text("missing"), Reading::Absent);
+        assert_eq!(root.text("end/below"), Reading::Absent);
+    }
+
+    #[test]
+    fn a_declared_tree_cannot_point_out_of_itself() {
+        let (directory, root) = tree(&[("etc/inside", "mine")]);
+        symlink("/etc/inside", directory.path().join("absolute")).unwrap();
+        symlink("../../../../../../../../proc/version", directory.path().join("up")).unwrap();
+        assert_eq!(root.text("absolute"), Reading::Value("mine".into()));
+        assert_eq!(root.text("up"), Reading::Absent);
+        assert_eq!(root.text("../../../../../../proc/version"), Reading::Absent);
+    }
+
+    #[test]
+    fn a_directory_is_listed_sorted_and_a_missing_one_is_empty() {
+        let (_directory, root) = tree(&[("d/b", ""), ("d/a", "")]);
+        assert_eq!(root.names("d"), ["a", "b"]);
+        assert!(root.names("e").is_empty());
+        assert!(root.names("d/a").is_empty());
+        assert!(root.exists("d/a") && !root.exists("d/c"));
+    }
+}
