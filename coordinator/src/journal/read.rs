@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 use tropa_proto::{
     failure::Class,
-    id::{AgentId, ChunkIndex, Incarnation, JobId, hex},
+    id::{AgentId, ChunkIndex, Incarnation, JobId, MachineId, hex},
     message::Endpoint,
 };
 
@@ -35,8 +35,8 @@ pub struct PastAttempt {
     pub this_round: bool,
     /// Who had it.
     pub agent: AgentId,
-    /// The machine that the agent was counted to, in its short form.
-    pub machine: String,
+    /// The machine that the agent was counted to.
+    pub machine: MachineId,
     /// How it ended; `None` while nobody knows.
     pub class: Option<Class>,
 }
@@ -52,8 +52,8 @@ pub struct OpenAttempt {
     pub agent: AgentId,
     /// The run of the agent that it was meant for.
     pub incarnation: Incarnation,
-    /// The machine that the agent was counted to, in its short form.
-    pub machine: String,
+    /// The machine that the agent was counted to.
+    pub machine: MachineId,
     /// The lane, as text.
     pub lane: String,
 }
@@ -69,6 +69,8 @@ pub struct Chunk {
     pub model: String,
     /// The JSON body for Ollama.
     pub body: Vec<u8>,
+    /// What the job noted about the item, as JSON.
+    pub origin: String,
 }
 
 /// One item as it is exported.
@@ -134,8 +136,8 @@ pub struct AttemptRow {
     pub no: u32,
     /// Who had it.
     pub agent: AgentId,
-    /// The machine, in its short form.
-    pub machine: String,
+    /// The machine that the agent was counted to.
+    pub machine: MachineId,
     /// The lane, as text.
     pub lane: String,
     /// How it ended: `done`, a class, or `None` while nobody knows.
@@ -176,8 +178,7 @@ impl Journal {
         while let Some(row) = rows.next().map_err(sql)? {
             let chunk = ChunkIndex(row.get(0).map_err(sql)?);
             let (no, agent) = (row.get(1).map_err(sql)?, agent(row, 2)?);
-            let (machine, class): (String, Option<String>) =
-                (row.get(4).map_err(sql)?, row.get(6).map_err(sql)?);
+            let (machine, class): (_, Option<String>) = (machine(row, 4)?, row.get(6).map_err(sql)?);
             if class.is_none() {
                 let incarnation: i64 = row.get(3).map_err(sql)?;
                 resume.open.push(OpenAttempt {
@@ -185,7 +186,7 @@ impl Journal {
                     no,
                     agent,
                     incarnation: Incarnation(incarnation.cast_unsigned()),
-                    machine: machine.clone(),
+                    machine,
                     lane: row.get(5).map_err(sql)?,
                 });
             }
@@ -203,6 +204,27 @@ impl Journal {
         Ok(resume)
     }
 
+    /// Reads which model every chunk asks for: the names, sorted, and for each chunk the place of its own.
+    ///
+    /// # Errors
+    /// When the journal cannot be read, or names more than 65,536 models.
+    pub fn models(&self) -> Result<(Vec<String>, Vec<u16>), Error> {
+        let sql = |e| Error::sql("read the models of the job", e);
+        let conn = &self.parts.conn;
+        let mut query = conn.prepare("SELECT DISTINCT model FROM chunk ORDER BY model").map_err(sql)?;
+        let names: Vec<String> =
+            query.query_map([], |row| row.get(0)).map_err(sql)?.collect::<Result<_, _>>().map_err(sql)?;
+        let mut query = conn.prepare("SELECT model FROM chunk ORDER BY idx").map_err(sql)?;
+        let mut rows = query.query([]).map_err(sql)?;
+        let mut places = Vec::new();
+        while let Some(row) = rows.next().map_err(sql)? {
+            let name = row.get_ref(0).map_err(sql)?.as_str().unwrap_or_default();
+            let place = names.partition_point(|known| known.as_str() < name);
+            places.push(u16::try_from(place).map_err(|_| Error::TooMany)?);
+        }
+        Ok((names, places))
+    }
+
     /// Reads one chunk to send it.
     ///
     /// # Errors
@@ -212,17 +234,20 @@ impl Journal {
         let mut query = self
             .parts
             .conn
-            .prepare_cached("SELECT endpoint, model, request, hash FROM chunk WHERE idx = ?1")
+            .prepare_cached("SELECT endpoint, model, request, hash, origin FROM chunk WHERE idx = ?1")
             .map_err(sql)?;
-        let (endpoint, model, body, hash): (String, String, Vec<u8>, [u8; 32]) = query
-            .query_row([index.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
-            .map_err(sql)?;
+        let (endpoint, model, body, hash, origin): (String, String, Vec<u8>, [u8; 32], Option<String>) =
+            query
+                .query_row([index.0], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+                })
+                .map_err(sql)?;
         let endpoint =
             endpoint_from_name(&endpoint).ok_or_else(|| Error::Damaged(format!("endpoint {endpoint:?}")))?;
         if chunk_hash(endpoint, &body) != hash {
             return Err(Error::Damaged(format!("the request of chunk {} does not have its hash", index.0)));
         }
-        Ok(Chunk { index, endpoint, model, body })
+        Ok(Chunk { index, endpoint, model, body, origin: origin.unwrap_or_default() })
     }
 
     /// Reads one item to export it; `None` while it is not finished.
@@ -290,7 +315,7 @@ impl Journal {
             attempts.push(AttemptRow {
                 no: row.get(0).map_err(sql)?,
                 agent: agent(row, 1)?,
-                machine: row.get(2).map_err(sql)?,
+                machine: machine(row, 2)?,
                 lane: row.get(3).map_err(sql)?,
                 class: row.get(4).map_err(sql)?,
                 reason: row.get(5).map_err(sql)?,
@@ -337,4 +362,8 @@ pub(super) fn job(conn: &Connection) -> Result<Option<Job>, Error> {
 
 fn agent(row: &Row<'_>, column: usize) -> Result<AgentId, Error> {
     row.get(column).map(AgentId).map_err(|e| Error::sql("read who had an attempt", e))
+}
+
+fn machine(row: &Row<'_>, column: usize) -> Result<MachineId, Error> {
+    agent(row, column).map(MachineId)
 }

@@ -45,7 +45,7 @@ CREATE TABLE need (
 CREATE TABLE attempt (
   idx INTEGER NOT NULL REFERENCES chunk(idx), no INTEGER NOT NULL CHECK (no >= 1),
   round INTEGER NOT NULL, agent BLOB NOT NULL, incarnation INTEGER NOT NULL,
-  machine TEXT NOT NULL, lane TEXT NOT NULL, sent_ms INTEGER NOT NULL, ended_ms INTEGER,
+  machine BLOB NOT NULL CHECK (length(machine) = 32), lane TEXT NOT NULL, sent_ms INTEGER NOT NULL, ended_ms INTEGER,
   class TEXT, reason TEXT, detail TEXT CHECK (length(detail) <= 2048),
   PRIMARY KEY (idx, no)) STRICT, WITHOUT ROWID;
 CREATE TABLE result (

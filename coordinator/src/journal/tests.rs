@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tropa_proto::{
     bounded::Text,
     failure::{Class, Reason},
-    id::{AgentId, ChunkIndex, Incarnation},
+    id::{AgentId, ChunkIndex, Incarnation, MachineId},
     message::{MAX_BODY, Outcome},
 };
 
@@ -46,7 +46,7 @@ fn attempt(n: u32, no: u32) -> Step {
         no,
         agent: AgentId([9; 32]),
         incarnation: Incarnation(u64::MAX),
-        machine: "m-0909".to_owned(),
+        machine: MachineId(AgentId([9; 32])),
         lane: "dram".to_owned(),
         now_ms: 100,
     }
@@ -204,6 +204,7 @@ fn a_coordinator_that_comes_back_knows_what_is_finished_open_and_spent() {
     assert_eq!((journal.job().id, journal.job().chunks, journal.job().created_ms), (JOB, 4, 7));
     assert_eq!(journal.chunk(ChunkIndex(3)).unwrap().body, chunk(3).unwrap().body);
     assert!(journal.chunk(ChunkIndex(4)).is_err());
+    assert_eq!(journal.models().unwrap(), (vec!["m:1b".to_owned()], vec![0; 4]));
 }
 
 #[test]

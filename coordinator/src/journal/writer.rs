@@ -18,7 +18,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi, params};
 use tropa_proto::{
     bounded::Text,
     failure::{Class, Reason},
-    id::{AgentId, ChunkIndex, Incarnation, hex},
+    id::{AgentId, ChunkIndex, Incarnation, MachineId, hex},
     message::{Fingerprint, Outcome},
 };
 
@@ -53,8 +53,8 @@ pub enum Step {
         agent: AgentId,
         /// The run of the agent that it is meant for.
         incarnation: Incarnation,
-        /// The machine that the agent is counted to, in its short form.
-        machine: String,
+        /// The machine that the agent is counted to.
+        machine: MachineId,
         /// The lane, as text: device names with commas.
         lane: String,
         /// When.
@@ -283,7 +283,15 @@ fn apply(conn: &Connection, step: &Step) -> rusqlite::Result<Effect> {
                 "INSERT INTO attempt (idx, no, round, agent, incarnation, machine, lane, sent_ms)
                  VALUES (?1, ?2, (SELECT round FROM chunk WHERE idx = ?1), ?3, ?4, ?5, ?6, ?7)",
             )?
-            .execute(params![chunk.0, no, agent.0, incarnation.0.cast_signed(), machine, lane, ms(*now_ms)]),
+            .execute(params![
+                chunk.0,
+                no,
+                agent.0,
+                incarnation.0.cast_signed(),
+                machine.0.0,
+                lane,
+                ms(*now_ms)
+            ]),
         Step::Ended { chunk, no, class, reason, detail, now_ms } => conn
             .prepare_cached(
                 "UPDATE attempt SET class = ?3, reason = ?4, detail = ?5, ended_ms = ?6
