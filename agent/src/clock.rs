@@ -1,0 +1,15 @@
+//! The one place where the executing half of the agent reads the monotonic clock.
+//!
+//! Decisions (`admission.rs`, the fold of a stream) take the time as an argument; their drivers ask here. Time
+//! comes from tokio, so a test with a paused clock sees its own time.
+
+use tokio::time::Instant;
+
+/// Gives the present time of tokio's clock.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the drivers of this crate own the clock, and read it here only"
+)]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
