@@ -1,0 +1,357 @@
+//! Whom to dial, and when: every wanted peer until it is connected, with growing pauses.
+//!
+//! Pure: the driver asks with the present time what is due, dials, and says what became of it.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::id::AgentId;
+
+/// Pauses between attempts, the last one for ever; each is shortened at random (full jitter), so that many agents
+/// do not come back at once (`reliability.md` §4).
+const PAUSES_MS: [u64; 7] = [200, 500, 1_000, 2_000, 5_000, 10_000, 30_000];
+
+/// How long the agent with the higher id leaves it to the other to dial, when both have learnt of each other; it
+/// dials then all the same, since the way may be open in one direction only (`libp2p.md` §3.1).
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Up to so many agents everybody is connected to everybody (`libp2p.md` §8).
+const FULL_MESH: usize = 30;
+
+/// In a larger mesh an agent keeps so many connections of its own making.
+const OUTGOING: usize = 8;
+
+/// Dials at once: half of what may be pending, so that answers to questions find room.
+const FLYING: usize = 16;
+
+/// Targets: as many as agents, and as many neighbours that may be strangers.
+const TARGETS: usize = 2_048;
+
+/// Addresses of one target: six announced, and two seen by mDNS.
+const ADDRESSES: usize = 8;
+
+/// What is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Target {
+    /// Whoever answers at an address that the operator named.
+    Address(SocketAddr),
+    /// An agent, at the addresses that it announced or that mDNS saw.
+    Agent(AgentId),
+}
+
+/// The peers to keep connections to.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    me: AgentId,
+    /// A coordinator wants all agents, and is known to none of them.
+    wants_all: bool,
+    targets: BTreeMap<Target, Aim>,
+    random: u64,
+}
+
+#[derive(Debug)]
+struct Aim {
+    addresses: Vec<SocketAddr>,
+    /// Who answered at an address, once somebody has.
+    who: Option<AgentId>,
+    failures: usize,
+    next: Instant,
+    flying: bool,
+    /// Orders targets of equal right differently at every node.
+    rank: u64,
+}
+
+/// What the dialler must know of the present connections.
+pub(super) trait Present {
+    /// Is there a connection to this agent?
+    fn connected(&self, agent: &AgentId) -> bool;
+    /// Counts the connections that were dialled here.
+    fn outgoing(&self) -> usize;
+    /// Counts the agents that are present, as far as known.
+    fn agents(&self) -> usize;
+}
+
+impl Dialer {
+    /// `seed` is any number that differs from node to node.
+    pub(super) fn new(me: AgentId, wants_all: bool, seed: u64) -> Self {
+        Self { me, wants_all, targets: BTreeMap::new(), random: seed | 1 }
+    }
+
+    /// Wants whoever is at an address, for ever.
+    pub(super) fn keep(&mut self, address: SocketAddr, now: Instant) {
+        self.want(Target::Address(address), &[address], now);
+    }
+
+    /// Wants an agent. `mutual` says whether it may know of this node too, and dial by itself.
+    pub(super) fn agent(&mut self, agent: AgentId, addresses: &[SocketAddr], mutual: bool, now: Instant) {
+        if agent != self.me && !addresses.is_empty() {
+            let grace = if mutual && self.me > agent { GRACE } else { Duration::ZERO };
+            self.want(Target::Agent(agent), addresses, now + grace);
+        }
+    }
+
+    /// Wants an agent no longer.
+    pub(super) fn forget(&mut self, agent: &AgentId) {
+        self.targets.remove(&Target::Agent(*agent));
+    }
+
+    /// Gives the addresses at which an agent may be.
+    pub(super) fn addresses(&self, agent: &AgentId) -> Vec<SocketAddr> {
+        self.targets.get(&Target::Agent(*agent)).map(|aim| aim.addresses.clone()).unwrap_or_default()
+    }
+
+    /// Takes the targets whose time has come; of each, [`Dialer::landed`] or [`Dialer::failed`] must follow.
+    ///
+    /// Addresses that the operator named come first, then agents in an order that differs from node to node.
+    pub(super) fn due(&mut self, present: &impl Present, now: Instant) -> Vec<(Target, Vec<SocketAddr>)> {
+        let mut room = self.room(present);
+        let mut due: Vec<_> =
+            self.wanted(present).filter(|(_, aim)| aim.next <= now).map(|(t, aim)| (aim.rank, *t)).collect();
+        due.sort_by_key(|(rank, target)| (matches!(target, Target::Agent(_)), *rank));
+        let mut taken = Vec::new();
+        for (_, target) in due {
+            let is_agent = matches!(target, Target::Agent(_));
+            if room.all == 0 || (is_agent && room.agents == 0) {
+                continue;
+            }
+            if let Some(aim) = self.targets.get_mut(&target) {
+                room.all -= 1;
+                room.agents = room.agents.saturating_sub(usize::from(is_agent));
+                aim.flying = true;
+                taken.push((target, aim.addresses.clone()));
+            }
+        }
+        taken
+    }
+
+    /// Says when something is due next, if nothing happens until then.
+    pub(super) fn next_deadline(&self, present: &impl Present) -> Option<Instant> {
+        let room = self.room(present);
+        self.wanted(present)
+            .filter(|(target, _)| match target {
+                Target::Address(_) => room.all > 0,
+                Target::Agent(_) => room.all > 0 && room.agents > 0,
+            })
+            .map(|(_, aim)| aim.next)
+            .min()
+    }
+
+    /// Learns that a target answered, and who it is.
+    pub(super) fn landed(&mut self, target: &Target, who: AgentId) {
+        if let Some(aim) = self.targets.get_mut(target) {
+            aim.flying = false;
+            aim.failures = 0;
+            aim.who = Some(who);
+        }
+    }
+
+    /// Learns that a target did not answer; it is due again after a pause.
+    pub(super) fn failed(&mut self, target: &Target, now: Instant) {
+        let random = self.random();
+        if let Some(aim) = self.targets.get_mut(target) {
+            aim.flying = false;
+            aim.next = now + pause(aim.failures, random);
+            aim.failures += 1;
+        }
+    }
+
+    /// Learns that a target is this node itself, which is never dialled again.
+    pub(super) fn is_me(&mut self, target: &Target) {
+        self.targets.remove(target);
+    }
+
+    /// Learns that the last connection to an agent is gone: it is due again soon.
+    pub(super) fn lost(&mut self, agent: &AgentId, now: Instant) {
+        let random = self.random();
+        for (target, aim) in &mut self.targets {
+            if *target == Target::Agent(*agent) || aim.who == Some(*agent) {
+                aim.next = now + pause(0, random);
+            }
+        }
+    }
+
+    fn want(&mut self, target: Target, addresses: &[SocketAddr], next: Instant) {
+        let rank = self.random();
+        let full = self.targets.len() >= TARGETS;
+        let aim = match self.targets.get_mut(&target) {
+            Some(aim) => aim,
+            None if full => return,
+            None => self.targets.entry(target).or_insert(Aim {
+                addresses: Vec::new(),
+                who: None,
+                failures: 0,
+                next,
+                flying: false,
+                rank,
+            }),
+        };
+        // The newest come first and push out the oldest.
+        let mut all = addresses.to_vec();
+        all.extend(aim.addresses.iter().filter(|old| !addresses.contains(old)));
+        all.truncate(ADDRESSES);
+        aim.addresses = all;
+    }
+
+    fn wanted(&self, present: &impl Present) -> impl Iterator<Item = (&Target, &Aim)> {
+        self.targets.iter().filter(|(target, aim)| {
+            let who = match target {
+                Target::Address(_) => aim.who,
+                Target::Agent(agent) => Some(*agent),
+            };
+            !aim.flying && !who.is_some_and(|who| present.connected(&who))
+        })
+    }
+
+    fn room(&self, present: &impl Present) -> Room {
+        let flying = self.targets.values().filter(|aim| aim.flying).count();
+        let all = FLYING.saturating_sub(flying);
+        let agents = if self.wants_all || present.agents() <= FULL_MESH {
+            all
+        } else {
+            OUTGOING.saturating_sub(present.outgoing() + flying)
+        };
+        Room { all, agents }
+    }
+
+    /// xorshift64: no secret, only different from node to node.
+    fn random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}
+
+/// How many more dials may be in the air.
+struct Room {
+    all: usize,
+    agents: usize,
+}
+
+fn pause(failures: usize, random: u64) -> Duration {
+    let longest = PAUSES_MS[failures.min(PAUSES_MS.len() - 1)];
+    Duration::from_millis(random % longest + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Scene {
+        connected: BTreeSet<AgentId>,
+        agents: usize,
+    }
+
+    impl Present for Scene {
+        fn connected(&self, agent: &AgentId) -> bool {
+            self.connected.contains(agent)
+        }
+        fn outgoing(&self) -> usize {
+            self.connected.len()
+        }
+        fn agents(&self) -> usize {
+            self.agents
+        }
+    }
+
+    const ME: AgentId = AgentId([100; 32]);
+
+    #[expect(clippy::disallowed_methods, reason = "an Instant has no other source; only differences matter")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
+    fn agent(number: u8) -> AgentId {
+        AgentId([number; 32])
+    }
+
+    #[test]
+    fn an_address_is_dialled_at_once_again_after_failures_and_not_while_it_is_connected() {
+        let (now, mut scene) = (start(), Scene::default());
+        let mut dialer = Dialer::new(ME, false, 7);
+        dialer.keep(address(1), now);
+        let target = Target::Address(address(1));
+        assert_eq!(dialer.due(&scene, now), [(target, vec![address(1)])]);
+        assert_eq!(dialer.due(&scene, now), [], "not twice");
+        dialer.failed(&target, now);
+        assert_eq!(dialer.due(&scene, now), [], "not without a pause");
+        let again = now + Duration::from_millis(PAUSES_MS[0]);
+        assert_eq!(dialer.due(&scene, again).len(), 1);
+        dialer.landed(&target, agent(1));
+        scene.connected.insert(agent(1));
+        assert_eq!(dialer.next_deadline(&scene), None);
+        assert_eq!(dialer.due(&scene, again), []);
+        scene.connected.clear();
+        dialer.lost(&agent(1), again);
+        assert!(dialer.next_deadline(&scene).is_some_and(|next| next > again));
+    }
+
+    #[test]
+    fn pauses_grow_to_half_a_minute_and_no_further() {
+        for (failures, longest) in PAUSES_MS.into_iter().chain([30_000; 3]).enumerate() {
+            for random in [0, 1, longest - 1, longest, u64::MAX] {
+                let pause = pause(failures, random);
+                assert!(pause > Duration::ZERO && pause <= Duration::from_millis(longest), "{pause:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_higher_of_two_agents_waits_for_the_lower_to_dial() {
+        let (now, scene) = (start(), Scene::default());
+        let mut dialer = Dialer::new(ME, false, 7);
+        dialer.agent(agent(101), &[address(1)], true, now);
+        dialer.agent(agent(99), &[address(2)], true, now);
+        dialer.agent(agent(98), &[address(3)], false, now);
+        let first: BTreeSet<_> = dialer.due(&scene, now).into_iter().map(|(target, _)| target).collect();
+        assert_eq!(first, [98, 101].map(|number| Target::Agent(agent(number))).into());
+        assert_eq!(dialer.next_deadline(&scene), Some(now + GRACE));
+        assert_eq!(dialer.due(&scene, now + GRACE).len(), 1);
+    }
+
+    #[test]
+    fn in_a_large_mesh_an_agent_holds_eight_connections_and_a_coordinator_all() {
+        let (now, mut scene) = (start(), Scene { agents: 90, ..Scene::default() });
+        for (wants_all, expected) in [(false, OUTGOING), (true, 90)] {
+            scene.connected.clear();
+            let mut dialer = Dialer::new(ME, wants_all, 7);
+            for number in 1..=90 {
+                dialer.agent(agent(number), &[address(number.into())], false, now);
+            }
+            loop {
+                let due = dialer.due(&scene, now);
+                assert!(due.len() <= FLYING);
+                if due.is_empty() {
+                    break;
+                }
+                for (target, _) in due {
+                    let Target::Agent(agent) = target else { panic!() };
+                    dialer.landed(&target, agent);
+                    scene.connected.insert(agent);
+                }
+            }
+            assert_eq!(scene.connected.len(), expected);
+            assert_eq!(dialer.next_deadline(&scene), None, "nothing is left that would wake the loop");
+        }
+    }
+
+    #[test]
+    fn this_node_itself_is_never_dialled_again() {
+        let (now, scene) = (start(), Scene::default());
+        let mut dialer = Dialer::new(ME, false, 7);
+        dialer.agent(ME, &[address(1)], false, now);
+        dialer.keep(address(2), now);
+        dialer.is_me(&Target::Address(address(2)));
+        assert_eq!(dialer.next_deadline(&scene), None);
+    }
+}

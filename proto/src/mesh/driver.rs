@@ -1,0 +1,544 @@
+//! The one task that owns the swarm: it turns commands, the swarm's events and the passing of time into actions.
+//!
+//! The loop awaits in one place only. What an event means is decided synchronously, in `reaction.rs`; nothing
+//! there waits, so nothing that a peer or a slow owner does stops the swarm.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{SocketAddr, TcpListener},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt as _;
+use libp2p::{
+    Swarm,
+    core::transport::{ListenerId, TransportError},
+    gossipsub::{IdentTopic, PublishError},
+    identity::Keypair,
+    request_response::{InboundRequestId, OutboundRequestId, ResponseChannel},
+    swarm::{
+        ConnectionId, DialError, SwarmEvent,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::sleep,
+};
+
+use super::{
+    Command, MeshConfig, MeshError, MeshEvent,
+    dial::{Dialer, Present, Target},
+    gossip::{self, Ledger, SignError},
+    outbox::Outbox,
+    swarm::{self, Behaviour, multiaddr, peer_of},
+};
+use crate::{
+    bounded::Blob,
+    chunk_stream::behaviour::{OpenError, Opened},
+    id::AgentId,
+    message::{Announcement, Answer, Question, Role},
+    secret::{MeshSecret, public_prologue},
+};
+
+/// The loop turns at least so often (`reliability.md` §4).
+const TURN: Duration = Duration::from_secs(1);
+
+/// How long binding may take; a wildcard asks the system for its interfaces first.
+const BIND_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a last announcement gets to reach the network.
+const GOODBYE: Duration = Duration::from_millis(300);
+
+/// How long connections get to close.
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// When the first announcement is said again: single early messages get lost while the mesh forms
+/// (`libp2p.md` §3.4).
+const ECHOES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+
+/// When, after the first connection, other peers are asked for their rosters (`libp2p.md` §3.4).
+const EARLY_PULLS: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_millis(1_500), Duration::from_secs(3)];
+
+/// How often one random peer is asked for its roster, which repairs whatever gossip lost.
+const PULL_PERIOD: Duration = Duration::from_secs(15);
+
+/// Roster pulls at once (`libp2p.md` §3.4).
+const PULLS: usize = 3;
+
+/// Envelopes of rosters whose signatures are checked in one turn, about 2 ms of work.
+const CHECKS: usize = 32;
+
+/// Roster envelopes that wait to be checked: one page per pull.
+const UNCHECKED: usize = PULLS * 512;
+
+/// Dials of addresses given by [`super::Mesh::dial`] at once.
+const SINGLE_DIALS: usize = 64;
+
+/// Who waits for a stream to an agent that is being dialled; no more than can be open.
+const OPENS: usize = super::STREAMS_PER_AGENT;
+
+/// The state of the mesh.
+pub(super) struct Driver {
+    pub(super) swarm: Swarm<Behaviour>,
+    pub(super) outbox: Outbox,
+    pub(super) ledger: Ledger,
+    pub(super) dialer: Dialer,
+    pub(super) links: Links,
+    pub(super) flights: BTreeMap<ConnectionId, Flight>,
+    pub(super) opens: BTreeMap<AgentId, Vec<oneshot::Sender<Opened>>>,
+    pub(super) questions: BTreeMap<OutboundRequestId, Asking>,
+    pub(super) tickets: BTreeMap<u64, (InboundRequestId, ResponseChannel<Answer>)>,
+    pub(super) next_ticket: u64,
+    pub(super) pulls: Pulls,
+    /// Roster envelopes whose signatures are still to be checked.
+    pub(super) unchecked: VecDeque<Blob<4096>>,
+    pub(super) listening: watch::Sender<Vec<SocketAddr>>,
+    pub(super) role: Role,
+    me: AgentId,
+    key: Keypair,
+    topic: IdentTopic,
+    said: Said,
+    random: u64,
+}
+
+/// The present connections, and who is there.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    pub(super) connected: BTreeSet<AgentId>,
+    pub(super) dialled: BTreeSet<ConnectionId>,
+    pub(super) agents: usize,
+}
+
+impl Present for Links {
+    fn connected(&self, agent: &AgentId) -> bool {
+        self.connected.contains(agent)
+    }
+    fn outgoing(&self) -> usize {
+        self.dialled.len()
+    }
+    fn agents(&self) -> usize {
+        self.agents
+    }
+}
+
+/// A dial that is not decided yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flight {
+    /// What the dialler wanted; `None` for a single dial.
+    pub(super) target: Option<Target>,
+    pub(super) address: SocketAddr,
+}
+
+/// A question that is not answered yet.
+#[derive(Debug)]
+pub(super) enum Asking {
+    /// The owner asks.
+    Owner(AgentId, oneshot::Sender<Result<Answer, MeshError>>),
+    /// A page of a roster.
+    Pull { agent: AgentId, from: u32 },
+}
+
+/// Whose roster to ask for, and when.
+#[derive(Debug)]
+pub(super) struct Pulls {
+    /// These, as soon as there is room.
+    pub(super) queue: BTreeSet<AgentId>,
+    /// One at random, at these times.
+    pub(super) times: BTreeSet<Instant>,
+    pub(super) flying: usize,
+}
+
+/// What became of the own announcement.
+#[derive(Debug, Default)]
+struct Said {
+    latest: Option<Vec<u8>>,
+    /// Nobody listened yet.
+    unheard: bool,
+    ever: bool,
+    echoes: BTreeSet<Instant>,
+}
+
+enum Next {
+    GoOn,
+    Leave(Option<oneshot::Sender<()>>),
+}
+
+#[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "gossipsub panics on such a clock, so it is looked at once")]
+fn clock_is_before_1970() -> bool {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).is_err()
+}
+
+impl Driver {
+    pub(super) async fn start(
+        config: MeshConfig,
+        listening: watch::Sender<Vec<SocketAddr>>,
+    ) -> Result<Self, MeshError> {
+        if clock_is_before_1970() {
+            return Err(MeshError::Clock);
+        }
+        if let (None, Some(exposed)) =
+            (&config.secret, config.listen.iter().find(|address| !address.ip().is_loopback()))
+        {
+            return Err(MeshError::NeedsSecret(*exposed));
+        }
+        let key = super::keypair(&config.key);
+        let me = super::agent_id(&config.key);
+        let prologue = config.secret.as_ref().map_or_else(public_prologue, MeshSecret::prologue);
+        let with_mdns = config.mdns && config.secret.is_some();
+        let (swarm, topic) = swarm::build(&key, &prologue, config.role, with_mdns)?;
+        let now = clock();
+        let random = getrandom::u64()?;
+        let mut driver = Self {
+            swarm,
+            outbox: Outbox::default(),
+            ledger: Ledger::new(me),
+            dialer: Dialer::new(me, config.role == Role::Coordinator, random),
+            links: Links::default(),
+            flights: BTreeMap::new(),
+            opens: BTreeMap::new(),
+            questions: BTreeMap::new(),
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            pulls: Pulls { queue: BTreeSet::new(), times: [now + PULL_PERIOD].into(), flying: 0 },
+            unchecked: VecDeque::new(),
+            listening,
+            role: config.role,
+            me,
+            key,
+            topic,
+            said: Said::default(),
+            random,
+        };
+        for address in &config.listen {
+            driver.listen(*address).await?;
+        }
+        for peer in &config.peers {
+            driver.dialer.keep(*peer, now);
+        }
+        Ok(driver)
+    }
+
+    pub(super) fn me(&self) -> AgentId {
+        self.me
+    }
+
+    /// Runs until it is told to leave, or nobody is there to tell it anything or to be told.
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        events: mpsc::Sender<MeshEvent>,
+    ) {
+        let waiting = loop {
+            let now = clock();
+            self.act(now);
+            let pause = self.next_deadline(now).saturating_duration_since(now);
+            tokio::select! {
+                room = events.reserve(), if !self.outbox.is_empty() => match room {
+                    Ok(place) => {
+                        if let Some(event) = self.outbox.pop() {
+                            place.send(event);
+                        }
+                    }
+                    Err(_owner_is_gone) => break None,
+                },
+                command = commands.recv() => match command.map(|command| self.obey(command, clock())) {
+                    Some(Next::GoOn) => {}
+                    Some(Next::Leave(reply)) => break reply,
+                    None => break None,
+                },
+                event = self.swarm.select_next_some(), if !self.outbox.is_full() => {
+                    self.react(event, clock());
+                }
+                () = sleep(pause) => {}
+            }
+        };
+        self.wind_down().await;
+        drop(self);
+        if let Some(waiting) = waiting {
+            // Whoever left may have stopped waiting.
+            let _ = waiting.send(());
+        }
+    }
+
+    /// Binds one address, and waits until it is known which.
+    async fn listen(&mut self, addr: SocketAddr) -> Result<(), MeshError> {
+        let failed = |source| MeshError::Listen { addr, source };
+        // libp2p listens with SO_REUSEPORT, with which two agents of one user would share a port silently.
+        drop(TcpListener::bind(addr).map_err(failed)?);
+        let listener = self.swarm.listen_on(multiaddr(addr)).map_err(|error| match error {
+            TransportError::Other(source) => failed(source),
+            TransportError::MultiaddrNotSupported(_) => failed(std::io::ErrorKind::Unsupported.into()),
+        })?;
+        tokio::time::timeout(BIND_LIMIT, self.bound(listener))
+            .await
+            .unwrap_or_else(|_elapsed| Err(std::io::ErrorKind::TimedOut.into()))
+            .map_err(failed)
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all other events are for later")]
+    async fn bound(&mut self, listener: ListenerId) -> std::io::Result<()> {
+        loop {
+            let event = self.swarm.select_next_some().await;
+            let bound = match &event {
+                SwarmEvent::NewListenAddr { listener_id, .. } => *listener_id == listener,
+                SwarmEvent::ListenerClosed { listener_id, .. } if *listener_id == listener => {
+                    return Err(std::io::ErrorKind::AddrNotAvailable.into());
+                }
+                _ => false,
+            };
+            self.react(event, clock());
+            if bound {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Does what is due.
+    fn act(&mut self, now: Instant) {
+        self.links.agents = self.ledger.present();
+        for agent in self.ledger.expire(now) {
+            self.dialer.forget(&agent);
+        }
+        for envelope in self.unchecked.drain(..self.unchecked.len().min(CHECKS)).collect::<Vec<_>>() {
+            self.hear(&envelope, None, now);
+        }
+        let echoes = self.said.echoes.len();
+        self.said.echoes.retain(|time| *time > now);
+        if self.said.unheard || self.said.echoes.len() < echoes {
+            self.say(now);
+        }
+        for (target, addresses) in self.dialer.due(&self.links, now) {
+            self.launch(Some(target), &addresses, now);
+        }
+        self.pull(now);
+    }
+
+    fn next_deadline(&self, now: Instant) -> Instant {
+        if !self.unchecked.is_empty() {
+            return now;
+        }
+        [self.dialer.next_deadline(&self.links), self.pulls.times.first().copied()]
+            .into_iter()
+            .chain([self.said.echoes.first().copied(), Some(now + TURN)])
+            .flatten()
+            .min()
+            .unwrap_or(now + TURN)
+    }
+
+    fn obey(&mut self, command: Command, now: Instant) -> Next {
+        match command {
+            Command::Publish(announcement, reply) => {
+                let _ = reply.send(self.publish(&announcement, now));
+            }
+            Command::Ask(agent, question, reply) => self.ask(agent, question, reply),
+            Command::Answer(ticket, answer) => {
+                if let Some((_, channel)) = self.tickets.remove(&ticket.0) {
+                    // Fails only when the asker is gone.
+                    let _ = self.swarm.behaviour_mut().questions.send_response(channel, answer);
+                }
+            }
+            Command::Open(agent, reply) => self.open(agent, reply, now),
+            Command::Dial(address) => self.launch(None, &[address], now),
+            Command::Close(agent) => {
+                if let Some(peer) = peer_of(&agent) {
+                    // Fails only when it is not connected.
+                    let _ = self.swarm.disconnect_peer_id(peer);
+                }
+            }
+            Command::Shutdown(reply) => return Next::Leave(Some(reply)),
+        }
+        Next::GoOn
+    }
+
+    fn publish(&mut self, announcement: &Announcement, now: Instant) -> Result<(), MeshError> {
+        let envelope = gossip::sign(&self.key, announcement).map_err(|error| match error {
+            SignError::Codec(error) => MeshError::Invalid(error),
+            SignError::Key(error) => MeshError::Stack(error.to_string()),
+        })?;
+        self.ledger.say(announcement, envelope.clone(), now);
+        self.said.latest = Some(envelope);
+        self.say(now);
+        Ok(())
+    }
+
+    /// Gossips what was last published.
+    pub(super) fn say(&mut self, now: Instant) {
+        let Some(envelope) = self.said.latest.clone() else { return };
+        match self.swarm.behaviour_mut().gossip.publish(self.topic.hash(), envelope) {
+            Ok(_) => {
+                self.said.unheard = false;
+                if !self.said.ever {
+                    self.said.ever = true;
+                    self.said.echoes = ECHOES.map(|later| now + later).into();
+                }
+            }
+            Err(PublishError::NoPeersSubscribedToTopic | PublishError::AllQueuesFull(_)) => {
+                self.said.unheard = true;
+            }
+            Err(
+                error @ (PublishError::Duplicate
+                | PublishError::SigningError(_)
+                | PublishError::MessageTooLarge
+                | PublishError::TransformFailed(_)),
+            ) => {
+                self.said.unheard = false;
+                tracing::warn!(%error, "gossip refused an announcement");
+            }
+        }
+    }
+
+    /// Says what nobody has heard yet.
+    pub(super) fn say_again(&mut self, now: Instant) {
+        if self.said.unheard {
+            self.say(now);
+        }
+    }
+
+    fn ask(&mut self, agent: AgentId, question: Question, reply: oneshot::Sender<Result<Answer, MeshError>>) {
+        let addresses = self.addresses(&agent);
+        let Some(peer) = peer_of(&agent)
+            .filter(|_| agent != self.me && (self.links.connected(&agent) || !addresses.is_empty()))
+        else {
+            let _ = reply.send(Err(MeshError::NotConnected(agent)));
+            return;
+        };
+        let addresses = addresses.into_iter().map(multiaddr).collect();
+        let id = self.swarm.behaviour_mut().questions.send_request_with_addresses(&peer, question, addresses);
+        self.questions.insert(id, Asking::Owner(agent, reply));
+    }
+
+    fn open(&mut self, agent: AgentId, reply: oneshot::Sender<Opened>, now: Instant) {
+        let refuse = |reply: oneshot::Sender<Opened>| {
+            let _ = reply.send(Err(OpenError::NotConnected));
+        };
+        let Some(peer) = peer_of(&agent) else { return refuse(reply) };
+        if self.links.connected(&agent) {
+            return self.swarm.behaviour_mut().work.open(peer, reply);
+        }
+        let addresses = self.addresses(&agent);
+        let waiting = self.opens.entry(agent).or_default();
+        if addresses.is_empty() || waiting.len() >= OPENS {
+            if waiting.is_empty() {
+                self.opens.remove(&agent);
+            }
+            return refuse(reply);
+        }
+        waiting.push(reply);
+        if waiting.len() == 1 {
+            self.launch(Some(Target::Agent(agent)), &addresses, now);
+        }
+    }
+
+    fn addresses(&self, agent: &AgentId) -> Vec<SocketAddr> {
+        let mut all = self.ledger.addresses(agent).to_vec();
+        all.extend(self.dialer.addresses(agent));
+        let mut seen = BTreeSet::new();
+        all.retain(|address| seen.insert(*address));
+        all
+    }
+
+    /// Dials.
+    fn launch(&mut self, target: Option<Target>, addresses: &[SocketAddr], now: Instant) {
+        let Some(address) = addresses.first().copied() else { return };
+        let flight = Flight { target, address };
+        let expected = match target {
+            Some(Target::Agent(agent)) => peer_of(&agent),
+            Some(Target::Address(_)) | None => None,
+        };
+        if target.is_none()
+            && self.flights.values().filter(|flight| flight.target.is_none()).count() >= SINGLE_DIALS
+        {
+            return self.crashed(flight, None, &DialError::Aborted, now);
+        }
+        // A port of its own for each dial: with the listener's, a peer that comes back quickly would meet the
+        // remains of its former connection.
+        let options = match expected {
+            Some(peer) => DialOpts::peer_id(peer)
+                .condition(PeerCondition::NotDialing)
+                .addresses(addresses.iter().copied().map(multiaddr).collect())
+                .allocate_new_port()
+                .build(),
+            None => DialOpts::unknown_peer_id().address(multiaddr(address)).allocate_new_port().build(),
+        };
+        let connection = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.flights.insert(connection, flight);
+            }
+            Err(error) => self.crashed(flight, expected, &error, now),
+        }
+    }
+
+    fn pull(&mut self, now: Instant) {
+        while let Some(time) = self.pulls.times.first().copied().filter(|time| *time <= now) {
+            self.pulls.times.remove(&time);
+            if self.pulls.times.iter().all(|other| *other <= now) {
+                self.pulls.times.insert(now + PULL_PERIOD);
+            }
+            if let Some(agent) = self.random_link() {
+                self.pulls.queue.insert(agent);
+            }
+        }
+        while self.pulls.flying < PULLS && self.unchecked.len() < UNCHECKED {
+            let Some(agent) = self.pulls.queue.pop_first() else { break };
+            self.pull_page(agent, 0);
+        }
+    }
+
+    /// Asks a connected peer for one page of its roster.
+    pub(super) fn pull_page(&mut self, agent: AgentId, from: u32) {
+        let Some(peer) = peer_of(&agent).filter(|_| self.links.connected(&agent)) else { return };
+        let id = self.swarm.behaviour_mut().questions.send_request(&peer, Question::Roster { from });
+        self.questions.insert(id, Asking::Pull { agent, from });
+        self.pulls.flying += 1;
+    }
+
+    /// Asks a new peer for its roster, and, where it is the first, others soon after.
+    pub(super) fn pull_from(&mut self, agent: AgentId, now: Instant) {
+        if self.links.connected.len() == 1 {
+            self.pulls.times.extend(EARLY_PULLS.map(|later| now + later));
+        }
+        self.pulls.queue.insert(agent);
+    }
+
+    fn random_link(&mut self) -> Option<AgentId> {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let links = self.links.connected.len();
+        let place = usize::try_from(self.random >> 33).ok()?.checked_rem(links)?;
+        self.links.connected.iter().nth(place).copied()
+    }
+
+    /// Lets the last announcement out, then closes everything.
+    async fn wind_down(&mut self) {
+        if self.said.ever && !self.links.connected.is_empty() {
+            let goodbye = sleep(GOODBYE);
+            tokio::pin!(goodbye);
+            loop {
+                tokio::select! {
+                    event = self.swarm.select_next_some() => self.react(event, clock()),
+                    () = &mut goodbye => break,
+                }
+            }
+        }
+        for agent in std::mem::take(&mut self.links.connected) {
+            if let Some(peer) = peer_of(&agent) {
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+        }
+        let closing = sleep(CLOSING);
+        tokio::pin!(closing);
+        while self.swarm.connected_peers().next().is_some() {
+            tokio::select! {
+                _event = self.swarm.select_next_some() => {}
+                () = &mut closing => break,
+            }
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Signed announcements: who has said what last, and may be believed.
+//!
+//! An announcement travels as a libp2p signed envelope, by gossip and in roster answers alike, so that second-hand
+//! news is as good as first-hand. The ledger keeps the latest of each agent and, for as long as there is room, the
+//! highest sequence number ever seen, so that nothing old comes back (`security.md` §5.2).
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    ops::Bound,
+    time::{Duration, Instant},
+};
+
+use libp2p::{
+    core::SignedEnvelope,
+    identity::{Keypair, SigningError},
+};
+
+use super::swarm::agent_of_key;
+use crate::{
+    bounded::{Blob, List},
+    codec::{self, CodecError},
+    id::AgentId,
+    message::{AgentState, Announcement, Answer},
+};
+
+/// What is signed for; a signature for anything else is none for an announcement.
+const DOMAIN: &str = "tropa-announcement-1";
+const PAYLOAD_TYPE: &[u8] = b"/tropa/announcement/1";
+
+/// Agents that a mesh may have (`security.md` §6).
+pub(super) const MEMBERS: usize = 1_024;
+
+/// Entries of one page of a roster answer: the bound of its field.
+const PAGE: usize = 512;
+
+/// Half periods of silence after which an agent is gone: 3.5 periods (`reliability.md` §4).
+const SILENCE: u32 = 7;
+
+/// Messages of one source by gossip: 4 a second, in bursts of 20 (`security.md` §5.2).
+const EVERY: Duration = Duration::from_millis(250);
+const BURST: u32 = 20;
+
+/// What became of an envelope.
+#[derive(Debug)]
+pub(super) enum Merged {
+    /// It is the latest of its agent.
+    News(AgentId, Box<Announcement>),
+    /// It is known, older, too frequent, or of another version: no ill will.
+    Stale,
+    /// There is no room for another agent.
+    Full,
+    /// Nobody honest sends this; says why.
+    Forged(&'static str),
+}
+
+/// The latest announcement of each agent.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    me: AgentId,
+    own: Option<Vec<u8>>,
+    agents: BTreeMap<AgentId, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// The highest number seen. It rises over restarts too, so it alone tells new from old.
+    seq: u64,
+    /// What the agent said, while it counts as present.
+    present: Option<Present>,
+    /// When the messages so far are paid for, at one per [`EVERY`].
+    paid: Instant,
+}
+
+#[derive(Debug)]
+struct Present {
+    envelope: Vec<u8>,
+    addresses: Vec<SocketAddr>,
+    gone_at: Instant,
+}
+
+impl Ledger {
+    pub(super) fn new(me: AgentId) -> Self {
+        Self { me, own: None, agents: BTreeMap::new() }
+    }
+
+    /// Takes what this node says of itself; a leaving node is no longer named to others.
+    pub(super) fn say(&mut self, announcement: &Announcement, envelope: Vec<u8>, now: Instant) {
+        self.own = (announcement.state != AgentState::Leaving).then_some(envelope);
+        let entry = self.agents.entry(self.me).or_insert(Entry { seq: 0, present: None, paid: now });
+        entry.seq = entry.seq.max(announcement.seq);
+    }
+
+    /// Weighs an envelope. `source` is who is said to have written it, where that is known.
+    ///
+    /// News from the own key means that another process holds this key.
+    pub(super) fn merge(&mut self, envelope: &[u8], source: Option<AgentId>, now: Instant) -> Merged {
+        if source.is_some_and(|source| self.too_often(&source, now)) || self.has(envelope) {
+            return Merged::Stale;
+        }
+        let Ok(opened) = SignedEnvelope::from_protobuf_encoding(envelope) else {
+            return Merged::Forged("no envelope");
+        };
+        let Ok((payload, key)) = opened.payload_and_signing_key(DOMAIN.to_owned(), PAYLOAD_TYPE) else {
+            return Merged::Forged("the signature does not fit");
+        };
+        let Some(agent) = agent_of_key(key.clone()) else {
+            return Merged::Forged("signed with another kind of key");
+        };
+        if source.is_some_and(|source| source != agent) {
+            return Merged::Forged("signed by another than its source");
+        }
+        let announcement: Announcement = match codec::decode(payload) {
+            Ok(announcement) => announcement,
+            Err(CodecError::Version { .. }) => return Merged::Stale,
+            Err(_) => return Merged::Forged("signed and no announcement"),
+        };
+        let known = self.agents.get(&agent);
+        if known.is_some_and(|entry| announcement.seq <= entry.seq) {
+            return Merged::Stale;
+        }
+        if known.is_none() && !self.make_room() {
+            return Merged::Full;
+        }
+        let present = (announcement.state != AgentState::Leaving).then(|| Present {
+            envelope: envelope.to_vec(),
+            addresses: announcement.addresses.to_vec(),
+            gone_at: now + Duration::from_millis(u64::from(announcement.period_ms)) * SILENCE / 2,
+        });
+        let entry = self.agents.entry(agent).or_insert(Entry { seq: 0, present: None, paid: now });
+        entry.seq = announcement.seq;
+        entry.present = present;
+        Merged::News(agent, Box::new(announcement))
+    }
+
+    /// Forgets what the silent have said, and names them. Their numbers stay.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<AgentId> {
+        let silent = |present: &mut Present| present.gone_at <= now;
+        self.agents
+            .iter_mut()
+            .filter_map(|(agent, entry)| entry.present.take_if(silent).map(|_| *agent))
+            .collect()
+    }
+
+    /// Gives one page of the roster, own announcement included, in the order of agent ids.
+    pub(super) fn page(&self, from: u32) -> Answer {
+        let skip = usize::try_from(from).unwrap_or(usize::MAX);
+        let beyond = (Bound::Excluded(self.me), Bound::Unbounded);
+        let signed = |(_, entry): (_, &Entry)| entry.present.as_ref().map(|p| p.envelope.clone());
+        let all = self.agents.range(..self.me).filter_map(signed).chain(self.own.clone());
+        let mut rest = all.chain(self.agents.range(beyond).filter_map(signed)).skip(skip);
+        let page = rest.by_ref().take(PAGE).filter_map(|envelope| Blob::new(envelope).ok()).collect();
+        let more = rest.next().is_some();
+        Answer::Roster { signed: List::cut(page).0, more }
+    }
+
+    /// Gives the addresses at which a present agent listens, as it said.
+    pub(super) fn addresses(&self, agent: &AgentId) -> &[SocketAddr] {
+        self.agents
+            .get(agent)
+            .and_then(|entry| entry.present.as_ref())
+            .map_or(&[], |present| &*present.addresses)
+    }
+
+    /// Counts the agents that are present, this one not included.
+    pub(super) fn present(&self) -> usize {
+        self.agents.iter().filter(|(agent, entry)| **agent != self.me && entry.present.is_some()).count()
+    }
+
+    /// Spares the signature of what is known already, which is most of every roster page.
+    fn has(&self, envelope: &[u8]) -> bool {
+        let is_it = |entry: &Entry| entry.present.as_ref().is_some_and(|p| p.envelope == envelope);
+        self.own.as_deref() == Some(envelope) || self.agents.values().any(is_it)
+    }
+
+    fn too_often(&mut self, agent: &AgentId, now: Instant) -> bool {
+        let Some(entry) = self.agents.get_mut(agent) else { return false };
+        if entry.paid > now + EVERY * BURST {
+            return true;
+        }
+        entry.paid = entry.paid.max(now) + EVERY;
+        false
+    }
+
+    /// Where there are too many agents, one that is gone is forgotten with its number.
+    fn make_room(&mut self) -> bool {
+        if self.agents.len() < MEMBERS {
+            return true;
+        }
+        let gone = self.agents.iter().find(|(agent, e)| e.present.is_none() && **agent != self.me);
+        let Some(gone) = gone.map(|(agent, _)| *agent) else { return false };
+        self.agents.remove(&gone).is_some()
+    }
+}
+
+/// Says why an announcement cannot be published.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SignError {
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error("signing failed")]
+    Key(#[from] SigningError),
+}
+
+/// Wraps an announcement in an envelope that its key has signed.
+pub(super) fn sign(key: &Keypair, announcement: &Announcement) -> Result<Vec<u8>, SignError> {
+    let payload = codec::encode(announcement)?;
+    let envelope = SignedEnvelope::new(key, DOMAIN.to_owned(), PAYLOAD_TYPE.to_vec(), payload)?;
+    Ok(envelope.into_protobuf_encoding())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bounded::Text,
+        evidence::{Core, Hypervisor, Os, Reading},
+        id::Incarnation,
+    };
+
+    fn announcement(incarnation: u64, seq: u64, state: AgentState) -> Announcement {
+        Announcement {
+            incarnation: Incarnation(incarnation),
+            seq,
+            period_ms: 10_000,
+            state,
+            label: Text::cut("a host"),
+            core: Core {
+                os: Os::Linux,
+                hypervisor: Hypervisor::None,
+                declared: false,
+                time_namespace: false,
+                boot_id: Reading::Absent,
+                epoch_ns: Reading::Absent,
+                machine_id: Reading::Absent,
+                product_uuid: Reading::Absent,
+                host_cpus: 2,
+                memory: 1 << 30,
+                gpus: List::default(),
+            },
+            sampled_ms_ago: 0,
+            locks: List::default(),
+            width: 1,
+            bundle: [1; 32],
+            inventory: [2; 32],
+            addresses: List::default(),
+        }
+    }
+
+    struct Scene {
+        ledger: Ledger,
+        key: Keypair,
+        agent: AgentId,
+        now: Instant,
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "an Instant has no other source; only differences matter")]
+    fn scene() -> Scene {
+        let key = Keypair::generate_ed25519();
+        let agent = agent_of_key(key.public()).unwrap();
+        Scene { ledger: Ledger::new(AgentId([0; 32])), key, agent, now: Instant::now() }
+    }
+
+    impl Scene {
+        fn hear(&mut self, incarnation: u64, seq: u64, state: AgentState) -> Merged {
+            let envelope = sign(&self.key, &announcement(incarnation, seq, state)).unwrap();
+            self.ledger.merge(&envelope, None, self.now)
+        }
+
+        fn page(&self) -> usize {
+            let Answer::Roster { signed, more: false } = self.ledger.page(0) else { panic!() };
+            signed.len()
+        }
+    }
+
+    #[test]
+    fn only_a_higher_number_is_news_whatever_the_incarnation() {
+        let mut scene = scene();
+        assert!(matches!(scene.hear(1, 5, AgentState::Ready), Merged::News(..)));
+        for (incarnation, seq) in [(1, 5), (1, 4), (2, 5), (2, 4)] {
+            assert!(matches!(scene.hear(incarnation, seq, AgentState::Ready), Merged::Stale));
+        }
+        assert!(matches!(scene.hear(1, 6, AgentState::Ready), Merged::News(..)));
+        assert!(matches!(scene.hear(2, 7, AgentState::Ready), Merged::News(..)));
+    }
+
+    #[test]
+    fn an_envelope_that_was_touched_anywhere_is_not_believed() {
+        let mut scene = scene();
+        let envelope = sign(&scene.key, &announcement(1, 1, AgentState::Ready)).unwrap();
+        for place in 0..envelope.len() {
+            let mut touched = envelope.clone();
+            touched[place] ^= 1;
+            let merged = scene.ledger.merge(&touched, None, scene.now);
+            assert!(matches!(merged, Merged::Forged(_)), "byte {place}: {merged:?}");
+        }
+        assert!(matches!(scene.ledger.merge(&envelope, None, scene.now), Merged::News(..)));
+    }
+
+    #[test]
+    fn an_envelope_signed_by_another_than_its_source_is_forged() {
+        let mut scene = scene();
+        let envelope = sign(&scene.key, &announcement(1, 1, AgentState::Ready)).unwrap();
+        let merged = scene.ledger.merge(&envelope, Some(AgentId([9; 32])), scene.now);
+        assert!(matches!(merged, Merged::Forged(_)));
+        assert!(matches!(scene.ledger.merge(&envelope, Some(scene.agent), scene.now), Merged::News(..)));
+    }
+
+    #[test]
+    fn a_signature_for_another_purpose_is_none() {
+        let mut scene = scene();
+        let payload = codec::encode(&announcement(1, 1, AgentState::Ready)).unwrap();
+        for (domain, kind) in [("another", PAYLOAD_TYPE), (DOMAIN, b"/another".as_slice())] {
+            let envelope =
+                SignedEnvelope::new(&scene.key, domain.to_owned(), kind.to_vec(), payload.clone()).unwrap();
+            let merged = scene.ledger.merge(&envelope.into_protobuf_encoding(), None, scene.now);
+            assert!(matches!(merged, Merged::Forged(_)));
+        }
+    }
+
+    #[test]
+    fn who_has_left_does_not_come_back_by_old_news() {
+        let mut scene = scene();
+        scene.hear(1, 1, AgentState::Ready);
+        let old = sign(&scene.key, &announcement(1, 2, AgentState::Ready)).unwrap();
+        assert!(matches!(scene.hear(1, 3, AgentState::Leaving), Merged::News(..)));
+        assert_eq!((scene.page(), scene.ledger.present()), (0, 0));
+        assert!(matches!(scene.ledger.merge(&old, None, scene.now), Merged::Stale));
+        assert_eq!(scene.page(), 0);
+    }
+
+    #[test]
+    fn an_agent_is_gone_after_three_and_a_half_periods_of_silence() {
+        let mut scene = scene();
+        scene.hear(1, 1, AgentState::Ready);
+        assert_eq!(scene.ledger.expire(scene.now + Duration::from_millis(34_999)), []);
+        assert_eq!(scene.ledger.expire(scene.now + Duration::from_millis(35_000)), [scene.agent]);
+        assert_eq!(scene.page(), 0);
+        assert!(matches!(scene.hear(1, 1, AgentState::Ready), Merged::Stale));
+        assert!(matches!(scene.hear(1, 2, AgentState::Ready), Merged::News(..)));
+    }
+
+    #[test]
+    fn a_source_that_talks_too_much_is_not_listened_to_for_a_while() {
+        let mut scene = scene();
+        let mut talk = |seq, now| {
+            let envelope = sign(&scene.key, &announcement(1, seq, AgentState::Ready)).unwrap();
+            matches!(scene.ledger.merge(&envelope, Some(scene.agent), now), Merged::News(..))
+        };
+        let heard = (1..=40).filter(|seq| talk(*seq, scene.now)).count();
+        assert!((20..=22).contains(&heard), "{heard}");
+        assert!(talk(41, scene.now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn one_agent_more_than_fit_is_ignored_until_one_is_gone() {
+        let mut scene = scene();
+        let newcomer = |ledger: &mut Ledger, now| {
+            let key = Keypair::generate_ed25519();
+            ledger.merge(&sign(&key, &announcement(1, 1, AgentState::Ready)).unwrap(), None, now)
+        };
+        for _ in 0..MEMBERS {
+            assert!(matches!(newcomer(&mut scene.ledger, scene.now), Merged::News(..)));
+        }
+        assert!(matches!(newcomer(&mut scene.ledger, scene.now), Merged::Full));
+        let later = scene.now + Duration::from_secs(60);
+        assert_eq!(scene.ledger.expire(later).len(), MEMBERS);
+        assert!(matches!(newcomer(&mut scene.ledger, later), Merged::News(..)));
+    }
+
+    #[test]
+    fn the_pages_of_a_roster_name_everybody_once_and_this_node_too() {
+        let mut scene = scene();
+        let mine = announcement(1, 1, AgentState::Ready);
+        let own = Keypair::generate_ed25519();
+        scene.ledger = Ledger::new(agent_of_key(own.public()).unwrap());
+        scene.ledger.say(&mine, sign(&own, &mine).unwrap(), scene.now);
+        let mut expected = std::collections::BTreeSet::from([sign(&own, &mine).unwrap()]);
+        for _ in 0..PAGE {
+            let key = Keypair::generate_ed25519();
+            let envelope = sign(&key, &announcement(1, 1, AgentState::Ready)).unwrap();
+            scene.ledger.merge(&envelope, None, scene.now);
+            expected.insert(envelope);
+        }
+        let Answer::Roster { signed: first, more: true } = scene.ledger.page(0) else { panic!() };
+        let Answer::Roster { signed: rest, more: false } = scene.ledger.page(512) else { panic!() };
+        assert_eq!((first.len(), rest.len()), (512, 1));
+        let found = first.iter().chain(rest.iter()).map(|blob| blob.to_vec()).collect();
+        assert_eq!(expected, found);
+    }
+}

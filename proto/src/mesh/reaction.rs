@@ -1,0 +1,356 @@
+//! What the swarm's events mean: each is turned into a change of state and events for the owner, without waiting.
+
+use std::{net::SocketAddr, time::Instant};
+
+use libp2p::{
+    PeerId,
+    gossipsub::{self, MessageAcceptance},
+    mdns, ping,
+    request_response::{self, OutboundFailure},
+    swarm::{ConnectionId, DialError, SwarmEvent},
+};
+
+use super::{
+    DialFailure, MeshError, MeshEvent, Ticket,
+    dial::{Present as _, Target},
+    driver::{Asking, Driver, Flight},
+    gossip::{MEMBERS, Merged},
+    swarm::{BehaviourEvent, agent_of, socket},
+};
+use crate::{
+    chunk_stream::{
+        WorkStream,
+        behaviour::{Inbound, OpenError},
+    },
+    id::AgentId,
+    message::{AgentState, Answer, Question, Role},
+};
+
+/// Questions of peers that wait for the owner's answer; more are answered with nothing.
+const TICKETS: usize = 256;
+
+type QuestionEvent = request_response::Event<Question, Answer>;
+
+impl Driver {
+    /// Takes in one event of the swarm.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "libp2p's events grow; the others change nothing here"
+    )]
+    pub(super) fn react(&mut self, event: SwarmEvent<BehaviourEvent>, now: Instant) {
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Gossip(event)) => self.on_gossip(event, now),
+            SwarmEvent::Behaviour(BehaviourEvent::Questions(event)) => self.on_question(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Work(stream)) => self.on_stream(stream),
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.on_mdns(event, now),
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
+                connection, result: Err(_), ..
+            })) => {
+                // libp2p only reports; a connection that does not answer is closed here, and dialled anew.
+                self.swarm.close_connection(connection);
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.on_connected(peer_id, connection_id, endpoint.is_dialer(), now);
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
+                self.on_closed(&peer_id, connection_id, num_established, now);
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+                match self.flights.remove(&connection_id) {
+                    Some(flight) => self.crashed(flight, peer_id, &error, now),
+                    None => self.nobody_home(peer_id.as_ref()),
+                }
+            }
+            SwarmEvent::NewListenAddr { address, .. } => {
+                if let Some(address) = socket(&address) {
+                    self.listening.send_modify(|all| all.push(address));
+                    self.tell(MeshEvent::Listening(address));
+                }
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.listening.send_modify(|all| all.retain(|known| Some(*known) != socket(&address)));
+            }
+            SwarmEvent::ListenerClosed { reason: Err(error), .. } => {
+                tracing::warn!(%error, "a listener closed");
+            }
+            SwarmEvent::IncomingConnectionError { error, .. } => {
+                tracing::debug!(?error, "a connection was not taken");
+            }
+            _ => {}
+        }
+    }
+
+    /// Weighs an envelope from gossip (with its source) or from a roster, and tells the owner what is new.
+    pub(super) fn hear(
+        &mut self,
+        envelope: &[u8],
+        source: Option<AgentId>,
+        now: Instant,
+    ) -> MessageAcceptance {
+        match self.ledger.merge(envelope, source, now) {
+            Merged::News(from, announcement) => {
+                if announcement.state == AgentState::Leaving {
+                    self.dialer.forget(&from);
+                } else {
+                    let addresses: Vec<SocketAddr> =
+                        announcement.addresses.iter().copied().filter(can_be_dialled).collect();
+                    // Nobody is told of a coordinator, so nobody dials it.
+                    let mutual = self.role == Role::Agent;
+                    self.dialer.agent(from, &addresses, mutual, now);
+                }
+                self.tell(MeshEvent::Announced { from, announcement });
+                MessageAcceptance::Accept
+            }
+            Merged::Stale => MessageAcceptance::Ignore,
+            Merged::Full => {
+                tracing::warn!(bound = MEMBERS, "the mesh is full; an agent is ignored");
+                MessageAcceptance::Ignore
+            }
+            Merged::Forged(why) => {
+                tracing::warn!(why, ?source, "an announcement is not believed");
+                MessageAcceptance::Reject
+            }
+        }
+    }
+
+    /// Takes in that a dial failed.
+    pub(super) fn crashed(
+        &mut self,
+        flight: Flight,
+        expected: Option<PeerId>,
+        error: &DialError,
+        now: Instant,
+    ) {
+        let Flight { target, address } = flight;
+        let why = failure(error);
+        tracing::debug!(%address, ?target, %why, "dialling failed");
+        if let Some(target) = &target {
+            match why {
+                DialFailure::Myself => self.dialer.is_me(target),
+                DialFailure::WrongSecret
+                | DialFailure::Refused
+                | DialFailure::Timeout
+                | DialFailure::Other(_) => self.dialer.failed(target, now),
+            }
+        }
+        let already = matches!(error, DialError::DialPeerConditionFalse(_));
+        if !already {
+            self.nobody_home(expected.as_ref());
+        }
+        let of_interest = match &target {
+            // What mDNS sees may be any program that speaks libp2p.
+            Some(Target::Agent(agent)) => !self.ledger.addresses(agent).is_empty(),
+            Some(Target::Address(_)) | None => true,
+        };
+        if of_interest && !already {
+            self.tell(MeshEvent::DialFailed { address, why });
+        }
+    }
+
+    fn on_gossip(&mut self, event: gossipsub::Event, now: Instant) {
+        match event {
+            gossipsub::Event::Message { propagation_source, message_id, message } => {
+                let verdict = match message.source.as_ref().and_then(agent_of) {
+                    Some(source) => self.hear(&message.data, Some(source), now),
+                    None => MessageAcceptance::Reject,
+                };
+                self.swarm.behaviour_mut().gossip.report_message_validation_result(
+                    &message_id,
+                    &propagation_source,
+                    verdict,
+                );
+            }
+            gossipsub::Event::Subscribed { .. } => self.say_again(now),
+            gossipsub::Event::Unsubscribed { .. }
+            | gossipsub::Event::GossipsubNotSupported { .. }
+            | gossipsub::Event::SlowPeer { .. } => {}
+        }
+    }
+
+    fn on_question(&mut self, event: QuestionEvent) {
+        match event {
+            QuestionEvent::Message { peer, message, .. } => match message {
+                request_response::Message::Request { request_id, request, channel } => match request {
+                    Question::Roster { from } => self.reply(channel, self.ledger.page(from)),
+                    Question::Describe => self.asked(&peer, request, request_id, channel),
+                },
+                request_response::Message::Response { request_id, response } => {
+                    self.answered(request_id, response);
+                }
+            },
+            QuestionEvent::OutboundFailure { request_id, error, .. } => {
+                match self.questions.remove(&request_id) {
+                    Some(Asking::Owner(agent, reply)) => {
+                        let _ = reply.send(Err(unanswered(agent, &error)));
+                    }
+                    Some(Asking::Pull { agent, .. }) => {
+                        self.pulls.flying -= 1;
+                        tracing::debug!(?agent, %error, "no roster");
+                    }
+                    None => {}
+                }
+            }
+            QuestionEvent::InboundFailure { request_id, .. } => {
+                self.tickets.retain(|_, (waiting, _)| *waiting != request_id);
+            }
+            QuestionEvent::ResponseSent { .. } => {}
+        }
+    }
+
+    fn asked(
+        &mut self,
+        peer: &PeerId,
+        question: Question,
+        id: request_response::InboundRequestId,
+        channel: request_response::ResponseChannel<Answer>,
+    ) {
+        let Some(from) = agent_of(peer).filter(|_| self.role == Role::Agent && self.tickets.len() < TICKETS)
+        else {
+            return self.reply(channel, Answer::Nothing);
+        };
+        let ticket = Ticket(self.next_ticket);
+        if self.outbox.push(MeshEvent::Asked { from, question, ticket }).is_some() {
+            return self.reply(channel, Answer::Nothing);
+        }
+        self.next_ticket += 1;
+        self.tickets.insert(ticket.0, (id, channel));
+    }
+
+    fn answered(&mut self, id: request_response::OutboundRequestId, answer: Answer) {
+        match self.questions.remove(&id) {
+            Some(Asking::Owner(_, reply)) => {
+                let _ = reply.send(Ok(answer));
+            }
+            Some(Asking::Pull { agent, from }) => {
+                self.pulls.flying -= 1;
+                let Answer::Roster { signed, more } = answer else { return };
+                let len = u32::try_from(signed.len()).unwrap_or(u32::MAX);
+                self.unchecked.extend(signed.into_vec());
+                // Whoever has more pages than members makes them up.
+                let next = from.saturating_add(len);
+                if more && len > 0 && usize::try_from(next).is_ok_and(|next| next <= MEMBERS) {
+                    self.pull_page(agent, next);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn reply(&mut self, channel: request_response::ResponseChannel<Answer>, answer: Answer) {
+        // Fails only when the asker is gone.
+        let _ = self.swarm.behaviour_mut().questions.send_response(channel, answer);
+    }
+
+    fn on_stream(&mut self, Inbound { peer, stream, place }: Inbound) {
+        if let Some(agent) = agent_of(&peer) {
+            self.tell(MeshEvent::Incoming(agent, WorkStream::new(agent, stream, place)));
+        }
+    }
+
+    fn on_mdns(&mut self, event: mdns::Event, now: Instant) {
+        match event {
+            mdns::Event::Discovered(found) => {
+                for (peer, address) in found {
+                    if let (Some(agent), Some(address)) = (agent_of(&peer), socket(&address)) {
+                        self.dialer.agent(agent, &[address], true, now);
+                    }
+                }
+            }
+            // Says nothing about those who announce themselves, nor about the connection.
+            mdns::Event::Expired(gone) => {
+                for agent in gone.iter().filter_map(|(peer, _)| agent_of(peer)) {
+                    if self.ledger.addresses(&agent).is_empty() {
+                        self.dialer.forget(&agent);
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_connected(&mut self, peer: PeerId, connection: ConnectionId, dialled: bool, now: Instant) {
+        let flight = self.flights.remove(&connection);
+        let Some(agent) = agent_of(&peer) else {
+            // Another kind of key: nobody of ours.
+            let _ = self.swarm.disconnect_peer_id(peer);
+            return;
+        };
+        if let Some(target) = flight.and_then(|flight| flight.target) {
+            self.dialer.landed(&target, agent);
+        }
+        if dialled {
+            self.links.dialled.insert(connection);
+        }
+        if self.links.connected.insert(agent) {
+            self.tell(MeshEvent::Connected(agent));
+            self.pull_from(agent, now);
+        }
+        for reply in self.opens.remove(&agent).unwrap_or_default() {
+            self.swarm.behaviour_mut().work.open(peer, reply);
+        }
+    }
+
+    fn on_closed(&mut self, peer: &PeerId, connection: ConnectionId, left: u32, now: Instant) {
+        self.links.dialled.remove(&connection);
+        if let Some(agent) = agent_of(peer).filter(|_| left == 0) {
+            self.links.connected.remove(&agent);
+            self.pulls.queue.remove(&agent);
+            self.dialer.lost(&agent, now);
+            self.tell(MeshEvent::Disconnected(agent));
+        }
+    }
+
+    /// Nobody answered where an agent should be: whoever waits for a stream to it waits in vain.
+    fn nobody_home(&mut self, peer: Option<&PeerId>) {
+        let agent = peer.and_then(agent_of).filter(|agent| !self.links.connected(agent));
+        for reply in agent.and_then(|agent| self.opens.remove(&agent)).unwrap_or_default() {
+            let _ = reply.send(Err(OpenError::NotConnected));
+        }
+    }
+
+    fn tell(&mut self, event: MeshEvent) {
+        if let Some(dropped) = self.outbox.push(event) {
+            tracing::debug!(?dropped, "the owner does not read its events");
+        }
+    }
+}
+
+fn can_be_dialled(address: &SocketAddr) -> bool {
+    address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
+}
+
+fn unanswered(agent: AgentId, error: &OutboundFailure) -> MeshError {
+    match error {
+        OutboundFailure::DialFailure => MeshError::NotConnected(agent),
+        OutboundFailure::Timeout => MeshError::Timeout(agent),
+        OutboundFailure::ConnectionClosed
+        | OutboundFailure::UnsupportedProtocols
+        | OutboundFailure::Io(_) => MeshError::Broken(agent, error.to_string()),
+    }
+}
+
+/// Sorts a dial error. libp2p wraps the cause in boxes without a common type, so its debug text is searched; of
+/// several addresses the most telling failure counts.
+fn failure(error: &DialError) -> DialFailure {
+    match error {
+        DialError::LocalPeerId { .. } => DialFailure::Myself,
+        DialError::Transport(all) => {
+            let text = format!("{all:?}");
+            let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+            if says(&["Decrypt"]) {
+                DialFailure::WrongSecret
+            } else if says(&["ConnectionRefused"]) {
+                DialFailure::Refused
+            } else if says(&["Timeout", "TimedOut"]) {
+                DialFailure::Timeout
+            } else {
+                DialFailure::Other(error.to_string().chars().take(300).collect())
+            }
+        }
+        DialError::WrongPeerId { .. } => DialFailure::Other("another peer answered there".to_owned()),
+        DialError::Denied { .. } => DialFailure::Other("there are too many connections".to_owned()),
+        DialError::Aborted => DialFailure::Other("too many dials at once".to_owned()),
+        DialError::NoAddresses | DialError::DialPeerConditionFalse(_) => {
+            DialFailure::Other("it is being dialled already".to_owned())
+        }
+    }
+}
