@@ -1,4 +1,5 @@
 //! The `tropa` command.
 
+pub mod job;
 pub mod journal;
 pub mod schedule;
