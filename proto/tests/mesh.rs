@@ -396,7 +396,7 @@ async fn a_dropped_stream_ends_for_the_other_side_whichever_it_is() {
 async fn a_frame_above_its_cap_is_refused_by_its_length_alone() {
     let (_agent, _coordinator, mut near, mut far) = pair().await;
     // An order may be longer than a report, and here one side reads the other's kind.
-    near.send(&run_of(MAX_BODY)).await.unwrap();
+    near.send(&run_of(MAX_RESULT_FRAME + (8 << 10))).await.unwrap();
     let refused = timeout(LIMIT, far.recv::<FromAgent>()).await.unwrap();
     let text = refused.unwrap_err().to_string();
     assert!(text.contains(&format!("above its cap of {}", FromAgent::CAP)), "{text}");

@@ -60,6 +60,8 @@ pub(super) struct Ledger {
     me: AgentId,
     own: Option<Vec<u8>>,
     agents: BTreeMap<AgentId, Entry>,
+    /// How many agents fit, this one included.
+    room: usize,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,7 @@ struct Present {
 
 impl Ledger {
     pub(super) fn new(me: AgentId) -> Self {
-        Self { me, own: None, agents: BTreeMap::new() }
+        Self { me, own: None, agents: BTreeMap::new(), room: MEMBERS }
     }
 
     /// Takes what this node says of itself; a leaving node is no longer named to others.
@@ -184,7 +186,7 @@ impl Ledger {
 
     /// Where there are too many agents, one that is gone is forgotten with its number.
     fn make_room(&mut self) -> bool {
-        if self.agents.len() < MEMBERS {
+        if self.agents.len() < self.room {
             return true;
         }
         let gone = self.agents.iter().find(|(agent, e)| e.present.is_none() && **agent != self.me);
@@ -359,12 +361,14 @@ mod tests {
             let key = Keypair::generate_ed25519();
             ledger.merge(&sign(&key, &announcement(1, 1, AgentState::Ready)).unwrap(), None, now)
         };
-        for _ in 0..MEMBERS {
+        assert_eq!(scene.ledger.room, MEMBERS);
+        scene.ledger.room = 3;
+        for _ in 0..3 {
             assert!(matches!(newcomer(&mut scene.ledger, scene.now), Merged::News(..)));
         }
         assert!(matches!(newcomer(&mut scene.ledger, scene.now), Merged::Full));
         let later = scene.now + Duration::from_secs(60);
-        assert_eq!(scene.ledger.expire(later).len(), MEMBERS);
+        assert_eq!(scene.ledger.expire(later).len(), 3);
         assert!(matches!(newcomer(&mut scene.ledger, later), Merged::News(..)));
     }
 

@@ -122,7 +122,11 @@ impl Driver {
         now: Instant,
     ) {
         let Flight { target, address } = flight;
-        let why = failure(error);
+        let why = match (error, &target) {
+            // libp2p leaves out the addresses at which this node listens itself.
+            (DialError::NoAddresses, Some(Target::Address(_)) | None) => DialFailure::Myself,
+            _ => failure(error),
+        };
         tracing::debug!(%address, ?target, %why, "dialling failed");
         if let Some(target) = &target {
             match why {
@@ -349,8 +353,7 @@ fn failure(error: &DialError) -> DialFailure {
         DialError::WrongPeerId { .. } => DialFailure::Other("another peer answered there".to_owned()),
         DialError::Denied { .. } => DialFailure::Other("there are too many connections".to_owned()),
         DialError::Aborted => DialFailure::Other("too many dials at once".to_owned()),
-        DialError::NoAddresses | DialError::DialPeerConditionFalse(_) => {
-            DialFailure::Other("it is being dialled already".to_owned())
-        }
+        DialError::NoAddresses => DialFailure::Other("it names addresses of this node only".to_owned()),
+        DialError::DialPeerConditionFalse(_) => DialFailure::Other("it is being dialled already".to_owned()),
     }
 }
