@@ -3,5 +3,6 @@
 
 mod double_own;
 mod floors;
+mod identity;
 mod real_engine;
 mod schedule;

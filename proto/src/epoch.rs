@@ -38,11 +38,14 @@ pub enum EpochComparison {
     NotComparable,
 }
 
+/// When it was sampled, and the epoch in nanoseconds.
+type Sample = (Duration, i64);
+
 /// The epochs that one agent has shown lately.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EpochTrack {
-    /// (when sampled, epoch in ns), oldest first.
-    samples: VecDeque<(Duration, i64)>,
+    /// Oldest first.
+    samples: VecDeque<Sample>,
     /// A difference counts at once.
     settled: bool,
 }
@@ -87,10 +90,9 @@ impl EpochTrack {
         }
     }
 
-    /// The latest epoch.
-    #[must_use]
-    pub fn latest(&self) -> Option<i64> {
-        self.samples.back().map(|(_, ns)| *ns)
+    /// The epochs that [`compare`](Self::compare) may look at, oldest first.
+    pub fn epochs(&self) -> impl Iterator<Item = i64> + '_ {
+        self.samples.iter().map(|(_, ns)| *ns)
     }
 
     /// Compares two agents. Symmetric.
@@ -142,11 +144,11 @@ impl EpochWatch {
 /// Every comparison that two series allow, in time order: each sample against the other side's latest one before
 /// it, if that is recent enough. Gives the time of the later sample.
 fn comparisons<'a>(
-    ours: &'a VecDeque<(Duration, i64)>,
-    theirs: &'a VecDeque<(Duration, i64)>,
+    ours: &'a VecDeque<Sample>,
+    theirs: &'a VecDeque<Sample>,
 ) -> impl Iterator<Item = (Duration, i64, i64)> + 'a {
     let (mut next_ours, mut next_theirs) = (0, 0);
-    let (mut last_ours, mut last_theirs): (Option<(Duration, i64)>, Option<(Duration, i64)>) = (None, None);
+    let (mut last_ours, mut last_theirs) = (None::<Sample>, None::<Sample>);
     std::iter::from_fn(move || {
         loop {
             let at = match (ours.get(next_ours), theirs.get(next_theirs)) {

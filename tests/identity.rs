@@ -1,0 +1,454 @@
+//! The truth tables: raw facts as a reader would find them, through the readers' parsers and the keyed hash, into
+//! the real fusion, lanes and continuity.
+//!
+//! `TROPA_CASES=DIR` loads the tables from another folder. Every row is run; one that comes out wrong fails the
+//! test with its id and situation.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use tropa_proto::{
+    bounded::{List, Text},
+    canonical,
+    continuity::{Anchor, Anchors, Outcome},
+    device::{Lane, Place, conflict},
+    epoch::EpochTrack,
+    evidence::{Facts, Gpu, GpuKind, Hypervisor, HypervisorClass, Key, Os, Reading, Salt},
+    fuse::{ClockOffset, Input, Interference, Kind, Member, PairFacts, Rule, Test, fuse},
+    id::{AgentId, MachineId},
+};
+
+#[test]
+fn truth_tables_of_fusion_come_out_right() {
+    check("fusion.json", |row: &FusionRow| (row.id, &row.situation, row.wrong()));
+}
+
+#[test]
+fn truth_tables_of_lanes_come_out_right() {
+    check("lanes.json", |row: &LanesRow| (row.id, &row.situation, row.wrong()));
+}
+
+#[test]
+fn truth_tables_of_continuity_come_out_right() {
+    check("continuity.json", |row: &ContinuityRow| (row.id, &row.situation, row.wrong()));
+}
+
+/// Runs all rows of a table and fails with those that come out wrong.
+fn check<R: DeserializeOwned>(table: &str, run: impl Fn(&R) -> (u32, &String, Option<String>)) {
+    let folder = std::env::var_os("TROPA_CASES")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("cases"), PathBuf::from);
+    let text =
+        fs::read_to_string(folder.join(table)).unwrap_or_else(|error| panic!("reading {table}: {error}"));
+    let rows: Vec<R> = serde_json::from_str(&text).unwrap_or_else(|error| panic!("parsing {table}: {error}"));
+    assert!(!rows.is_empty(), "{table} has no rows");
+    let wrong: Vec<String> = rows
+        .iter()
+        .filter_map(|row| {
+            let (id, situation, wrong) = run(row);
+            wrong.map(|wrong| format!("row {id} ({situation}): {wrong}"))
+        })
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{table}: {} of {} rows are wrong\n{}",
+        wrong.len(),
+        rows.len(),
+        wrong.join("\n")
+    );
+    println!("{table}: {} rows come out right", rows.len());
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FusionRow {
+    id: u32,
+    situation: String,
+    agents: BTreeMap<String, AgentFacts>,
+    #[serde(default)]
+    pairs: Vec<Pair>,
+    expect: FusionExpect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FusionExpect {
+    clusters: Vec<Vec<String>>,
+    excluded_pairs: Vec<(String, String)>,
+    warnings_include: Vec<String>,
+    #[serde(default)]
+    first_pair: Option<FirstPair>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FirstPair {
+    relation: String,
+    confidence: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pair {
+    a: String,
+    b: String,
+    facts: RawPairFacts,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPairFacts {
+    clock_offset_ms: Option<f64>,
+    rtt_ms: Option<f64>,
+    rendezvous: bool,
+    sandwich: Option<String>,
+    beacon: Option<String>,
+    local_peer: bool,
+    probe: Option<String>,
+    passive: Option<String>,
+    rule: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AgentFacts {
+    os: String,
+    hv: Option<String>,
+    hv_class: Option<String>,
+    agent_key: Option<String>,
+    boot_id: Option<String>,
+    boot_id_virtual: bool,
+    epoch_ns: Option<i64>,
+    time_namespace: bool,
+    machine_id: Option<String>,
+    product_uuid: Option<String>,
+    platform_uuid: Option<String>,
+    machine_guid: Option<String>,
+    wsl_host_guid: Option<String>,
+    hosts_vms: Vec<String>,
+    ppin: Vec<String>,
+    macs: Vec<String>,
+    nvme: Vec<String>,
+    cpu_model: Option<String>,
+    allowed_cpus: Option<String>,
+    gpus: Vec<RawGpu>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawGpu {
+    uuid: Option<String>,
+    kind: String,
+    parent: Option<String>,
+    uma: bool,
+}
+
+impl FusionRow {
+    /// What is wrong, if anything is.
+    fn wrong(&self) -> Option<String> {
+        let fusion = fuse(&self.input());
+        let name =
+            |id: &AgentId| self.agents.keys().find(|name| agent_id(name) == *id).cloned().unwrap_or_default();
+        let clusters: Vec<Vec<String>> =
+            fusion.machines().iter().map(|machine| machine.agents.iter().map(name).collect()).collect();
+        let mut excluded: Vec<(String, String)> =
+            fusion.excluded_pairs().iter().map(|(a, b)| (name(a), name(b))).collect();
+        excluded.sort();
+        let warnings: BTreeSet<&str> = fusion.warnings().iter().map(|warning| warning.code.text()).collect();
+        let mut wrong = Vec::new();
+        if clusters != self.expect.clusters {
+            wrong.push(format!("clusters {clusters:?}, expected {:?}", self.expect.clusters));
+        }
+        if excluded != self.expect.excluded_pairs {
+            wrong.push(format!("excluded {excluded:?}, expected {:?}", self.expect.excluded_pairs));
+        }
+        let expected: BTreeSet<&str> = self.expect.warnings_include.iter().map(String::as_str).collect();
+        if !expected.is_subset(&warnings) || (expected.is_empty() && !warnings.is_empty()) {
+            wrong.push(format!("warnings {warnings:?}, expected {expected:?}"));
+        }
+        let mut names = self.agents.keys().map(|name| agent_id(name));
+        if let (Some(expected), Some(a), Some(b)) = (&self.expect.first_pair, names.next(), names.next()) {
+            let relation = fusion.relation(a, b).unwrap();
+            let found = (kind_text(relation.kind), relation.confidence.to_string());
+            if found != (expected.relation.as_str(), expected.confidence.clone()) {
+                let why = fusion.why(a, b).unwrap();
+                wrong.push(format!(
+                    "first pair {found:?}, expected {} {}; {why}",
+                    expected.relation, expected.confidence
+                ));
+            }
+        }
+        (!wrong.is_empty()).then(|| wrong.join("; "))
+    }
+
+    fn input(&self) -> Input {
+        let key = Key::new(&Salt::LOOPBACK);
+        let members = self.agents.iter().map(|(name, facts)| facts.member(name, &key)).collect();
+        let mut input = Input { members, ..Input::default() };
+        for pair in &self.pairs {
+            let ids = (agent_id(&pair.a), agent_id(&pair.b));
+            input.facts.insert(ids, pair.facts.facts());
+            let rule = pair
+                .facts
+                .rule
+                .as_deref()
+                .map(|rule| one_of(rule, [("same", Rule::Same), ("distinct", Rule::Distinct)]));
+            input.rules.extend(rule.map(|rule| (ids.0, ids.1, rule)));
+        }
+        input
+    }
+}
+
+impl RawPairFacts {
+    fn facts(&self) -> PairFacts {
+        let test = |text: &Option<String>| {
+            text.as_deref().map(|text| one_of(text, [("pass", Test::Pass), ("fail", Test::Fail)]))
+        };
+        let interference = |text: &Option<String>| {
+            let known = [("positive", Interference::Positive), ("negative", Interference::Negative)];
+            text.as_deref().map(|text| one_of(text, known))
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "milliseconds of a table"
+        )]
+        let clock = self.clock_offset_ms.map(|offset| ClockOffset {
+            offset_ns: (offset * 1e6).round() as i64,
+            rtt_ns: (self.rtt_ms.unwrap_or(0.0) * 1e6).round() as u64,
+        });
+        PairFacts {
+            clock,
+            rendezvous: self.rendezvous,
+            sandwich: test(&self.sandwich),
+            beacon: test(&self.beacon),
+            local_peer: self.local_peer,
+            probe: interference(&self.probe),
+            passive: interference(&self.passive),
+        }
+    }
+}
+
+impl AgentFacts {
+    fn member(&self, name: &str, key: &Key) -> Member {
+        let id = agent_id(name);
+        let epoch = self.epoch_ns.map_or(Reading::Absent, canonical::epoch);
+        Member {
+            id,
+            key: self.agent_key.as_deref().map_or(id, |text| agent_id(&format!("key {text}"))),
+            evidence: Arc::new(self.canonical().keyed(key)),
+            epoch: EpochTrack::settled(&epoch),
+            first_heard: Duration::ZERO,
+            last_heard: Duration::from_secs(1),
+            flapping: false,
+        }
+    }
+
+    /// The facts by the parsers that the readers use.
+    fn canonical(&self) -> Facts {
+        let os = one_of(&self.os, [("linux", Os::Linux), ("macos", Os::Macos), ("windows", Os::Windows)]);
+        let hypervisors = [
+            ("none", Hypervisor::None),
+            ("root", Hypervisor::Root),
+            ("vm", Hypervisor::Vm),
+            ("unknown", Hypervisor::Unknown),
+        ];
+        let classes = [
+            ("homelab", HypervisorClass::Homelab),
+            ("desktop", HypervisorClass::Desktop),
+            ("cloud", HypervisorClass::Cloud),
+            ("unknown", HypervisorClass::Unknown),
+        ];
+        let one = |text: &Option<String>, parse: fn(&str) -> Reading<String>| {
+            text.as_deref().map_or(Reading::Absent, parse)
+        };
+        let boot_id = one(&self.boot_id, canonical::uuid);
+        let empty = Facts::empty(os);
+        Facts {
+            hypervisor: one_of(self.hv.as_deref().unwrap_or("unknown"), hypervisors),
+            hypervisor_class: one_of(self.hv_class.as_deref().unwrap_or("unknown"), classes),
+            time_namespace: self.time_namespace,
+            boot_id: if self.boot_id_virtual { boot_id.into_virtual() } else { boot_id },
+            machine_id: one(&self.machine_id, canonical::machine_id),
+            product_uuid: one(&self.product_uuid, canonical::product_uuid),
+            platform_uuid: one(&self.platform_uuid, canonical::uuid),
+            machine_guid: one(&self.machine_guid, canonical::uuid),
+            wsl_host_guid: one(&self.wsl_host_guid, canonical::uuid),
+            hosts_vms: canonical::set(self.hosts_vms.iter().map(|text| canonical::product_uuid(text))),
+            ppin: canonical::set(self.ppin.iter().map(|text| canonical::ppin(text))),
+            macs: canonical::set(self.macs.iter().map(|text| canonical::mac(text))),
+            nvme: canonical::set(self.nvme.iter().map(|text| canonical::nvme_serial(text))),
+            cpu_model: self.cpu_model.as_deref().map_or(Reading::Absent, canonical::cpu_model),
+            cpus: tropa_proto::evidence::Cpus {
+                allowed: Text::cut(self.allowed_cpus.as_deref().unwrap_or_default()),
+                ..empty.cpus
+            },
+            gpus: List::new(self.gpus.iter().filter_map(RawGpu::canonical).collect()).unwrap(),
+            ..empty
+        }
+    }
+}
+
+impl RawGpu {
+    /// The GPU, or nothing where its kind needs an id that it does not have.
+    fn canonical(&self) -> Option<Gpu<String>> {
+        let id =
+            |text: &Option<String>| text.as_deref().and_then(|text| canonical::gpu_id(text).value().cloned());
+        let kind = match self.kind.as_str() {
+            "full" | "" => GpuKind::Full,
+            "mig" => GpuKind::Mig { parent: id(&self.parent)? },
+            "vgpu" => GpuKind::Vgpu,
+            other => panic!("no kind of GPU: {other}"),
+        };
+        Some(Gpu {
+            vendor: Text::default(),
+            name: Text::default(),
+            uuid: id(&self.uuid),
+            kind,
+            pci: None,
+            memory: 0,
+            uma: self.uma,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LanesRow {
+    id: u32,
+    situation: String,
+    a: RawChunk,
+    b: RawChunk,
+    expect: LanesExpect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LanesExpect {
+    parallel: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawChunk {
+    machine: String,
+    gpus: Vec<RawGpu>,
+    cpu: bool,
+    numa_nodes: Vec<u16>,
+}
+
+impl LanesRow {
+    fn wrong(&self) -> Option<String> {
+        let together = self.a.machine == self.b.machine;
+        let (a, b) = (self.a.lane(), self.b.lane());
+        let parallel = !conflict(&a, &b, together);
+        if conflict(&b, &a, together) == parallel {
+            return Some(format!("{a} against {b} depends on the order"));
+        }
+        (parallel != self.expect.parallel).then(|| format!("{a} against {b}: parallel {parallel}"))
+    }
+}
+
+impl RawChunk {
+    fn lane(&self) -> Lane {
+        let key = Key::new(&Salt::LOOPBACK);
+        let mut facts = Facts::empty(Os::Linux);
+        facts.gpus = List::new(self.gpus.iter().filter_map(RawGpu::canonical).collect()).unwrap();
+        let machine = agent_id(&self.machine);
+        let place = Place { machine: MachineId(machine), kernel: machine };
+        Lane::of(place, facts.keyed(&key).gpus.iter(), self.cpu, &self.numa_nodes)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContinuityRow {
+    id: u32,
+    situation: String,
+    record: RawAnchors,
+    seen: RawAnchors,
+    record_alive: bool,
+    expect: ContinuityExpect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContinuityExpect {
+    outcome: String,
+    warning: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawAnchors {
+    ppin: Vec<String>,
+    product_uuid: Vec<String>,
+    platform_uuid: Vec<String>,
+    gpus: Vec<String>,
+    macs: Vec<String>,
+    nvme: Vec<String>,
+    machine_id: Vec<String>,
+    machine_guid: Vec<String>,
+    agent_key: Vec<String>,
+    boot: Option<String>,
+}
+
+impl ContinuityRow {
+    fn wrong(&self) -> Option<String> {
+        let found = self.seen.anchors().matches(&self.record.anchors(), self.record_alive);
+        let outcomes = [("REBIND", Outcome::Rebind), ("NEW", Outcome::New), ("CLONE", Outcome::Clone)];
+        let warning = found.warning.map(|code| code.text().to_owned());
+        let right = found.outcome == one_of(&self.expect.outcome, outcomes) && warning == self.expect.warning;
+        (!right).then(|| format!("{found:?}"))
+    }
+}
+
+impl RawAnchors {
+    fn anchors(&self) -> Anchors<String> {
+        let values = [
+            (Anchor::Ppin, &self.ppin),
+            (Anchor::ProductUuid, &self.product_uuid),
+            (Anchor::PlatformUuid, &self.platform_uuid),
+            (Anchor::Gpu, &self.gpus),
+            (Anchor::Mac, &self.macs),
+            (Anchor::Nvme, &self.nvme),
+            (Anchor::MachineId, &self.machine_id),
+            (Anchor::MachineGuid, &self.machine_guid),
+            (Anchor::AgentKey, &self.agent_key),
+        ];
+        let values = values.map(|(anchor, values)| (anchor, values.iter().cloned().collect()));
+        Anchors { values: values.into_iter().collect(), boots: self.boot.iter().cloned().collect() }
+    }
+}
+
+/// The id that a name stands for: its bytes, so that names and ids have one order.
+fn agent_id(name: &str) -> AgentId {
+    let mut id = [0; 32];
+    id[..name.len()].copy_from_slice(name.as_bytes());
+    AgentId(id)
+}
+
+fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> T {
+    let found = known.iter().find(|(name, _)| *name == text);
+    found.unwrap_or_else(|| panic!("{text:?} is not a word of the tables")).1
+}
+
+fn kind_text(kind: Kind) -> &'static str {
+    match kind {
+        Kind::SameKernel => "SAME_KERNEL",
+        Kind::SameMachine => "SAME_MACHINE",
+        Kind::UnknownExclude => "UNKNOWN_EXCLUDE",
+        Kind::Distinct => "DISTINCT",
+    }
+}
+
+#[test]
+fn a_misspelt_field_is_an_error_and_not_missing_evidence() {
+    assert!(serde_json::from_str::<AgentFacts>(r#"{"os": "linux", "boot-id": "x"}"#).is_err());
+    assert!(serde_json::from_str::<RawPairFacts>(r#"{"sandwhich": "pass"}"#).is_err());
+}
