@@ -126,6 +126,13 @@ impl Lane {
         lane
     }
 
+    /// What both occupy.
+    #[must_use]
+    pub fn union(mut self, mut other: Self) -> Self {
+        self.0.append(&mut other.0);
+        self
+    }
+
     /// The devices, sorted.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
         self.0.iter()

@@ -1,1 +1,456 @@
-//! Being written.
+//! Who is there now: announcements, descriptions and silence become agents, kernels, machines and lanes.
+//!
+//! Pure: every call brings the time, as a duration since the reader's own start. [`Roster::view`] is computed
+//! anew only when something changed; it is what a coordinator plans and schedules with.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    device::{Lane, Place},
+    epoch::EpochWatch,
+    evidence::Evidence,
+    fuse::{Fusion, Input, Member, PairFacts, Rule, Why, fuse},
+    id::{AgentId, Incarnation, MachineId},
+    message::{AgentState, Announcement, Description, EngineState, Inventory},
+};
+
+/// An agent that has been silent for this many of its own periods is gone: three lost announcements and a late
+/// one are a death, one lost announcement is not (`reliability.md` §4).
+const SILENT_PERIODS: f64 = 3.5;
+
+/// Agents of one mesh (`security.md` §6); beyond it the newest are ignored.
+pub const MAX_AGENTS: usize = 1024;
+
+/// The hashes of an announcement: of the evidence bundle and of the inventory.
+pub type Hashes = ([u8; 32], [u8; 32]);
+
+/// The agents of a mesh as one reader knows them.
+#[derive(Debug, Default)]
+pub struct Roster {
+    accept_declared: bool,
+    entries: BTreeMap<AgentId, Entry>,
+    epochs: EpochWatch,
+    facts: BTreeMap<(AgentId, AgentId), PairFacts>,
+    rules: BTreeSet<(AgentId, AgentId, Rule)>,
+    view: Option<View>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    announcement: Announcement,
+    heard: Duration,
+    first_heard: Duration,
+    evidence: Arc<Evidence>,
+    inventory: Option<Arc<Inventory>>,
+    described: Option<Hashes>,
+    connected: bool,
+}
+
+/// The roster, grouped.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Machines in the order of their ids.
+    pub machines: Vec<Machine>,
+    /// Installs in the order of their agents' ids.
+    pub installs: Vec<Install>,
+    /// What the evidence says: relations with their reasons, excluded pairs, warnings. `None` before the first agent.
+    pub fusion: Option<Fusion>,
+}
+
+/// One physical box, as far as the evidence tells.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its id: the smallest of its agents.
+    pub id: MachineId,
+    /// Its name for people: the label of that agent.
+    pub name: String,
+    /// Its agents, in order.
+    pub agents: Vec<AgentId>,
+}
+
+/// One install.
+#[derive(Clone, Debug)]
+pub struct Install {
+    /// Its agent.
+    pub agent: AgentId,
+    /// The run of its agent.
+    pub incarnation: Incarnation,
+    /// The agent's name for people, not yet escaped.
+    pub label: String,
+    /// Its machine.
+    pub machine: MachineId,
+    /// The devices that it occupies while it works.
+    pub lane: Lane,
+    /// How many chunks it may work on at once.
+    pub width: u16,
+    /// What it has; `None` until its agent has been asked.
+    pub inventory: Option<Arc<Inventory>>,
+    /// All evidence, or as much as the announcement carries.
+    pub evidence: Arc<Evidence>,
+    /// Installs that share a device with it.
+    pub rivals: BTreeSet<AgentId>,
+    /// Why it gets no work, if it gets none.
+    pub out: Option<Out>,
+}
+
+/// Why an install gets no work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Out {
+    /// Its agent has not been asked yet what it has.
+    NotDescribed,
+    /// Its agent is leaving.
+    Draining,
+    /// Its evidence was declared by an operator, and this coordinator does not accept that.
+    Declared,
+    /// Its engine does not answer; says why.
+    Down(String),
+    /// Its Ollama is too old; says which version.
+    TooOld(String),
+    /// Something answers that is not Ollama; says what.
+    NotOllama(String),
+}
+
+impl Roster {
+    /// Starts with nobody. Declared evidence is believed only with `accept_declared`.
+    #[must_use]
+    pub fn new(accept_declared: bool) -> Self {
+        Self { accept_declared, ..Self::default() }
+    }
+
+    /// Takes an announcement that the mesh has found to be genuine and newer than the last of its agent.
+    pub fn announced(&mut self, agent: AgentId, announcement: Announcement, now: Duration) {
+        if announcement.state == AgentState::Leaving {
+            self.forget(agent);
+            return;
+        }
+        let known = self.entries.contains_key(&agent);
+        if !known && self.entries.len() >= MAX_AGENTS {
+            return;
+        }
+        let sampled = now.saturating_sub(Duration::from_millis(u64::from(announcement.sampled_ms_ago)));
+        self.epochs.observe(agent, &announcement.core.epoch_ns, sampled);
+        self.view = None;
+        match self.entries.get_mut(&agent) {
+            Some(entry) => {
+                if entry.announcement.incarnation != announcement.incarnation {
+                    entry.first_heard = now;
+                }
+                entry.heard = now;
+                entry.announcement = announcement;
+            }
+            None => {
+                let entry = Entry {
+                    heard: now,
+                    first_heard: now,
+                    evidence: Arc::new(Evidence::from_core(&announcement.core)),
+                    inventory: None,
+                    described: None,
+                    connected: false,
+                    announcement,
+                };
+                self.entries.insert(agent, entry);
+            }
+        }
+    }
+
+    /// Takes what stands behind the hashes of an announcement, together with the hashes that were asked for.
+    pub fn described(&mut self, agent: AgentId, hashes: Hashes, description: Description) {
+        if let Some(entry) = self.entries.get_mut(&agent) {
+            entry.evidence = Arc::new(description.evidence);
+            entry.inventory = Some(Arc::new(description.inventory));
+            entry.described = Some(hashes);
+            self.view = None;
+        }
+    }
+
+    /// The agents whose description is missing or no longer the announced one, with the hashes to ask for.
+    #[must_use]
+    pub fn undescribed(&self) -> Vec<(AgentId, Hashes)> {
+        let wanted = self.entries.iter().filter_map(|(agent, entry)| {
+            let hashes = (entry.announcement.bundle, entry.announcement.inventory);
+            (entry.described != Some(hashes)).then_some((*agent, hashes))
+        });
+        wanted.collect()
+    }
+
+    /// Notes whether there is a direct connection: an agent with one is judged by that and not by silence.
+    pub fn connected(&mut self, agent: AgentId, connected: bool) {
+        if let Some(entry) = self.entries.get_mut(&agent) {
+            entry.connected = connected;
+        }
+    }
+
+    /// Takes an agent out.
+    pub fn forget(&mut self, agent: AgentId) {
+        if self.entries.remove(&agent).is_some() {
+            self.epochs.forget(agent);
+            self.view = None;
+        }
+    }
+
+    /// Takes out who has been silent for too long, and says who that was.
+    pub fn expire(&mut self, now: Duration) -> Vec<AgentId> {
+        let silent: Vec<AgentId> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.dies_at() <= now)
+            .map(|(agent, _)| *agent)
+            .collect();
+        for agent in &silent {
+            self.forget(*agent);
+        }
+        silent
+    }
+
+    /// When the next agent expires, if nothing is heard of it.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.entries.values().map(Entry::dies_at).min()
+    }
+
+    /// How many agents there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Nobody is there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether anything has changed since the last [`Roster::view`].
+    #[must_use]
+    pub fn is_changed(&self) -> bool {
+        self.view.is_none()
+    }
+
+    /// The roster, grouped by its evidence.
+    pub fn view(&mut self) -> &View {
+        if self.view.is_none() {
+            self.view = Some(self.group());
+        }
+        self.view.get_or_insert_with(View::default)
+    }
+
+    /// Takes what is known about pairs: live tests and rules. Facts about absent agents count nothing.
+    pub fn set_facts(
+        &mut self,
+        facts: BTreeMap<(AgentId, AgentId), PairFacts>,
+        rules: BTreeSet<(AgentId, AgentId, Rule)>,
+    ) {
+        (self.facts, self.rules) = (facts, rules);
+        self.view = None;
+    }
+
+    fn group(&self) -> View {
+        let members = self.entries.iter().map(|(agent, entry)| Member {
+            id: *agent,
+            key: *agent,
+            evidence: if self.believes(entry) {
+                Arc::clone(&entry.evidence)
+            } else {
+                Arc::new(Evidence::empty(entry.announcement.core.os))
+            },
+            epoch: self.epochs.track(*agent),
+            first_heard: entry.first_heard,
+            last_heard: entry.heard,
+            flapping: false,
+        });
+        let members = members.collect();
+        let fusion = fuse(&Input { members, facts: self.facts.clone(), rules: self.rules.clone() });
+        let mut installs: Vec<Install> =
+            self.entries.iter().filter_map(|(agent, entry)| self.install(*agent, entry, &fusion)).collect();
+        let lanes: Vec<(AgentId, Lane)> =
+            installs.iter().map(|install| (install.agent, install.lane.clone())).collect();
+        for install in &mut installs {
+            let me = (install.agent, &install.lane);
+            let others = lanes.iter().filter(|(agent, _)| *agent != install.agent);
+            install.rivals = others
+                .filter(|(agent, lane)| !fusion.may_overlap(me, (*agent, lane)))
+                .map(|(agent, _)| *agent)
+                .collect();
+        }
+        let machines = fusion.machines().iter().map(|machine| Machine {
+            id: machine.id,
+            name: self.label(machine.id.0),
+            agents: machine.agents.clone(),
+        });
+        View { machines: machines.collect(), installs, fusion: Some(fusion) }
+    }
+
+    fn install(&self, agent: AgentId, entry: &Entry, fusion: &Fusion) -> Option<Install> {
+        let place = fusion.place(agent)?;
+        Some(Install {
+            agent,
+            incarnation: entry.announcement.incarnation,
+            label: entry.announcement.label.to_string(),
+            machine: place.machine,
+            lane: lane(place, &entry.evidence, entry.inventory.as_deref()),
+            width: entry.announcement.width,
+            inventory: entry.inventory.clone(),
+            evidence: Arc::clone(&entry.evidence),
+            rivals: BTreeSet::new(),
+            out: self.out(entry),
+        })
+    }
+
+    fn out(&self, entry: &Entry) -> Option<Out> {
+        if entry.announcement.state != AgentState::Ready {
+            return Some(Out::Draining);
+        }
+        if !self.believes(entry) {
+            return Some(Out::Declared);
+        }
+        let Some(inventory) = &entry.inventory else { return Some(Out::NotDescribed) };
+        match &inventory.engine {
+            EngineState::Up => None,
+            EngineState::Down(why) => Some(Out::Down(why.to_string())),
+            EngineState::TooOld => Some(Out::TooOld(inventory.version.to_string())),
+            EngineState::NotOllama(what) => Some(Out::NotOllama(what.to_string())),
+        }
+    }
+
+    fn believes(&self, entry: &Entry) -> bool {
+        self.accept_declared || !(entry.announcement.core.declared || entry.evidence.declared)
+    }
+
+    fn label(&self, agent: AgentId) -> String {
+        self.entries.get(&agent).map_or_else(|| agent.short(), |entry| entry.announcement.label.to_string())
+    }
+}
+
+impl Entry {
+    fn dies_at(&self) -> Duration {
+        if self.connected {
+            return Duration::MAX;
+        }
+        let period = Duration::from_millis(u64::from(self.announcement.period_ms));
+        self.heard + period.mul_f64(SILENT_PERIODS)
+    }
+}
+
+impl View {
+    /// Says in a few words why work of two agents may not overlap.
+    #[must_use]
+    pub fn why_together(&self, a: AgentId, b: AgentId) -> String {
+        let why = self.fusion.as_ref().and_then(|fusion| fusion.why(a, b));
+        let text =
+            |why: Why| why.reasons.iter().map(|reason| reason.text.as_str()).collect::<Vec<_>>().join(", ");
+        why.map_or_else(|| "they share a device".to_owned(), text)
+    }
+
+    /// The install of an agent.
+    #[must_use]
+    pub fn install(&self, agent: AgentId) -> Option<&Install> {
+        let at = self.installs.binary_search_by_key(&agent, |install| install.agent).ok()?;
+        self.installs.get(at)
+    }
+}
+
+/// What an install may occupy: as much as all its loaded models do, and everything claimed while none is loaded.
+fn lane(place: Place, evidence: &Evidence, inventory: Option<&Inventory>) -> Lane {
+    let loaded = inventory.into_iter().flat_map(|inventory| inventory.models.iter()).filter_map(|m| m.loaded);
+    let lanes = loaded.map(|loaded| Lane::occupied(place, evidence, Some(&loaded)));
+    lanes.reduce(Lane::union).unwrap_or_else(|| Lane::occupied(place, evidence, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bounded::{List, Text},
+        evidence::{Core, Os, Reading, Tag},
+        id::Incarnation,
+    };
+
+    fn announcement(boot: u8, seq: u64) -> Announcement {
+        let mut evidence = Evidence::empty(Os::Linux);
+        evidence.boot_id = Reading::Value(Tag([boot; 16]));
+        evidence.hypervisor = crate::evidence::Hypervisor::None;
+        Announcement {
+            incarnation: Incarnation(1),
+            seq,
+            period_ms: 10_000,
+            state: AgentState::Ready,
+            label: Text::cut("den"),
+            core: Core::new(&evidence, Reading::Absent),
+            sampled_ms_ago: 0,
+            locks: List::default(),
+            width: 1,
+            bundle: [0; 32],
+            inventory: [0; 32],
+            addresses: List::default(),
+        }
+    }
+
+    fn agent(n: u8) -> AgentId {
+        AgentId([n; 32])
+    }
+
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn two_agents_on_one_kernel_are_rivals_and_on_two_kernels_are_not() {
+        for (boots, rivals) in [([1, 1], 1), ([1, 2], 0)] {
+            let mut roster = Roster::new(false);
+            roster.announced(agent(1), announcement(boots[0], 1), at(0));
+            roster.announced(agent(2), announcement(boots[1], 1), at(0));
+            roster.announced(agent(1), announcement(boots[0], 2), at(1));
+            let view = roster.view();
+            assert_eq!(view.installs[0].rivals.len(), rivals, "{boots:?}");
+            assert_eq!(view.machines.len(), 2 - rivals);
+        }
+    }
+
+    #[test]
+    fn silence_for_three_and_a_half_periods_is_a_death_unless_there_is_a_connection() {
+        let mut roster = Roster::new(false);
+        roster.announced(agent(1), announcement(1, 1), at(0));
+        roster.announced(agent(2), announcement(2, 1), at(0));
+        roster.connected(agent(2), true);
+        assert_eq!(roster.expire(at(34)), []);
+        assert_eq!(roster.next_deadline(), Some(at(35)));
+        assert_eq!(roster.expire(at(35)), [agent(1)]);
+        assert_eq!(roster.len(), 1);
+    }
+
+    #[test]
+    fn an_agent_that_leaves_is_gone_at_once() {
+        let mut roster = Roster::new(false);
+        roster.announced(agent(1), announcement(1, 1), at(0));
+        let last = Announcement { state: AgentState::Leaving, ..announcement(1, 2) };
+        roster.announced(agent(1), last, at(1));
+        assert!(roster.is_empty());
+    }
+
+    #[test]
+    fn declared_evidence_gets_no_work_unless_it_is_accepted() {
+        for accepted in [false, true] {
+            let mut declared = announcement(1, 1);
+            declared.core.declared = true;
+            let mut roster = Roster::new(accepted);
+            roster.announced(agent(1), declared, at(0));
+            assert_eq!(roster.view().installs[0].out == Some(Out::Declared), !accepted);
+        }
+    }
+
+    #[test]
+    fn the_mesh_takes_no_more_agents_than_its_bound_and_keeps_the_first() {
+        let mut roster = Roster::new(false);
+        for n in 0..=MAX_AGENTS {
+            let mut id = [0; 32];
+            id[..2].copy_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
+            roster.announced(AgentId(id), announcement(1, 1), at(0));
+        }
+        assert_eq!(roster.len(), MAX_AGENTS);
+        assert!(roster.entries.contains_key(&AgentId([0; 32])));
+    }
+}
