@@ -37,8 +37,7 @@ use rustix::{
 };
 use tropa_proto::{bounded::Text, evidence::Reading};
 
-/// Bytes of one file: `/proc/cpuinfo` of 128 processors has about 200 KiB, everything else far less. What a reader
-/// looks for stands in the first pages of it.
+/// Bytes of one file: an identifier has some dozens, the largest text (a process's status) some thousands.
 pub const MAX_FILE: usize = 64 << 10;
 
 /// Bytes of `/proc/cpuinfo`, whose length grows with the processors (about 1.6 KiB each).
@@ -220,7 +219,8 @@ pub(crate) fn rejected<T>(why: &str) -> Reading<T> {
 }
 
 fn refused<T>(errno: Errno) -> Reading<T> {
-    if errno == Errno::NOENT || errno == Errno::NOTDIR || errno == Errno::NODEV || errno == Errno::NXIO {
+    // Gone, below something that is no directory, or of a process or a device that has ended.
+    if [Errno::NOENT, Errno::NOTDIR, Errno::NODEV, Errno::NXIO, Errno::SRCH].contains(&errno) {
         Reading::Absent
     } else if errno == Errno::ACCESS || errno == Errno::PERM {
         Reading::Denied
@@ -279,6 +279,15 @@ pub(crate) mod tests {
         assert!(matches!(root.text("full"), Reading::Value(_)));
         assert_eq!(root.text("missing"), Reading::Absent);
         assert_eq!(root.text("end/below"), Reading::Absent);
+    }
+
+    #[test]
+    fn a_file_that_this_user_may_not_read_is_denied_and_a_gone_process_is_absent() {
+        // Tests may run as root, who may read everything: the errors themselves are checked.
+        assert_eq!(refused::<()>(Errno::ACCESS), Reading::Denied);
+        assert_eq!(refused::<()>(Errno::PERM), Reading::Denied);
+        assert_eq!(refused::<()>(Errno::SRCH), Reading::Absent);
+        assert!(matches!(refused::<()>(Errno::IO), Reading::Rejected(_)));
     }
 
     #[test]

@@ -1,0 +1,177 @@
+//! What can be read about this kernel, this machine and its devices: one reader per signal over a root directory.
+//!
+//! Every reader is a function of a [`Root`], which is `/` or a fixture tree, so that each trap has a test. A
+//! signal that is not there, not readable or not to be believed says so; none stands in for another silently. The
+//! canonical forms and the denylists are `tropa_proto::canonical`'s. [`files`] lists the tree of a declared root.
+//!
+//! Nothing here leaves the machine as it is read: [`Facts`] are keyed into `Evidence` before they are published,
+//! and only [`show`] with `raw` prints them, to the operator.
+
+pub mod amd;
+pub mod clock;
+pub mod command;
+pub mod cpus;
+pub mod files;
+pub mod lane;
+pub mod linux;
+pub mod macos;
+pub mod nvidia;
+pub mod platform;
+pub mod process;
+mod show;
+#[cfg(test)]
+mod tests;
+pub mod windows;
+
+use serde::Deserialize;
+use tropa_proto::{
+    bounded::{List, Text},
+    canonical,
+    evidence::{Facts, Gpu, GpuKind, Os, Reading},
+    message::Loaded,
+};
+
+pub use files::Root;
+pub use lane::{LaneError, LaneSpec, vram_step};
+pub use show::{show, show_json};
+
+use lane::Clues;
+use nvidia::{Card, Library, NoLibrary, Nvml};
+
+/// What a reading needs beside the file system.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which devices the install uses, as the operator says.
+    pub lane: Option<LaneSpec>,
+    /// The port of the install, if it is on this host.
+    pub port: Option<u16>,
+    /// How the loaded model lies in memory, from `/api/ps`.
+    pub loaded: Option<Loaded>,
+    /// The GPU that a step in memory gave away ([`vram_step`]), by its place.
+    pub stepped: Option<u16>,
+    /// What `TROPA_MACHINE` says.
+    pub machine: Option<String>,
+}
+
+/// Reads everything. NVIDIA's library is asked on the machine's own root only.
+///
+/// Reads files and may load a library: some milliseconds, up to a second with NVML; not for an async thread.
+#[must_use]
+pub fn read(root: &Root, options: &Options) -> Facts {
+    if root.is_declared() { read_with(root, options, &NoLibrary) } else { read_with(root, options, &Nvml) }
+}
+
+/// Reads everything, with cards from a given library.
+#[must_use]
+pub fn read_with(root: &Root, options: &Options, library: &dyn Library) -> Facts {
+    let mut facts = match os(root) {
+        Os::Linux => linux::read(root),
+        Os::Macos => macos::read(root),
+        Os::Windows => windows::read(root),
+    };
+    facts.declared = root.is_declared();
+    facts.machine_rule = options.machine.clone().filter(|rule| !rule.trim().is_empty());
+
+    let cards = library.cards().unwrap_or_else(|why| {
+        tracing::debug!(%why, "no NVML; looking at the driver's files");
+        nvidia::from_proc(root)
+    });
+    facts.gpus = gpus(root, &facts, &cards);
+    let clues = Clues {
+        named: options.lane.as_ref(),
+        port: options.port,
+        loaded: options.loaded,
+        stepped: options.stepped,
+        cards: &cards,
+    };
+    facts.lane = lane::claim(root, &facts, platform::read(root).wsl, &clues);
+    facts
+}
+
+/// Samples the boot epoch in nanoseconds since 1970; travels in announcements, not in the bundle.
+#[must_use]
+pub fn sample_epoch(root: &Root) -> Reading<i64> {
+    match os(root) {
+        Os::Linux => clock::sample_epoch(root, &platform::read(root)),
+        Os::Macos | Os::Windows => Reading::Absent,
+    }
+}
+
+fn os(root: &Root) -> Os {
+    let declared = root.line("tropa/os").filter(|_| root.is_declared());
+    match declared.as_deref() {
+        Some("macos") => Os::Macos,
+        Some("windows") => Os::Windows,
+        Some(_) => Os::Linux,
+        None if root.is_declared() || cfg!(target_os = "linux") => Os::Linux,
+        None if cfg!(target_os = "macos") => Os::Macos,
+        None => Os::Windows,
+    }
+}
+
+/// All GPUs in the order of their addresses. Each card once: the DRM tree shows the cards of AMD and Intel only.
+fn gpus(root: &Root, facts: &Facts, cards: &[Card]) -> List<Gpu<String>, 64> {
+    let mut gpus = facts.gpus.to_vec();
+    gpus.extend(nvidia::gpus(cards));
+    gpus.extend(amd::gpus(root));
+    gpus.extend(declared_gpus(root));
+    gpus.sort_by(|a, b| (&a.pci, a).cmp(&(&b.pci, b)));
+    gpus.dedup();
+    let (list, cut) = List::cut(gpus);
+    if cut {
+        tracing::warn!("more than {} GPUs: the rest is left out", list.len());
+    }
+    list
+}
+
+/// A GPU as a declared tree writes it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct DeclaredGpu {
+    vendor: String,
+    name: String,
+    uuid: Option<String>,
+    kind: String,
+    parent: Option<String>,
+    pci: Option<String>,
+    memory: u64,
+    uma: bool,
+}
+
+impl Default for DeclaredGpu {
+    fn default() -> Self {
+        Self {
+            vendor: "nvidia".to_owned(),
+            name: String::new(),
+            uuid: None,
+            kind: "full".to_owned(),
+            parent: None,
+            pci: None,
+            memory: 0,
+            uma: false,
+        }
+    }
+}
+
+fn declared_gpus(root: &Root) -> Vec<Gpu<String>> {
+    let Some(text) = root.line("tropa/gpus.json").filter(|_| root.is_declared()) else { return Vec::new() };
+    let declared: Vec<DeclaredGpu> = serde_json::from_str(&text).unwrap_or_else(|error| {
+        tracing::warn!(%error, "tropa/gpus.json of the declared host is not a list of GPUs");
+        Vec::new()
+    });
+    let id = |text: &str| canonical::gpu_id(text).value().cloned();
+    let gpu = |gpu: DeclaredGpu| Gpu {
+        vendor: Text::cut(&gpu.vendor),
+        name: Text::cut(&gpu.name),
+        uuid: gpu.uuid.as_deref().and_then(id),
+        kind: match (gpu.kind.as_str(), gpu.parent.as_deref().and_then(id)) {
+            ("mig", Some(parent)) => GpuKind::Mig { parent },
+            ("vgpu", _) => GpuKind::Vgpu,
+            _ => GpuKind::Full,
+        },
+        pci: gpu.pci.as_deref().and_then(nvidia::pci_address),
+        memory: gpu.memory,
+        uma: gpu.uma,
+    };
+    declared.into_iter().map(gpu).collect()
+}

@@ -1,0 +1,301 @@
+//! Which devices the install of this agent may occupy: a ladder, first hit wins (`identity.md` §3.5).
+//!
+//! Ollama does not say where it works. The operator may (`--lane`); else the runner's process is looked for on the
+//! GPUs, then its DRM file descriptors, then the environment of the server. Nothing decided: everything visible is
+//! reserved, which costs parallel work and never correctness.
+//!
+//! Two rungs are not climbed here. The server's log lies in another place on every platform. The step in GPU
+//! memory while a model loads needs an observer over time: [`vram_step`] decides, its caller watches.
+//!
+//! Whether `dram` is occupied too depends on how the model lies in memory: it is, until `/api/ps` shows the loaded
+//! model whole on the GPU. On a host where no GPU is visible the claim is `dram` by the last rung, and there it is
+//! no guess: everything visible is all there is. A finding that the device is not known belongs only to claims of
+//! that rung that name a GPU.
+
+use std::{collections::BTreeSet, fmt, str::FromStr};
+
+use tropa_proto::{
+    bounded::List,
+    canonical,
+    evidence::{Attribution, Facts, Gpu, GpuKind, LaneClaim, Reading},
+    message::Loaded,
+};
+
+use super::{
+    cpus,
+    files::Root,
+    nvidia::{Card, Process},
+    process::{self, Server},
+};
+
+/// Devices that an operator may name for one lane: as many as a bundle carries GPUs, and `dram`.
+const MAX_NAMED: usize = 65;
+
+/// GPU memory that a client must hold to count as working there: opening a device takes a few MiB.
+const WORKING_KIB: u64 = 64 << 10;
+
+/// What a process holds on an NVIDIA GPU beside the model: the context of CUDA and its libraries.
+const CONTEXT: u64 = 1 << 30;
+
+/// The devices that the operator names: a comma list of `dram`, `dram-node<n>` and `gpu:<uuid, place or PCI
+/// address>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneSpec(BTreeSet<Named>);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Named {
+    Dram,
+    Node(u16),
+    Gpu(String),
+}
+
+/// Why a lane cannot be taken as the operator named it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LaneError {
+    /// Not a device at all.
+    #[error(
+        "{0:?} is no device: use dram, dram-node0 or gpu:<uuid, number or PCI address>, with commas between"
+    )]
+    Syntax(String),
+    /// No GPU of that name is visible here.
+    #[error("no GPU here is called {name:?}; visible: {visible}")]
+    NoSuchGpu {
+        /// What the operator wrote.
+        name: String,
+        /// What there is.
+        visible: String,
+    },
+}
+
+impl FromStr for LaneSpec {
+    type Err = LaneError;
+
+    fn from_str(text: &str) -> Result<Self, LaneError> {
+        let names: Vec<&str> = text.split(',').map(str::trim).collect();
+        let named = names.iter().take(MAX_NAMED).map(|name| {
+            let lower = name.to_ascii_lowercase();
+            let named = match (lower.as_str(), lower.strip_prefix("dram-node"), lower.strip_prefix("gpu:")) {
+                ("dram", _, _) => Some(Named::Dram),
+                (_, Some(node), _) => node.parse().ok().map(Named::Node),
+                (_, _, Some(gpu)) if !gpu.is_empty() => Some(Named::Gpu(gpu.to_owned())),
+                _ => None,
+            };
+            named.ok_or_else(|| LaneError::Syntax((*name).to_owned()))
+        });
+        let named: BTreeSet<Named> = named.collect::<Result<_, _>>()?;
+        if names.len() > MAX_NAMED { Err(LaneError::Syntax(text.to_owned())) } else { Ok(Self(named)) }
+    }
+}
+
+impl fmt::Display for LaneSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, named) in self.0.iter().enumerate() {
+            let comma = if place == 0 { "" } else { "," };
+            match named {
+                Named::Dram => write!(f, "{comma}dram")?,
+                Named::Node(node) => write!(f, "{comma}dram-node{node}")?,
+                Named::Gpu(gpu) => write!(f, "{comma}gpu:{gpu}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LaneSpec {
+    /// Finds the named devices among those that are visible.
+    ///
+    /// # Errors
+    /// When a GPU is not there: the agent should not start, since it would reserve what the operator did not mean.
+    pub fn resolve(&self, gpus: &[Gpu<String>]) -> Result<LaneClaim, LaneError> {
+        let mut places = BTreeSet::new();
+        let mut nodes = BTreeSet::new();
+        for named in &self.0 {
+            match named {
+                Named::Dram => {}
+                Named::Node(node) => {
+                    nodes.insert(*node);
+                }
+                Named::Gpu(name) => {
+                    places.insert(place_of(gpus, name).ok_or_else(|| LaneError::NoSuchGpu {
+                        name: name.clone(),
+                        visible: visible(gpus),
+                    })?);
+                }
+            }
+        }
+        let all = self.0.contains(&Named::Dram);
+        Ok(LaneClaim {
+            gpus: list(places),
+            dram: all || !nodes.is_empty(),
+            numa_nodes: if all { List::default() } else { list(nodes) },
+            method: Attribution::Operator,
+        })
+    }
+}
+
+/// What a claim is decided from, beside the file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clues<'a> {
+    /// What the operator says.
+    pub named: Option<&'a LaneSpec>,
+    /// The port on which the install listens on this host; `None` where it is elsewhere.
+    pub port: Option<u16>,
+    /// How the loaded model lies in memory, where one is loaded.
+    pub loaded: Option<Loaded>,
+    /// The GPU that a step in memory gave away, by its place ([`vram_step`]).
+    pub stepped: Option<u16>,
+    /// NVIDIA's cards, for their processes.
+    pub cards: &'a [Card],
+}
+
+/// Decides which devices the install may occupy. What the operator names and is not there falls to the last rung
+/// with a warning; check it first with [`LaneSpec::resolve`].
+#[must_use]
+pub fn claim(root: &Root, facts: &Facts, wsl: bool, clues: &Clues<'_>) -> LaneClaim {
+    if let Some(named) = clues.named {
+        match named.resolve(&facts.gpus) {
+            Ok(claim) => return claim,
+            Err(error) => tracing::warn!(%error, "everything visible is reserved instead"),
+        }
+    }
+    let server = clues.port.and_then(|port| process::server(root, port));
+    let server = server.as_ref();
+    let numa_nodes = server.map(|server| cpus::pinned_nodes(root, &server.status)).unwrap_or_default();
+    let on_gpu = clues.loaded.is_some_and(|loaded| loaded.size > 0 && loaded.size_vram >= loaded.size);
+    let climbed = server.and_then(|server| {
+        // WSL2 shows no process of its own to NVML (microsoft/WSL#7162).
+        let by_process = if wsl { None } else { by_process(root, server, facts, clues) };
+        by_process
+            .map(|gpus| (gpus, Attribution::Process))
+            .or_else(|| Some((by_drm(root, server, &facts.gpus)?, Attribution::DrmFd)))
+            .or_else(|| Some((by_environment(&server.environment, &facts.gpus)?, Attribution::Environment)))
+    });
+    let stepped = clues.stepped.filter(|place| usize::from(*place) < facts.gpus.len());
+    let climbed = climbed.or_else(|| Some((BTreeSet::from([stepped?]), Attribution::VramStep)));
+    let (gpus, method) = climbed.unwrap_or_else(|| (all(&facts.gpus), Attribution::Everything));
+    LaneClaim { dram: gpus.is_empty() || !on_gpu, gpus: list(gpus), numa_nodes: list(numa_nodes), method }
+}
+
+/// Says which GPU's used memory rose by `size_vram` ± 10 % while a model appeared with that size: exactly one, or
+/// nothing is decided. Both slices are bytes by place; `None` from different lengths or a size of 0.
+#[must_use]
+pub fn vram_step(before: &[u64], after: &[u64], size_vram: u64) -> Option<u16> {
+    if before.len() != after.len() || size_vram == 0 {
+        return None;
+    }
+    let tolerance = size_vram / 10;
+    let near = size_vram.saturating_sub(tolerance)..=size_vram.saturating_add(tolerance);
+    let mut rose = before
+        .iter()
+        .zip(after)
+        .enumerate()
+        .filter(|(_, (before, after))| near.contains(&after.saturating_sub(**before)));
+    let (place, _) = rose.next()?;
+    if rose.next().is_some() { None } else { u16::try_from(place).ok() }
+}
+
+/// Finds the runner on NVIDIA's cards. The driver may speak of the host's process ids inside a container, so a
+/// number alone counts only in the first namespace; elsewhere the size of its memory must fit too.
+fn by_process(root: &Root, server: &Server, facts: &Facts, clues: &Clues<'_>) -> Option<BTreeSet<u16>> {
+    let same_numbers = process::is_first_namespace(root);
+    let vram = clues.loaded.map_or(0, |loaded| loaded.size_vram);
+    let fits = |bytes: u64| {
+        vram > 0
+            && bytes >= vram - vram / 10
+            && bytes <= vram.saturating_add(vram / 10).saturating_add(CONTEXT)
+    };
+    let is_runner = |process: &Process| {
+        server.numbers.contains(&process.pid) && (same_numbers || process.memory.is_some_and(fits))
+    };
+    let mut found = BTreeSet::new();
+    for card in clues.cards {
+        if card.processes.iter().any(is_runner) && card.slices.is_empty() {
+            found.extend(place_of(&facts.gpus, &card.uuid));
+        }
+        for slice in card.slices.iter().filter(|slice| slice.processes.iter().any(is_runner)) {
+            found.extend(place_of(&facts.gpus, &slice.uuid));
+        }
+    }
+    // In another namespace several candidates are accidents; in the first one they are one model on several GPUs.
+    if found.is_empty() || (found.len() > 1 && !same_numbers) { None } else { Some(found) }
+}
+
+fn by_drm(root: &Root, server: &Server, gpus: &[Gpu<String>]) -> Option<BTreeSet<u16>> {
+    let held = process::drm_memory(root, server);
+    let working = held.iter().filter(|(_, kibibytes)| **kibibytes >= WORKING_KIB);
+    let found: BTreeSet<u16> = working.filter_map(|(address, _)| place_of(gpus, address)).collect();
+    if found.is_empty() { None } else { Some(found) }
+}
+
+/// Reads what pins the server. A number counts only where it can mean one thing: CUDA orders GPUs by speed unless
+/// told otherwise, so with several it needs `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+fn by_environment(environment: &[String], gpus: &[Gpu<String>]) -> Option<BTreeSet<u16>> {
+    let variable = |name: &str| {
+        environment.iter().find_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.trim()))
+    };
+    let by_address = variable("CUDA_DEVICE_ORDER") == Some("PCI_BUS_ID");
+    for (name, vendor) in [
+        ("CUDA_VISIBLE_DEVICES", "nvidia"),
+        ("ROCR_VISIBLE_DEVICES", "amd"),
+        ("HIP_VISIBLE_DEVICES", "amd"),
+        ("NVIDIA_VISIBLE_DEVICES", "nvidia"),
+    ] {
+        let Some(value) = variable(name).filter(|value| !value.is_empty() && *value != "all") else {
+            continue;
+        };
+        let own: Vec<u16> =
+            all(gpus).into_iter().filter(|place| &*gpus[usize::from(*place)].vendor == vendor).collect();
+        let numbers_count = own.len() == 1 || (vendor == "nvidia" && by_address);
+        let mut found = BTreeSet::new();
+        for part in value.split(',').map(str::trim) {
+            let place = match part.parse::<usize>() {
+                // In a container the numbers of NVIDIA's runtime are those of the host.
+                Ok(number) if numbers_count && name != "NVIDIA_VISIBLE_DEVICES" => own.get(number).copied(),
+                Ok(_) => None,
+                Err(_) => place_of(gpus, part),
+            };
+            found.insert(place?);
+        }
+        return Some(found);
+    }
+    None
+}
+
+/// Finds a GPU by its id (with or without the vendor's prefix), its place, or its PCI address.
+fn place_of(gpus: &[Gpu<String>], name: &str) -> Option<u16> {
+    let place = name.parse::<usize>().ok().filter(|place| *place < gpus.len());
+    let address = super::nvidia::pci_address(name);
+    let id = match canonical::gpu_id(name) {
+        Reading::Value(id) => id,
+        Reading::Virtual(_) | Reading::Absent | Reading::Denied | Reading::Rejected(_) => String::new(),
+    };
+    let bare = |id: &str| id.trim_start_matches("gpu-").trim_start_matches("mig-").to_owned();
+    let by_id = || {
+        gpus.iter().position(|gpu| {
+            gpu.uuid.as_deref().is_some_and(|uuid| uuid == id || (!id.is_empty() && bare(uuid) == bare(&id)))
+        })
+    };
+    // An address names a card; with slices on it, it names none of them.
+    let by_address = || {
+        let at = |gpu: &Gpu<String>| address.is_some() && gpu.pci == address && gpu.kind == GpuKind::Full;
+        gpus.iter().position(at)
+    };
+    place.or_else(by_id).or_else(by_address).and_then(|place| u16::try_from(place).ok())
+}
+
+fn visible(gpus: &[Gpu<String>]) -> String {
+    let names = gpus.iter().enumerate().map(|(place, gpu)| {
+        format!("{place} ({}, {})", &*gpu.name, gpu.pci.as_deref().unwrap_or("no PCI address"))
+    });
+    let names = names.collect::<Vec<_>>().join("; ");
+    if names.is_empty() { "none".to_owned() } else { names }
+}
+
+fn all(gpus: &[Gpu<String>]) -> BTreeSet<u16> {
+    (0..gpus.len()).filter_map(|place| u16::try_from(place).ok()).collect()
+}
+
+fn list(numbers: BTreeSet<u16>) -> List<u16, 64> {
+    // At most as many as there are GPUs in a bundle, or NUMA nodes of a host.
+    List::cut(numbers.into_iter().collect()).0
+}
