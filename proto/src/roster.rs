@@ -179,8 +179,11 @@ impl Roster {
 
     /// Notes whether there is a direct connection: an agent with one is judged by that and not by silence.
     pub fn connected(&mut self, agent: AgentId, connected: bool) {
-        if let Some(entry) = self.entries.get_mut(&agent) {
+        if let Some(entry) = self.entries.get_mut(&agent)
+            && entry.connected != connected
+        {
             entry.connected = connected;
+            self.view = None;
         }
     }
 
@@ -259,7 +262,7 @@ impl Roster {
             },
             epoch: self.epochs.track(*agent),
             first_heard: entry.first_heard,
-            last_heard: entry.heard,
+            last_heard: entry.alive_at(),
             flapping: false,
         });
         let members = members.collect();
@@ -326,6 +329,12 @@ impl Roster {
 }
 
 impl Entry {
+    /// Until when the agent is known to have been alive: with a direct connection, until now, since the end of a
+    /// process ends its connections within 100 ms (`libp2p.md` §0).
+    fn alive_at(&self) -> Duration {
+        if self.connected { Duration::MAX } else { self.heard }
+    }
+
     fn dies_at(&self) -> Duration {
         if self.connected {
             return Duration::MAX;
@@ -403,7 +412,8 @@ mod tests {
             let mut roster = Roster::new(false);
             roster.announced(agent(1), announcement(boots[0], 1), at(0));
             roster.announced(agent(2), announcement(boots[1], 1), at(0));
-            roster.announced(agent(1), announcement(boots[0], 2), at(1));
+            roster.connected(agent(1), true);
+            roster.connected(agent(2), true);
             let view = roster.view();
             assert_eq!(view.installs[0].rivals.len(), rivals, "{boots:?}");
             assert_eq!(view.machines.len(), 2 - rivals);
