@@ -14,6 +14,8 @@ mod contention;
 mod faults;
 mod fixtures;
 mod healthy;
+mod processes;
+mod versions;
 
 /// How long any one exchange may take; a test that needs more has hung.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -120,8 +122,7 @@ fn parse(mut reply: Reply) -> Reply {
         reply.body = rest.to_vec();
         return reply;
     }
-    loop {
-        let Some(line) = rest.windows(2).position(|two| two == b"\r\n") else { break };
+    while let Some(line) = rest.windows(2).position(|two| two == b"\r\n") {
         let size =
             std::str::from_utf8(&rest[..line]).ok().and_then(|hex| usize::from_str_radix(hex, 16).ok());
         let size = size.expect("a chunk size");

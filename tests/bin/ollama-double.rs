@@ -68,10 +68,10 @@ struct Args {
     /// Directory through which processes share devices, and in which the time line is written
     #[arg(long)]
     device_dir: Option<PathBuf>,
-    /// A fault: mode[:key=value,..][@condition,..][*times]
+    /// A fault: `mode[:key=value,..][@condition,..][*times]`
     #[arg(long = "fault", value_name = "RULE")]
     faults: Vec<String>,
-    /// Reads faults from prompts: [[rule]]
+    /// Reads faults from prompts: `[[rule]]`
     #[arg(long)]
     marks: bool,
     /// Makes its texts differ from those of other doubles

@@ -104,7 +104,7 @@ async fn hanging_up_stops_generation_but_not_the_reading_of_a_prompt() {
 
 #[tokio::test]
 async fn the_queue_overflows_only_for_what_is_not_loaded() {
-    let double = quick().max_queue(1).load_ms(300).start().await;
+    let double = quick().max_queue(1).load_ms(700).start().await;
     let replies = futures::future::join_all((0..6).map(|_| chat(&double, "x"))).await;
     let refused = replies.iter().filter(|reply| reply.status == 503).count();
     assert_eq!(refused, 3, "one loads, two wait, the rest is refused");

@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::clock;
-use super::engine::{Engine, Hold, Pace, QueueFull, Want};
+use super::engine::{Engine, Hold, QueueFull, Want};
+use super::pace::Pace;
 
 /// Running work.
 #[derive(Debug)]

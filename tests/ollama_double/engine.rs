@@ -9,22 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::burn::Burn;
 use super::clock;
-use super::devices::Activity;
 use super::model::Model;
-use super::text::Draw;
-
-/// The longest time for which one factor of contention counts while loading or reading a prompt.
-const SLICE: Duration = Duration::from_millis(10);
-
-/// How far token times may lag behind before they are counted from now on: after a stopped process, the rest of
-/// an answer must not come in one burst.
-const MAX_LAG: Duration = Duration::from_secs(1);
+use super::pace::Pace;
 
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -243,20 +235,11 @@ impl Engine {
 
     /// Begins to occupy the devices.
     pub(crate) fn pace(&self, foreign: bool) -> Pace {
-        let devices = self.settings.devices.iter();
-        let jitter = (self.settings.jitter > 0).then(|| {
-            let mut state = self.state();
-            state.serial += 1;
-            let key: &[&[u8]] = &[b"jitter", &self.settings.seed.to_le_bytes(), &state.serial.to_le_bytes()];
-            (Draw::new(key), self.settings.jitter.min(99))
-        });
-        Pace {
-            activities: devices.map(|device| device.begin(&self.settings.name, foreign)).collect(),
-            next: clock::now(),
-            burn: self.burn,
-            jitter,
-            spent: 0,
-        }
+        let mut state = self.state();
+        state.serial += 1;
+        let serial = state.serial;
+        drop(state);
+        Pace::begin(&self.settings, self.burn, serial, foreign)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -366,61 +349,5 @@ impl<'a> Loading<'a> {
 impl Drop for Loading<'_> {
     fn drop(&mut self) {
         self.0.loading.send_replace(false);
-    }
-}
-
-/// Occupied devices and the time that work takes on them.
-#[derive(Debug)]
-pub(crate) struct Pace {
-    activities: Vec<Activity>,
-    next: Instant,
-    burn: Option<Burn>,
-    jitter: Option<(Draw, u64)>,
-    spent: u64,
-}
-
-impl Pace {
-    /// Takes as long as work of this length takes now, in slices when it is long. The end is an absolute time, so
-    /// that small errors do not add up.
-    pub(crate) async fn spend(&mut self, alone: Duration) {
-        let mut left = alone;
-        while !left.is_zero() {
-            left -= self.slice(left).await;
-        }
-    }
-
-    /// A first part of the work, short enough for one factor; returns how much of it.
-    pub(crate) async fn slice(&mut self, alone: Duration) -> Duration {
-        let part = alone.min(SLICE);
-        if let Some(burn) = self.burn {
-            self.factor();
-            burn.spend(part).await;
-            return part;
-        }
-        let now = clock::now();
-        if self.next + MAX_LAG < now {
-            self.next = now;
-        }
-        let factor = self.factor() * self.jitter();
-        self.next += part.mul_f64(factor);
-        sleep_until(self.next).await;
-        part
-    }
-
-    /// Counts from now on: what went before was waiting, not work.
-    pub(crate) fn restart(&mut self) {
-        self.next = clock::now();
-    }
-
-    /// The worst of the devices.
-    fn factor(&mut self) -> f64 {
-        self.activities.iter_mut().map(Activity::factor).fold(1.0, f64::max)
-    }
-
-    fn jitter(&mut self) -> f64 {
-        let Some((draw, percent)) = &self.jitter else { return 1.0 };
-        self.spent += 1;
-        let unit = draw.number(self.spent) as f64 / u64::MAX as f64 * 2.0 - 1.0;
-        1.0 + unit * *percent as f64 / 100.0
     }
 }

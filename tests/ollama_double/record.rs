@@ -108,6 +108,7 @@ impl Record {
 
     /// Begins the record of a request; it counts as in flight when it is `work`.
     pub(crate) fn begin(self: &Arc<Self>, request: &Request, work: bool) -> Entry {
+        let mut kept = self.kept();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let recorded = Recorded {
             number,
@@ -121,7 +122,6 @@ impl Record {
             outcome: Outcome::Running,
             fault: None,
         };
-        let mut kept = self.kept();
         if kept.len() == MAX_REQUESTS {
             kept.pop_front();
         }
@@ -174,15 +174,11 @@ impl Entry {
 
     fn change(&self, edit: impl FnOnce(&mut Recorded)) {
         let mut kept = self.record.kept();
+        // Numbers are given in the order of the list.
         let first = kept.front().map_or(0, |recorded| recorded.number);
-        // Numbers are given before the lock, so a neighbour may have come in between.
-        let guess = usize::try_from(self.number.saturating_sub(first)).unwrap_or(usize::MAX);
-        let near = guess.saturating_sub(64)..kept.len().min(guess.saturating_add(64));
-        for place in near {
-            if kept[place].number == self.number {
-                edit(&mut kept[place]);
-                return;
-            }
+        let place = self.number.checked_sub(first).and_then(|place| usize::try_from(place).ok());
+        if let Some(recorded) = place.and_then(|place| kept.get_mut(place)) {
+            edit(recorded);
         }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::ask::{Ask, Kind};
+use super::at_once::at_once;
 use super::clock::{self, rfc3339};
 use super::embed;
 use super::engine::Engine;
@@ -18,7 +19,7 @@ use super::http::{Out, Request};
 use super::model::{Model, Version, is_cloud_name};
 use super::record::{Entry, Outcome};
 use super::server::Inner;
-use super::work::{self, millis};
+use super::work;
 
 /// What Ollama says when its queue is full; two spaces are its own.
 pub(crate) const QUEUE_FULL: &str = "server busy, please try again.  maximum pending requests exceeded";
@@ -185,74 +186,6 @@ fn begin<'a>(
     call
 }
 
-/// Faults that answer without the engine; `None` when the request goes on.
-async fn at_once(
-    call: &mut Call<'_>,
-    out: &mut Out,
-    fault: &Fault,
-    kind: Option<Kind>,
-    model: &str,
-) -> io::Result<Option<Outcome>> {
-    let done = match fault.mode {
-        Mode::QueueFull => call.error(out, 503, QUEUE_FULL).await?,
-        Mode::Missing if kind == Some(Kind::Embed) => {
-            call.error(out, 404, &format!("model \"{model}\" not found, try pulling it first")).await?
-        }
-        Mode::Missing => call.error(out, 404, &format!("model '{model}' not found")).await?,
-        Mode::EmptyError => whole(out, call.entry, 500, None, "", b"").await?,
-        Mode::ErrorFirstLine => {
-            call.entry.land();
-            out.begin(200, "application/x-ndjson");
-            out.end(format!("{}\n", json!({"error": fault.text("text")})).as_bytes()).await?;
-            Outcome::Answered(200)
-        }
-        Mode::EmptyOk => {
-            call.entry.land();
-            out.begin(200, "application/x-ndjson");
-            out.end(b"").await?;
-            Outcome::Answered(200)
-        }
-        Mode::OptionError => call.error(out, 500, "option \"temperature\" must be of type float32").await?,
-        Mode::NoThinking => call.error(out, 400, &format!("\"{model}\" does not support thinking")).await?,
-        Mode::NestedError => call.error(out, 400, &work::nested(302, 256)).await?,
-        Mode::Html => {
-            let page = b"<!doctype html><html><body><h1>It works!</h1></body></html>";
-            whole(out, call.entry, 200, Some("text/html"), "", page).await?
-        }
-        Mode::Redirect => {
-            let place = format!("Location: http://{}/api/chat\r\n", call.double.silent_port()?);
-            whole(out, call.entry, 307, Some("text/html"), &place, b"").await?
-        }
-        Mode::PlainMissing => plain(out, call.entry, 404, "", "404 page not found").await?,
-        Mode::Unauthorized => {
-            let body =
-                json!({"error": "unauthorized", "signin_url": "https://ollama.com/connect?name=x&key=y"});
-            call.json(out, 401, body.to_string().as_bytes()).await?
-        }
-        Mode::Forbidden => whole(out, call.entry, 403, None, "", b"").await?,
-        Mode::Reset if fault.number("after") == 0 || kind == Some(Kind::Embed) => {
-            call.entry.land();
-            out.reset();
-            Outcome::Broken
-        }
-        Mode::Restart => {
-            call.double.restart(millis(fault));
-            // The restart drops this future together with the connection.
-            std::future::pending().await
-        }
-        Mode::PsWaits | Mode::TagsSlow => {
-            tokio::time::sleep(millis(fault)).await;
-            return Ok(None);
-        }
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "the other modes act in the engine or in the stream"
-        )]
-        _ => return Ok(None),
-    };
-    Ok(Some(done))
-}
-
 /// The endpoints that only tell.
 async fn control(call: &mut Call<'_>, out: &mut Out, path: &str, named: &str) -> io::Result<Outcome> {
     let version = call.version.clone();
@@ -384,11 +317,17 @@ impl Call<'_> {
     }
 }
 
-async fn plain(out: &mut Out, entry: &Entry, status: u16, extra: &str, text: &str) -> io::Result<Outcome> {
+pub(crate) async fn plain(
+    out: &mut Out,
+    entry: &Entry,
+    status: u16,
+    extra: &str,
+    text: &str,
+) -> io::Result<Outcome> {
     whole(out, entry, status, Some("text/plain"), extra, text.as_bytes()).await
 }
 
-async fn whole(
+pub(crate) async fn whole(
     out: &mut Out,
     entry: &Entry,
     status: u16,

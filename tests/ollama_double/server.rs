@@ -184,6 +184,8 @@ impl Inner {
             let mut entry = self.record.begin(&request, routes::is_work(&request.path));
             out.drip = None;
             let outcome = tokio::select! {
+                // What was answered to its end was answered, even when the client left at once.
+                biased;
                 outcome = routes::answer(&self, &request, &mut out, &entry) => outcome.unwrap_or(Outcome::HungUp),
                 () = reader.gone() => Outcome::HungUp,
                 () = epoch.cancelled() => {

@@ -109,7 +109,7 @@ impl Draw {
                 let span = most.saturating_sub(least).max(0) as u64;
                 Value::from(least.saturating_add((self.number(index) % span.saturating_add(1)) as i64))
             }
-            "boolean" => Value::Bool(self.number(index) % 2 == 0),
+            "boolean" => Value::Bool(self.number(index).is_multiple_of(2)),
             "null" => Value::Null,
             _ => Value::String(self.word(index).trim().to_owned()),
         }
