@@ -16,6 +16,7 @@ mod finished;
 mod jobs;
 mod read;
 mod schema;
+mod totals;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ pub use error::Error;
 pub use finished::Finished;
 pub use jobs::{FindError, JobState, JobSummary, find, list};
 pub use read::{AttemptRow, Chunk, Decided, DoneRow, FailedRow, Item, OpenAttempt, PastAttempt, Resume};
+pub use totals::{Share, Totals};
 pub use writer::{Committed, Done, Effect, QUEUE, RETRY, Step, Token, Writer};
 
 /// What kind of job a journal records.

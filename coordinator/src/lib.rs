@@ -1,5 +1,112 @@
-//! The `tropa` command.
+//! The `tropa` command: joins the mesh, finds out which installs are distinct hardware, and runs jobs there.
+//!
+//! `members` keeps the roster, `job` makes chunks of inputs, `plan` says what will run where, `schedule` decides
+//! (pure), `run` is the loop, `journal` the durable record, `report` what comes out.
 
+pub mod args;
+mod assemble;
+mod attempt;
+mod clock;
+pub mod exit;
 pub mod job;
 pub mod journal;
+mod limits;
+pub mod machines;
+pub mod members;
+mod mesh_file;
+mod own_agent;
+pub mod plan;
+pub mod progress;
+pub mod report;
+mod resume;
+mod run;
 pub mod schedule;
+pub mod settings;
+mod stdout;
+mod stop;
+mod submit;
+pub mod table;
+pub mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Args, Command, Global, When},
+    clock::Clock,
+    exit::{Exit, Failed, OrExit as _, Outcome},
+    settings::Settings,
+};
+
+/// Runs the command that was typed, to its end.
+#[must_use]
+pub fn main() -> ExitCode {
+    let clock = Clock::start();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    log(&args.global);
+    let outcome = Settings::resolve(&args.global).and_then(|settings| execute(args.command, &settings, clock));
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(failed) => complain(&failed),
+    }
+}
+
+fn execute(command: Command, settings: &Settings, clock: Clock) -> Outcome {
+    // Two threads: one for the loop, one for the mesh; engines want the other cores.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.or_exit(Exit::Io)?.block_on(async {
+        match command {
+            Command::Run(args) => submit::run(args, settings, clock).await,
+            Command::Plan(args) => submit::plan(args, settings, clock).await,
+            Command::Machines(args) => assemble::machines(&args, settings, clock).await,
+            Command::Jobs => resume::jobs(settings),
+            Command::Resume(args) => resume::resume(args, settings, clock).await,
+            Command::Mesh(command) => mesh_file::mesh(command, settings),
+        }
+    })
+}
+
+/// Help and version are what was asked for; anything else about the arguments is wrong usage.
+fn usage(error: &clap::Error) -> ExitCode {
+    // A closed pipe is no reason for another message.
+    let _ = error.print();
+    if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
+}
+
+#[expect(clippy::print_stderr, reason = "messages go to stderr")]
+fn complain(failed: &Failed) -> ExitCode {
+    // The chain of sources, outermost action first; text from peers and engines is escaped.
+    eprintln!("tropa: {}", terminal::escaped(&format!("{:#}", failed.error)));
+    failed.exit.into()
+}
+
+fn log(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    let filter = EnvFilter::new(format!(
+        "error,tropa_coordinator={level},tropa_agent={level},tropa_proto={level}"
+    ));
+    let colour = match global.color {
+        When::Always => true,
+        When::Never => false,
+        When::Auto => {
+            use std::io::IsTerminal as _;
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        }
+    };
+    // A second call, in a test, changes nothing.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .try_init();
+}

@@ -250,6 +250,20 @@ impl Journal {
         Ok(Chunk { index, endpoint, model, body, origin: origin.unwrap_or_default() })
     }
 
+    /// Says whether the chunk is finished with a failure.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn is_failed(&self, chunk: ChunkIndex) -> Result<bool, Error> {
+        let sql = |e| Error::sql("read a result", e);
+        let mut query = self
+            .parts
+            .conn
+            .prepare_cached("SELECT kind = 'failed' FROM result WHERE idx = ?1")
+            .map_err(sql)?;
+        Ok(query.query_row([chunk.0], |row| row.get(0)).optional().map_err(sql)?.unwrap_or(false))
+    }
+
     /// Reads one item to export it; `None` while it is not finished.
     ///
     /// # Errors

@@ -1,0 +1,81 @@
+//! What a job came to, counted by the database without reading a single result.
+
+use std::collections::BTreeMap;
+
+use tropa_proto::id::{AgentId, MachineId};
+
+use super::{Error, Journal};
+
+/// What a job came to so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Items with a result.
+    pub done: u32,
+    /// Items that failed, by class.
+    pub failed: BTreeMap<String, u32>,
+    /// Tokens of the prompts of results.
+    pub prompt_tokens: u64,
+    /// Tokens of the answers.
+    pub output_tokens: u64,
+    /// Results that ended at their limit of tokens.
+    pub truncated: u32,
+    /// Attempts that were started beyond the first of their chunk, refusals left out.
+    pub repeated: u32,
+    /// What each machine brought.
+    pub machines: BTreeMap<MachineId, Share>,
+}
+
+/// What one machine brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Results.
+    pub items: u32,
+    /// Tokens of their answers.
+    pub output_tokens: u64,
+}
+
+impl Journal {
+    /// Counts what the job came to so far.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn totals(&self) -> Result<Totals, Error> {
+        let sql = |e| Error::sql("count the results", e);
+        let conn = &self.parts.conn;
+        let mut totals = Totals::default();
+        let mut query = conn
+            .prepare(
+                "SELECT r.kind = 'done', coalesce(r.class, ''), a.machine, count(*), coalesce(sum(r.prompt_tokens), 0),
+                        coalesce(sum(r.output_tokens), 0), count(*) FILTER (WHERE r.done_reason = 'length')
+                 FROM result r LEFT JOIN attempt a ON a.idx = r.idx AND a.no = r.no GROUP BY 1, 2, 3",
+            )
+            .map_err(sql)?;
+        let mut rows = query.query([]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let count: u32 = row.get(3).map_err(sql)?;
+            if !row.get::<_, bool>(0).map_err(sql)? {
+                *totals.failed.entry(row.get(1).map_err(sql)?).or_default() += count;
+                continue;
+            }
+            let output_tokens = row.get::<_, i64>(5).map_err(sql)?.cast_unsigned();
+            totals.done += count;
+            totals.prompt_tokens += row.get::<_, i64>(4).map_err(sql)?.cast_unsigned();
+            totals.output_tokens += output_tokens;
+            totals.truncated += row.get::<_, u32>(6).map_err(sql)?;
+            if let Some(machine) = row.get::<_, Option<[u8; 32]>>(2).map_err(sql)? {
+                let share = totals.machines.entry(MachineId(AgentId(machine))).or_default();
+                share.items += count;
+                share.output_tokens += output_tokens;
+            }
+        }
+        totals.repeated = conn
+            .query_row(
+                "SELECT count(*) - count(DISTINCT idx) FROM attempt
+                 WHERE class IS NULL OR class NOT IN ('busy', 'no_model', 'denied')",
+                [],
+                |row| row.get(0),
+            )
+            .map_err(sql)?;
+        Ok(totals)
+    }
+}

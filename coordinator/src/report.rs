@@ -1,0 +1,273 @@
+//! Results on their way to the user: one line per item, in input order unless asked otherwise.
+//!
+//! The journal is the truth and an output only an export of it, so nothing is kept here but which items are
+//! finished: a line is made from its row when its turn has come. A file is complete or not there at all: it is
+//! written beside its place, synced and renamed when the job is done. On stdout lines appear in order as results
+//! are committed, so that a reader can begin at once.
+
+mod batch;
+mod line;
+mod summary;
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use tropa_proto::id::ChunkIndex;
+
+use crate::journal::{self, Finished, Journal};
+
+pub use line::line;
+pub use summary::Summary;
+
+/// Lines that one commit may release. An item that was slow holds back all behind it; they are not to hold up
+/// the loop in one piece. The rest comes with the next commits and at the end.
+const LINES_PER_COMMIT: u32 = 256;
+
+/// Where results go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// To stdout.
+    Stdout,
+    /// Into a file, with failures once more in `<file>.errors.jsonl`.
+    File(PathBuf),
+}
+
+/// The output of one job.
+pub struct Output {
+    destination: Destination,
+    /// The open stream; `None` for a file that is written at the end.
+    stream: Option<BufWriter<Box<dyn Write + Send>>>,
+    as_completed: bool,
+    finished: Finished,
+    /// The first item that has not been written.
+    next: u32,
+    items: u32,
+}
+
+/// Why results cannot be written; exit code 74.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or stdout did not take them.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// The operation.
+        doing: &'static str,
+        /// The file; `-` for stdout.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The journal cannot be read.
+    #[error("cannot read a result")]
+    Journal(#[from] journal::Error),
+}
+
+impl Output {
+    /// Opens the output of a job and writes what is finished already, as far as the order allows.
+    ///
+    /// `as_completed` gives up the order: each line is written when its result is committed, and a file is then
+    /// written in place.
+    ///
+    /// # Errors
+    /// When the file cannot be written, which is tried now and not after hours of work.
+    pub fn open(journal: &Journal, destination: Destination, as_completed: bool) -> Result<Self, Error> {
+        let destination = match destination {
+            // What is behind a link is meant, not the link.
+            Destination::File(path) => Destination::File(path.canonicalize().unwrap_or(path)),
+            Destination::Stdout => Destination::Stdout,
+        };
+        let stream: Option<Box<dyn Write + Send>> = match &destination {
+            Destination::Stdout => Some(Box::new(io::stdout())),
+            Destination::File(path) if as_completed || is_special(path) => {
+                Some(Box::new(File::create(path).map_err(|e| Error::io("create", path, e))?))
+            }
+            Destination::File(path) => {
+                let beside = beside(path, journal);
+                File::create(&beside).map_err(|e| Error::io("create", &beside, e))?;
+                std::fs::remove_file(&beside).map_err(|e| Error::io("remove", &beside, e))?;
+                None
+            }
+        };
+        Self::with(journal, destination, stream, as_completed)
+    }
+
+    fn with(
+        journal: &Journal,
+        destination: Destination,
+        stream: Option<Box<dyn Write + Send>>,
+        as_completed: bool,
+    ) -> Result<Self, Error> {
+        let finished = journal.load()?.finished;
+        let stream = stream.map(|stream| BufWriter::with_capacity(64 << 10, stream));
+        let items = journal.job().chunks;
+        let mut output = Self { destination, stream, as_completed, finished, next: 0, items };
+        if as_completed {
+            for index in 0..items {
+                if output.finished.contains(ChunkIndex(index)) {
+                    output.write(journal, index)?;
+                }
+            }
+            output.flush()?;
+        } else {
+            output.release(journal, LINES_PER_COMMIT)?;
+        }
+        Ok(output)
+    }
+
+    /// How many items have a result, and how many failed.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        (self.finished.done().into(), self.finished.failed().into())
+    }
+
+    /// Takes note that an item is finished in the journal, and writes what is due. Stdout that is not read makes
+    /// this wait.
+    ///
+    /// # Errors
+    /// When the output does not take it or the journal does not give it.
+    pub fn committed(&mut self, journal: &Journal, chunk: ChunkIndex) -> Result<(), Error> {
+        if self.finished.contains(chunk) {
+            return Ok(());
+        }
+        let done = !journal.is_failed(chunk)?;
+        self.finished.insert(chunk, done);
+        if self.as_completed {
+            self.write(journal, chunk.0)?;
+            return self.flush();
+        }
+        self.release(journal, LINES_PER_COMMIT)
+    }
+
+    /// Writes what is left: on a stream all lines that are due, into a file all of it if every item is finished.
+    ///
+    /// Returns whether the output is complete.
+    ///
+    /// # Errors
+    /// As [`Output::committed`]. A file of an earlier run is then still there as it was.
+    pub fn finish(mut self, journal: &Journal) -> Result<bool, Error> {
+        self.release(journal, u32::MAX)?;
+        let complete = self.finished.done() + self.finished.failed() == self.items;
+        let Destination::File(path) = self.destination.clone() else { return Ok(complete) };
+        if is_special(&path) {
+            return Ok(complete);
+        }
+        if self.stream.is_some() {
+            self.flush()?;
+            File::open(&path).and_then(|file| file.sync_all()).map_err(|e| Error::io("sync", &path, e))?;
+        } else if complete {
+            export(journal, &path, 0..self.items)?;
+        }
+        if complete {
+            let errors = errors_file(&path);
+            let failed = (0..self.items).filter(|index| self.finished.is_failed(ChunkIndex(*index)));
+            if self.finished.failed() > 0 {
+                export(journal, &errors, failed)?;
+            } else if let Err(error) = std::fs::remove_file(&errors)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(Error::io("remove", &errors, error));
+            }
+        }
+        Ok(complete)
+    }
+
+    fn release(&mut self, journal: &Journal, limit: u32) -> Result<(), Error> {
+        if self.as_completed || self.stream.is_none() {
+            return Ok(());
+        }
+        let end = self.next.saturating_add(limit);
+        while self.next < end && self.finished.contains(ChunkIndex(self.next)) {
+            self.write(journal, self.next)?;
+            self.next += 1;
+        }
+        self.flush()
+    }
+
+    fn write(&mut self, journal: &Journal, index: u32) -> Result<(), Error> {
+        let path = self.path();
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        put(journal, index, stream, &path)
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let path = self.path();
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        stream.flush().map_err(|e| Error::io("write", &path, e))
+    }
+
+    fn path(&self) -> PathBuf {
+        match &self.destination {
+            Destination::Stdout => PathBuf::from("-"),
+            Destination::File(path) => path.clone(),
+        }
+    }
+}
+
+/// Writes the lines of these items into a file that appears with all of them or not at all.
+///
+/// # Errors
+/// When a step fails; a file that was there before is then still there as it was.
+fn export(journal: &Journal, path: &Path, items: impl Iterator<Item = u32>) -> Result<(), Error> {
+    let beside = beside(path, journal);
+    let file = File::create(&beside).map_err(|e| Error::io("create", &beside, e))?;
+    let mut stream = BufWriter::with_capacity(64 << 10, file);
+    for index in items {
+        put(journal, index, &mut stream, &beside)?;
+    }
+    let file = stream.into_inner().map_err(|e| Error::io("write", &beside, e.into_error()))?;
+    file.sync_all().map_err(|e| Error::io("sync", &beside, e))?;
+    std::fs::rename(&beside, path).map_err(|e| Error::io("rename to", path, e))?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::io("sync", dir, e))
+}
+
+fn put(journal: &Journal, index: u32, to: &mut impl Write, path: &Path) -> Result<(), Error> {
+    if let Some(item) = journal.item(index)? {
+        let line = line(journal.job(), &item);
+        writeln!(to, "{line}").map_err(|e| Error::io("write", path, e))?;
+    }
+    Ok(())
+}
+
+/// Says whether a path is a device, a pipe or the like, which is written to and never replaced.
+fn is_special(path: &Path) -> bool {
+    path.metadata().is_ok_and(|meta| !meta.is_file())
+}
+
+/// Names the file in which an output grows: beside its place, so that renaming it is one step, and by the job, so
+/// that the next run of a job that was killed here takes it over.
+fn beside(path: &Path, journal: &Journal) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", journal.job().id.short()));
+    PathBuf::from(name)
+}
+
+/// Names the file of failures beside an output.
+#[must_use]
+pub fn errors_file(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".errors.jsonl");
+    PathBuf::from(name)
+}
+
+impl Error {
+    fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { doing, path: path.to_owned(), source }
+    }
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Output")
+            .field("destination", &self.destination)
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! What a job came to, for the end of it.
+
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+
+use serde_json::{Value, json};
+use tropa_proto::id::MachineId;
+
+use crate::{
+    journal::{Error, Journal, Totals},
+    terminal::escaped,
+};
+
+/// The last words about a job. Says no speed-up: that takes a measured baseline of the same work (invariant 5).
+#[derive(Clone, Debug)]
+pub struct Summary {
+    job: String,
+    items: u32,
+    totals: Totals,
+    wall: Duration,
+}
+
+impl Summary {
+    /// Counts a job. `wall` is how long this run of it took, by the caller's clock.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn of(journal: &Journal, wall: Duration) -> Result<Self, Error> {
+        let job = journal.job();
+        Ok(Self { job: job.id.short(), items: job.chunks, totals: journal.totals()?, wall })
+    }
+
+    /// Says whether any item has failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        !self.totals.failed.is_empty()
+    }
+
+    /// Says whether every item has its result or failure.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.totals.done + self.failed() == self.items
+    }
+
+    /// Tells it to people, in a few lines. `names` are the labels of machines, where they are known.
+    #[must_use]
+    pub fn text(&self, names: &BTreeMap<MachineId, String>) -> String {
+        let totals = &self.totals;
+        let mut text = format!("job {}: {} of {} items done", self.job, totals.done, self.items);
+        if self.has_failed() {
+            let classes = totals.failed.iter().map(|(class, count)| format!("{count} {}", escaped(class)));
+            let _ = write!(text, ", {} failed ({})", self.failed(), classes.collect::<Vec<_>>().join(", "));
+        }
+        let _ = write!(
+            text,
+            " in {}; {} prompt and {} output tokens",
+            duration(self.wall),
+            totals.prompt_tokens,
+            totals.output_tokens
+        );
+        if totals.repeated > 0 {
+            let _ = write!(text, "; {} repeated {}", totals.repeated, plural("attempt", totals.repeated));
+        }
+        if totals.truncated > 0 {
+            let _ = write!(text, "; {} cut at --max-tokens", totals.truncated);
+        }
+        text.push('\n');
+        for (machine, share) in &totals.machines {
+            let name = names.get(machine).cloned().unwrap_or_else(|| machine.short());
+            // Shares are rounded down, so that 99.9 % is never shown as all.
+            let percent = u64::from(share.items) * 100 / u64::from(totals.done.max(1));
+            let _ = writeln!(
+                text,
+                "    {}    {} {} ({percent} %), {} output tokens",
+                escaped(&name),
+                share.items,
+                plural("item", share.items),
+                share.output_tokens
+            );
+        }
+        text
+    }
+
+    /// Tells it to programs.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let totals = &self.totals;
+        let machines: Vec<_> = totals
+            .machines
+            .iter()
+            .map(|(machine, share)| {
+                json!({"machine": machine.short(), "items": share.items, "output_tokens": share.output_tokens})
+            })
+            .collect();
+        json!({
+            "schema": "tropa.summary/1", "job": self.job, "items": self.items, "done": totals.done,
+            "failed": self.failed(), "failed_by_class": totals.failed,
+            "wall_ms": u64::try_from(self.wall.as_millis()).unwrap_or(u64::MAX),
+            "prompt_tokens": totals.prompt_tokens, "output_tokens": totals.output_tokens,
+            "repeated_attempts": totals.repeated, "truncated": totals.truncated, "machines": machines,
+        })
+    }
+
+    fn failed(&self) -> u32 {
+        self.totals.failed.values().sum()
+    }
+}
+
+fn plural(word: &str, count: u32) -> String {
+    if count == 1 { word.to_owned() } else { format!("{word}s") }
+}
+
+/// Shows a time as `0.4s`, `12s`, `2m 10s` or `3h 5m`.
+fn duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..10 => format!("{:.1}s", time.as_secs_f64()),
+        10..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        _ => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}
