@@ -292,6 +292,7 @@ impl Mesh {
                 Err(MeshError::Broken(agent, "it takes no work streams".to_owned()))
             }
             Ok(Err(OpenError::Io(error))) => Err(MeshError::Broken(agent, error.to_string())),
+            Err(_closed) if self.commands.is_closed() => Err(MeshError::Ended),
             Err(_closed) => Err(MeshError::Broken(agent, "the connection was closed".to_owned())),
         }
     }

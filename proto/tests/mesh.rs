@@ -1,4 +1,6 @@
 //! The mesh over real TCP on loopback: who finds whom, who stays out, and what a work stream carries.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test waits for one kind of event")]
 
 use std::{net::SocketAddr, time::Duration};
 

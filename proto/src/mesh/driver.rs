@@ -260,7 +260,8 @@ impl Driver {
             }
         };
         self.wind_down().await;
-        drop(self);
+        // Whoever is told that the mesh has ended finds it so.
+        drop((self, commands, events));
         if let Some(waiting) = waiting {
             // Whoever left may have stopped waiting.
             let _ = waiting.send(());

@@ -1,0 +1,254 @@
+//! One fixed value for every variant of every wire type, by name.
+
+use tropa_proto::{
+    bounded::{Blob, List, Text},
+    evidence::{
+        Attribution, Bundle, Core, Cpus, Evidence, Gpu, GpuKind, Hypervisor, HypervisorClass, LaneClaim, Os,
+        Reading, Tag,
+    },
+    failure::Reason,
+    id::{AttemptId, ChunkIndex, Incarnation, JobId},
+    message::{
+        AgentState, Announcement, Answer, Description, Endpoint, EngineState, Failure, FromAgent, Hello,
+        Inventory, Loaded, Model, Outcome, Place, Question, Refusal, Role, Run, ToAgent,
+    },
+};
+
+/// A value and its name.
+pub(crate) type Named<T> = (String, T);
+
+fn named<T>(values: impl IntoIterator<Item = (&'static str, T)>) -> Vec<Named<T>> {
+    values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn list<T, const MAX: usize>(values: impl Into<Vec<T>>) -> List<T, MAX> {
+    List::new(values.into()).unwrap()
+}
+
+pub(crate) fn announcements() -> Vec<Named<Announcement>> {
+    let of = |state, core| Announcement {
+        incarnation: Incarnation(0x0102_0304_0506_0708),
+        seq: 300,
+        period_ms: 10_000,
+        state,
+        label: Text::cut("llama-1"),
+        core,
+        sampled_ms_ago: 12,
+        locks: list([[1; 8], [2; 8]]),
+        width: 4,
+        bundle: [0xb0; 32],
+        inventory: [0x10; 32],
+        addresses: list(["192.0.2.7:11634".parse().unwrap(), "[2001:db8::7]:11634".parse().unwrap()]),
+    };
+    let core = |os, hypervisor, [boot_id, machine_id, product_uuid]: [Reading<Tag>; 3], epoch_ns| Core {
+        os,
+        hypervisor,
+        declared: false,
+        time_namespace: true,
+        boot_id,
+        epoch_ns,
+        machine_id,
+        product_uuid,
+        host_cpus: 16,
+        memory: 64 << 30,
+        gpus: list([Tag([7; 16])]),
+    };
+    let tag = |byte| Reading::Value(Tag([byte; 16]));
+    named([
+        (
+            "ready",
+            of(
+                AgentState::Ready,
+                core(Os::Linux, Hypervisor::None, [tag(1), tag(2), tag(3)], Reading::Value(-1)),
+            ),
+        ),
+        (
+            "draining",
+            of(
+                AgentState::Draining,
+                core(
+                    Os::Macos,
+                    Hypervisor::Root,
+                    [Reading::Virtual(Tag([4; 16])), Reading::Absent, Reading::Denied],
+                    Reading::Virtual(1 << 60),
+                ),
+            ),
+        ),
+        (
+            "leaving",
+            of(
+                AgentState::Leaving,
+                core(
+                    Os::Windows,
+                    Hypervisor::Vm,
+                    [Reading::Rejected(Text::cut("all zero")), Reading::Absent, Reading::Absent],
+                    Reading::Denied,
+                ),
+            ),
+        ),
+    ])
+}
+
+pub(crate) fn questions() -> Vec<Named<Question>> {
+    named([("roster", Question::Roster { from: 512 }), ("describe", Question::Describe)])
+}
+
+pub(crate) fn answers() -> Vec<Named<Answer>> {
+    let (_, description) = descriptions().swap_remove(0);
+    named([
+        ("roster", Answer::Roster { signed: list([Blob::new(vec![1, 2, 3]).unwrap()]), more: true }),
+        ("description", Answer::Description(Box::new(description))),
+        ("nothing", Answer::Nothing),
+    ])
+}
+
+pub(crate) fn descriptions() -> Vec<Named<Description>> {
+    let of = |hypervisor, class, method, engine| Description {
+        evidence: evidence(hypervisor, class, method),
+        inventory: Inventory { engine, version: Text::cut("0.24.0"), models: list([model()]), cut: true },
+    };
+    let down = EngineState::Down(Text::cut("connection refused"));
+    let other = EngineState::NotOllama(Text::cut("nginx"));
+    use Attribution as A;
+    use Hypervisor as H;
+    use HypervisorClass as C;
+    named([
+        ("up, told by the operator", of(H::None, C::Unknown, A::Operator, EngineState::Up)),
+        ("down, told by the process", of(H::Root, C::Homelab, A::Process, down)),
+        ("too old, told by drm", of(H::Vm, C::Desktop, A::DrmFd, EngineState::TooOld)),
+        ("not ollama, told by the log", of(H::Unknown, C::Cloud, A::ServerLog, other)),
+        ("up, told by the environment", of(H::None, C::Unknown, A::Environment, EngineState::Up)),
+        ("up, told by memory", of(H::None, C::Unknown, A::VramStep, EngineState::Up)),
+        ("up, not told", of(H::None, C::Unknown, A::Everything, EngineState::Up)),
+    ])
+}
+
+fn evidence(hypervisor: Hypervisor, hypervisor_class: HypervisorClass, method: Attribution) -> Evidence {
+    let gpu = |kind| Gpu {
+        vendor: Text::cut("nvidia"),
+        name: Text::cut("A card"),
+        uuid: Some(Tag([0x60; 16])),
+        kind,
+        pci: Some(Text::cut("0000:01:00.0")),
+        memory: 24 << 30,
+        uma: false,
+    };
+    Bundle {
+        os: Os::Linux,
+        hypervisor,
+        hypervisor_class,
+        declared: true,
+        time_namespace: false,
+        boot_id: Reading::Value(Tag([1; 16])),
+        machine_id: Reading::Virtual(Tag([2; 16])),
+        product_uuid: Reading::Denied,
+        platform_uuid: Reading::Absent,
+        machine_guid: Reading::Absent,
+        wsl_host_guid: Reading::Rejected(Text::cut("zeros")),
+        ppin: Reading::Value(list([Tag([3; 16])])),
+        macs: Reading::Value(list([Tag([4; 16]), Tag([5; 16])])),
+        nvme: Reading::Absent,
+        hosts_vms: Reading::Value(List::default()),
+        gpus: list([
+            gpu(GpuKind::Full),
+            gpu(GpuKind::Mig { parent: Tag([0x61; 16]) }),
+            Gpu { uuid: None, pci: None, ..gpu(GpuKind::Vgpu) },
+        ]),
+        cpu_model: Reading::Value(Text::cut("A processor")),
+        cpus: Cpus {
+            host: 16,
+            physical: 8,
+            allowed: Text::cut("0,2-3"),
+            quota_milli: Some(1_500),
+            memory_nodes: Text::cut("0"),
+            numa_nodes: 1,
+        },
+        memory: 64 << 30,
+        machine_rule: None,
+        lane: LaneClaim { gpus: list([0, 2]), dram: true, numa_nodes: list([1]), method },
+    }
+}
+
+fn model() -> Model {
+    Model {
+        name: Text::cut("llama3.1:8b"),
+        digest: [0xd1; 32],
+        fingerprint: [0xf1; 32],
+        size: 5 << 30,
+        context: 131_072,
+        completion: true,
+        embedding: false,
+        thinking: false,
+        tools: true,
+        remote: false,
+        loaded: Some(Loaded { size: 6 << 30, size_vram: 5 << 30, context: 4_096 }),
+    }
+}
+
+fn attempt() -> AttemptId {
+    AttemptId { job: JobId([0x0a; 16]), chunk: ChunkIndex(251), no: 3 }
+}
+
+pub(crate) fn to_agent() -> Vec<Named<ToAgent>> {
+    let run = |endpoint, show_text| {
+        ToAgent::Run(Box::new(Run {
+            attempt: attempt(),
+            incarnation: Incarnation(9),
+            endpoint,
+            model: Text::cut("llama3.1:8b"),
+            fingerprint: [0xf1; 32],
+            deadline_ms: 900_000,
+            first_token_ms: 60_000,
+            idle_ms: 60_000,
+            show_text,
+            body: Blob::new(br#"{"stream":true}"#.to_vec()).unwrap(),
+        }))
+    };
+    named([
+        ("hello", ToAgent::Hello(Hello { incarnation: Incarnation(1), role: Role::Coordinator })),
+        ("run chat", run(Endpoint::Chat, true)),
+        ("run generate", run(Endpoint::Generate, false)),
+        ("run embed", run(Endpoint::Embed, false)),
+        ("cancel", ToAgent::Cancel(attempt())),
+        ("ack", ToAgent::Ack(attempt())),
+    ])
+}
+
+pub(crate) fn from_agent() -> Vec<Named<FromAgent>> {
+    let outcome = Outcome {
+        bytes: 70_000,
+        sha256: [0x5a; 32],
+        digest: [0xd1; 32],
+        done_reason: Text::cut("stop"),
+        prompt_tokens: 11,
+        output_tokens: 22,
+        reasoning_only: false,
+        wait_ms: 33,
+        wall_us: 44_000,
+        first_us: 55,
+        load_us: 66,
+        prompt_us: 77,
+        decode_us: 88,
+        total_us: 99,
+    };
+    let mut all = named([
+        ("hello", FromAgent::Hello(Hello { incarnation: Incarnation(u64::MAX), role: Role::Agent })),
+        ("accepted, running", FromAgent::Accepted(attempt(), Place::Running)),
+        ("accepted, next", FromAgent::Accepted(attempt(), Place::Next)),
+        ("accepted, waiting", FromAgent::Accepted(attempt(), Place::Waiting(Text::cut("a-91c2")))),
+        ("accepted, settling", FromAgent::Accepted(attempt(), Place::Settling)),
+        ("refused, busy", FromAgent::Refused(attempt(), Refusal::Busy { retry_ms: 500 })),
+        ("refused, no model", FromAgent::Refused(attempt(), Refusal::NoModel)),
+        ("refused, draining", FromAgent::Refused(attempt(), Refusal::Draining(Text::cut("leaving")))),
+        ("refused, denied", FromAgent::Refused(attempt(), Refusal::Denied(Text::cut("hours")))),
+        ("refused, stale", FromAgent::Refused(attempt(), Refusal::Stale(Incarnation(2)))),
+        ("tokens", FromAgent::Tokens { attempt: attempt(), count: 4, text: Text::cut("¡hola!") }),
+        ("done", FromAgent::Done(attempt(), Box::new(outcome))),
+        ("body", FromAgent::Body(Blob::new(vec![0, 1, 2, 255]).unwrap())),
+    ]);
+    all.extend(Reason::ALL.map(|reason| {
+        let failure = Failure { reason, detail: Text::cut("why"), ms: 1_234 };
+        (format!("failed, {reason}"), FromAgent::Failed(attempt(), failure))
+    }));
+    all
+}
