@@ -4,5 +4,6 @@
 mod double_own;
 mod floors;
 mod identity;
+mod identity_properties;
 mod real_engine;
 mod schedule;
