@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
-use tropa_proto::id::hex;
+use tropa_proto::{id::hex, message::Endpoint};
 
 use super::{
     DEFAULT_MAX_TOKENS, Error, Format, InputError, JobOptions, Origin, Think,
@@ -29,7 +29,7 @@ const CONTEXT_STEP: u64 = 1024;
 /// Where an input comes from.
 pub enum Input<'a> {
     /// A file; what is no regular file, such as a pipe, is copied like a stream.
-    Path(&'a Path),
+    File(&'a Path),
     /// Stdin, or anything else that can be read once.
     Stream(&'a mut dyn Read),
 }
@@ -47,6 +47,7 @@ pub struct Prepared {
     load: Map<String, Value>,
     models: BTreeSet<String>,
     unnamed: u32,
+    generates: u32,
     prompt_tokens: u64,
     output_tokens: u64,
     sha256: [u8; 32],
@@ -71,7 +72,7 @@ pub struct Chunks<'a> {
 pub fn prepare(input: Input<'_>, copy: &Path, options: JobOptions) -> Result<Prepared, Error> {
     let (file, copied, suffix) = match input {
         Input::Stream(stream) => (keep(stream, copy, "-".as_ref())?, true, None),
-        Input::Path(path) => {
+        Input::File(path) => {
             let suffix = path.extension().and_then(|suffix| suffix.to_str()).map(str::to_ascii_lowercase);
             let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
             let kind = file.metadata().map_err(|e| Error::io("look at", path, e))?.file_type();
@@ -95,6 +96,7 @@ pub fn prepare(input: Input<'_>, copy: &Path, options: JobOptions) -> Result<Pre
         load: Map::new(),
         models: BTreeSet::new(),
         unnamed: 0,
+        generates: 0,
         prompt_tokens: 0,
         output_tokens: 0,
         sha256: [0; 32],
@@ -159,6 +161,12 @@ impl Prepared {
     #[must_use]
     pub fn without_model(&self) -> u32 {
         self.unnamed
+    }
+
+    /// Says whether the job asks for embeddings and nothing else.
+    #[must_use]
+    pub fn embeds(&self) -> bool {
+        self.generates == 0
     }
 
     /// Estimated tokens of all prompts together.
@@ -238,6 +246,7 @@ impl Prepared {
                 let what = format!("more than {MAX_MODELS} models in one job");
                 return Err(InputError::at(item.line, what, "split the input by model").into());
             }
+            self.generates += u32::from(item.endpoint != Endpoint::Embed);
             need = need.max(item.context());
             self.prompt_tokens += item.prompt_tokens();
             self.output_tokens += u64::from(item.num_predict());
@@ -359,7 +368,7 @@ fn keep(stream: &mut dyn Read, copy: &Path, from: &Path) -> Result<PathBuf, Erro
 impl std::fmt::Debug for Input<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
             Self::Stream(_) => f.write_str("Stream"),
         }
     }

@@ -188,7 +188,7 @@ fn the_kind_of_an_input_goes_by_suffix_and_then_by_its_first_item() {
     for (name, text, format) in cases {
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
-        let prepared = prepare(Input::Path(&path), &dir.path().join("copy"), JobOptions::default());
+        let prepared = prepare(Input::File(&path), &dir.path().join("copy"), JobOptions::default());
         assert_eq!(prepared.ok().map(|job| job.format()), format, "{name}: {text}");
         assert!(!dir.path().join("copy").exists(), "a file is not copied");
     }
@@ -320,7 +320,7 @@ fn an_input_that_changes_between_the_passes_is_noticed() {
     let path = dir.path().join("in.txt");
     for changed in ["a\nb\nc", "a", "a\nx"] {
         std::fs::write(&path, "a\nb").unwrap();
-        let job = prepare(Input::Path(&path), &dir.path().join("copy"), JobOptions::default()).unwrap();
+        let job = prepare(Input::File(&path), &dir.path().join("copy"), JobOptions::default()).unwrap();
         std::fs::write(&path, changed).unwrap();
         let made: Vec<_> = job.chunks("m").unwrap().collect();
         assert!(made.last().unwrap().is_err(), "{changed}");
@@ -334,7 +334,7 @@ const CHILD: &str = "TROPA_TEST_LARGE_INPUT";
 fn child_that_takes_in_a_large_input() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
     let dir = Path::new(&dir);
-    let job = prepare(Input::Path(&dir.join("in.jsonl")), &dir.join("copy"), JobOptions::default()).unwrap();
+    let job = prepare(Input::File(&dir.join("in.jsonl")), &dir.join("copy"), JobOptions::default()).unwrap();
     let mut draft = Draft::create(&dir.join("job"), JobId([1; 16])).unwrap();
     draft.insert(job.chunks("m").unwrap()).unwrap();
     let journal = draft.finish(Kind::Run, job.spec("m"), 0).unwrap();

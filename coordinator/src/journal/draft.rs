@@ -132,6 +132,14 @@ impl Draft {
         }
     }
 
+    /// Reads the seed of the Ed25519 key that the job's coordinators go by.
+    ///
+    /// # Errors
+    /// When the file is missing or shorter than 32 bytes.
+    pub fn key(&self) -> Result<[u8; 32], Error> {
+        self.open.as_ref().map_or(Err(Error::Incomplete), |parts| directory::key(&parts.dir))
+    }
+
     /// How many chunks are in.
     #[must_use]
     pub fn chunks(&self) -> u32 {
