@@ -84,7 +84,14 @@ pub struct Ollama {
     ratios: Mutex<BTreeMap<String, f64>>,
     /// The latest answer of `/api/ps` and when it was asked for; the lock is held while asking, so that one asks
     /// for all.
-    ps: tokio::sync::Mutex<Option<(Instant, Result<Arc<Ps>, AskError>)>>,
+    ps: tokio::sync::Mutex<Option<Look>>,
+}
+
+/// One look at `/api/ps`.
+#[derive(Clone, Debug)]
+struct Look {
+    asked_at: Instant,
+    answer: Result<Arc<Ps>, AskError>,
 }
 
 impl Ollama {
@@ -165,6 +172,19 @@ impl Ollama {
         }
         let ps = inventory::ask::<Ps>(&self.client, Call::Ps, None).await.unwrap_or_default();
         inventory::build(engine, &version, tags, &ps, |digest| self.known(digest))
+    }
+
+    /// Asks what the name stands for at present and gives its fingerprint.
+    ///
+    /// # Errors
+    /// When the install does not answer or has no such model, a cloud model included.
+    pub async fn pin(&self, model: &str) -> Result<Fingerprint, AskError> {
+        let tags = inventory::ask::<Tags>(&self.client, Call::Tags, None).await?;
+        self.remember(&tags);
+        let name = full_name(model);
+        let tag = tags.models.iter().find(|tag| full_name(&tag.name) == name && !tag.is_remote());
+        let (tag, digest) = tag.and_then(|tag| Some((tag, unhex(&tag.digest)?))).ok_or(AskError::NoModel)?;
+        self.facts(&tag.name, digest).await.map(|facts| facts.fingerprint)
     }
 
     /// Executes a request once: the model must be the pinned one before, and what streams in must keep the rules.
@@ -317,7 +337,7 @@ impl Ollama {
     /// Gives an answer of `/api/ps` that was asked for after `ended`.
     async fn ps_after(&self, ended: Instant) -> Result<Arc<Ps>, AskError> {
         let mut latest = self.ps.lock().await;
-        if let Some((asked_at, answer)) = latest.as_ref() {
+        if let Some(Look { asked_at, answer }) = latest.as_ref() {
             if *asked_at >= ended {
                 return answer.clone();
             }
@@ -325,7 +345,7 @@ impl Ollama {
         }
         let asked_at = now();
         let answer = inventory::ask::<Ps>(&self.client, Call::Ps, None).await.map(Arc::new);
-        *latest = Some((asked_at, answer.clone()));
+        *latest = Some(Look { asked_at, answer: answer.clone() });
         answer
     }
 
@@ -386,3 +406,5 @@ fn asked(error: &AskError) -> Broken {
 pub(crate) mod raw_server;
 #[cfg(test)]
 mod replay;
+#[cfg(test)]
+pub(crate) use self::request::tests as sample;

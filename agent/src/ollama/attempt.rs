@@ -263,9 +263,10 @@ async fn refusal(endpoint: Endpoint, answer: Answer, status: u16, kind: Kind) ->
         Ok(Err(_)) | Err(_) => Bytes::new(),
     };
     let (reason, text) = classify::by_answer(endpoint, status, kind, &body);
-    let ours = match reason {
-        Reason::NotOllama => "what answers is not Ollama",
-        _ => "the engine refused the request",
+    let ours = if reason == Reason::NotOllama {
+        "what answers is not Ollama"
+    } else {
+        "the engine refused the request"
     };
     uncancelled(Broken::new(reason, ours, format!("{status} {text}").trim_end()))
 }
@@ -284,10 +285,7 @@ async fn lost(client: &Client, fault: Fault) -> Broken {
 
 /// A cancel of ours ends the exchange before its words arrive, so these words are the engine's own.
 fn uncancelled(broken: Broken) -> Broken {
-    match broken.reason {
-        Reason::Cancelled => Broken { reason: Reason::EngineError, ..broken },
-        _ => broken,
-    }
+    if broken.reason == Reason::Cancelled { Broken { reason: Reason::EngineError, ..broken } } else { broken }
 }
 
 fn stalled(ours: &'static str) -> Broken {

@@ -117,10 +117,7 @@ impl<'a> Fold<'a> {
         if self.request.endpoint == Endpoint::Embed {
             return self.vectors(text);
         }
-        let line = match serde_json::from_str::<Line>(text) {
-            Ok(line) => line,
-            Err(_) => return Err(broken_line(text)),
-        };
+        let Ok(line) = serde_json::from_str::<Line>(text) else { return Err(broken_line(text)) };
         if let Some(error) = line.error.filter(|error| !error.is_null()) {
             return Err(engine_error(&error));
         }

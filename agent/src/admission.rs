@@ -1,0 +1,584 @@
+//! Who may work at this install, and in which order: a pure function of events and time.
+//!
+//! The install holds at most *width* attempts, whoever sent them, and beside them one next attempt for each
+//! coordinator, which lies ready so that the install never waits for the network. Nothing starts unless the locks
+//! of the lane's devices are held and whatever may still run from before has been settled. The driver
+//! (`execute.rs`) performs the actions; nothing here reads a clock, opens a file or sends a byte.
+//!
+//! An attempt belongs to the agent id that sent it: the same number from another peer is another attempt, so
+//! nobody can cancel, read or acknowledge what is not his. Every attempt of this incarnation stays known, so that
+//! a `Run` that comes twice is executed once (`reliability.md` §3).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tropa_proto::{
+    bounded::Text,
+    failure::Reason,
+    id::{AgentId, AttemptId, Incarnation},
+    message::{Failure, Place, Refusal},
+};
+
+/// Attempts that stay known: a day of work at one a second. Beyond it the one that ended first is forgotten.
+pub const MAX_KNOWN: usize = 65_536;
+
+/// Coordinators that may have attempts queued here at once: more than a mesh of people has.
+const MAX_PEERS: usize = 64;
+
+/// Attempts whose digest is still being checked. While so many wait, the engine is not answering its control
+/// calls, and nothing new starts.
+const MAX_CHECKING: usize = 256;
+
+/// How long an install keeps its lane while somebody else waits for it (`reliability.md` §8.2), and how long one
+/// coordinator's runner options stay when another wants different ones, which reload the model (§8.3).
+pub const TURN: Duration = Duration::from_secs(60);
+
+/// How long the locks are kept with nothing to do: a coordinator's next order is on its way.
+pub const LINGER: Duration = Duration::from_millis(20);
+
+/// How often a lane that is past its turn looks whether somebody waits.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// When a coordinator that found all places taken may ask again: a quarter of the shortest usual chunk.
+const RETRY_MS: u32 = 250;
+
+/// An attempt of one sender.
+pub type Key = (AgentId, AttemptId);
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A `Run` arrived.
+    Run {
+        /// Which attempt.
+        key: Key,
+        /// The incarnation that it is meant for.
+        incarnation: Incarnation,
+        /// What tells runners apart, or why its body is refused.
+        runner: Result<String, Failure>,
+        /// The outbox can take another result.
+        room: bool,
+    },
+    /// A `Cancel` arrived.
+    Cancel(Key),
+    /// An `Ack` arrived.
+    Ack(Key),
+    /// Somebody else holds the devices; the name that he gives.
+    LaneBlocked(String),
+    /// The devices are ours; `dirty` where earlier holders left requests to settle.
+    LaneHeld {
+        /// There is something to settle.
+        dirty: bool,
+    },
+    /// The devices cannot be locked; says why.
+    LaneFailed(String),
+    /// Everything that was to be settled is over.
+    Settled,
+    /// The attempt could not be started because its settle record could not be written.
+    NotStarted(Key, String),
+    /// The engine's stream ended: its place is free. `may_run` where the request may still run there.
+    Ended {
+        /// Which attempt.
+        key: Key,
+        /// Settle before anything else starts.
+        may_run: bool,
+    },
+    /// The attempt is over: its result is in the outbox, or this is why there is none.
+    Finished(Key, Option<Failure>),
+    /// The outbox gave the result up after its time.
+    Expired(Key),
+    /// Take nothing new; says why.
+    Drain(String),
+    /// Time has passed.
+    Tick {
+        /// Somebody waits for the devices that we hold.
+        someone_waits: bool,
+        /// The lock files are no longer where they were locked.
+        displaced: bool,
+    },
+}
+
+/// What is to be done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Say where the attempt is.
+    Accept(Key, Place),
+    /// Say that nothing was started, and forget the attempt.
+    Refuse(Key, Refusal),
+    /// Say why the attempt failed.
+    Fail(Key, Failure),
+    /// Send the result from the outbox.
+    Deliver(Key),
+    /// Forget the result.
+    Discard(Key),
+    /// Send the request to the engine.
+    Start {
+        /// Which attempt.
+        key: Key,
+        /// How long it has waited for the devices and for settling.
+        waited: Duration,
+    },
+    /// Hang up on a running request.
+    HangUp(Key),
+    /// Take the locks of the lane.
+    Acquire,
+    /// Give them back, or give up waiting for them.
+    Release,
+    /// Prove that nothing runs any more of what was hung up on or left behind.
+    Settle,
+}
+
+/// Where a known attempt is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Queued(Queued),
+    Running { runner: String },
+    Checking,
+    Done,
+    Failed(Box<Failure>),
+    Acknowledged,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Queued {
+    runner: String,
+    /// Since when it has waited for the devices or for settling.
+    waits: Option<Instant>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Lane {
+    Free,
+    Asked {
+        holder: Option<String>,
+    },
+    Held {
+        since: Instant,
+        idle: Option<Instant>,
+        look: Instant,
+    },
+    Settling {
+        since: Instant,
+    },
+    /// Nothing starts; when the last running one has ended, the locks go back.
+    Yielding {
+        since: Instant,
+    },
+}
+
+/// The state of admission at one install.
+#[derive(Debug)]
+pub struct Admission {
+    incarnation: Incarnation,
+    width: usize,
+    known: BTreeMap<Key, State>,
+    /// Ended attempts, the earliest first.
+    ended: VecDeque<Key>,
+    queues: BTreeMap<AgentId, VecDeque<AttemptId>>,
+    running: BTreeSet<Key>,
+    checking: usize,
+    lane: Lane,
+    /// Something has to be settled as soon as the lane is not settling already.
+    unsettled: bool,
+    draining: Option<String>,
+    /// Who was served last, and whose runner options have the turn since when.
+    last: Option<AgentId>,
+    turn: Option<(String, Instant)>,
+}
+
+impl Admission {
+    /// Makes the admission of an install that nothing runs at. A width of 0 counts as 1.
+    #[must_use]
+    pub fn new(incarnation: Incarnation, width: usize) -> Self {
+        Self {
+            incarnation,
+            width: width.max(1),
+            known: BTreeMap::new(),
+            ended: VecDeque::new(),
+            queues: BTreeMap::new(),
+            running: BTreeSet::new(),
+            checking: 0,
+            lane: Lane::Free,
+            unsettled: false,
+            draining: None,
+            last: None,
+            turn: None,
+        }
+    }
+
+    /// Gives how many attempts are at the engine.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Gives how many attempts wait for a place.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queues.values().map(VecDeque::len).sum()
+    }
+
+    /// Gives how many attempts have ended at the engine and are still being checked.
+    #[must_use]
+    pub fn checking(&self) -> usize {
+        self.checking
+    }
+
+    /// Says whether something is being settled.
+    #[must_use]
+    pub fn is_settling(&self) -> bool {
+        matches!(self.lane, Lane::Settling { .. })
+    }
+
+    /// Says whether the attempt is known, so that its body need not be read again.
+    #[must_use]
+    pub fn knows(&self, key: &Key) -> bool {
+        self.known.contains_key(key)
+    }
+
+    /// Says whether the attempt is taken in and has not ended.
+    #[must_use]
+    pub fn is_open(&self, key: &Key) -> bool {
+        matches!(self.known.get(key), Some(State::Queued(_) | State::Running { .. } | State::Checking))
+    }
+
+    /// Gives the time of the next [`Event::Tick`] that matters.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        match &self.lane {
+            Lane::Held { idle: Some(idle), .. } => Some(*idle + LINGER),
+            Lane::Held { look, .. } => Some(*look),
+            Lane::Free | Lane::Asked { .. } | Lane::Settling { .. } | Lane::Yielding { .. } => None,
+        }
+    }
+
+    /// Takes an event in and says what is to be done about it.
+    pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let mut taken_in = None;
+        match event {
+            Event::Run { key, incarnation, runner, room } => {
+                self.run(key, incarnation, runner, room, now, &mut actions);
+                taken_in = actions.is_empty().then_some(key);
+            }
+            Event::Cancel(key) => self.cancel(key, &mut actions),
+            Event::Ack(key) => self.acknowledge(key, &mut actions),
+            Event::LaneBlocked(_) if !matches!(self.lane, Lane::Asked { .. }) => {}
+            Event::LaneBlocked(holder) => {
+                let place = Place::Waiting(Text::cut(&holder));
+                self.lane = Lane::Asked { holder: Some(holder) };
+                self.tell_queued(&place, &mut actions);
+            }
+            Event::LaneHeld { .. } if !matches!(self.lane, Lane::Asked { .. }) => {}
+            Event::LaneHeld { dirty } => {
+                self.lane = Lane::Held { since: now, idle: None, look: now + TURN };
+                self.unsettled |= dirty;
+            }
+            Event::LaneFailed(why) => {
+                self.lane = Lane::Free;
+                self.give_back(&why, &mut actions);
+            }
+            Event::Settled => {
+                if let Lane::Settling { since } = self.lane {
+                    self.lane = Lane::Held { since, idle: None, look: (since + TURN).max(now) };
+                }
+            }
+            Event::NotStarted(key, why) => {
+                self.running.remove(&key);
+                self.known.remove(&key);
+                actions.push(Action::Refuse(key, Refusal::Draining(Text::cut(&why))));
+            }
+            Event::Ended { key, may_run } => {
+                if self.running.remove(&key) {
+                    self.checking += 1;
+                    self.known.insert(key, State::Checking);
+                }
+                self.unsettled |= may_run;
+            }
+            Event::Finished(key, failure) => {
+                if self.known.get(&key) == Some(&State::Checking) {
+                    self.checking -= 1;
+                    match failure {
+                        None => {
+                            self.end(key, State::Done);
+                            actions.push(Action::Deliver(key));
+                        }
+                        Some(failure) => self.fail(key, failure, &mut actions),
+                    }
+                }
+            }
+            Event::Expired(key) => {
+                if self.known.get(&key) == Some(&State::Done) {
+                    let failure = failure(Reason::Cancelled, "the result was kept for its time and given up");
+                    self.known.insert(key, State::Failed(Box::new(failure)));
+                }
+            }
+            Event::Drain(why) => {
+                self.give_back(&why, &mut actions);
+                self.draining = Some(why);
+            }
+            Event::Tick { someone_waits, displaced } => self.tick(someone_waits, displaced, now),
+        }
+        self.move_on(now, &mut actions);
+        // One that started at once has been told so; one that waits is told now.
+        if let Some(key) = taken_in
+            && matches!(self.known.get(&key), Some(State::Queued(_)))
+        {
+            actions.push(Action::Accept(key, self.place_of_queued()));
+        }
+        actions
+    }
+
+    fn run(
+        &mut self,
+        key: Key,
+        incarnation: Incarnation,
+        runner: Result<String, Failure>,
+        room: bool,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        if incarnation != self.incarnation {
+            actions.push(Action::Refuse(key, Refusal::Stale(self.incarnation)));
+            return;
+        }
+        if let Some(state) = self.known.get(&key) {
+            actions.push(match state {
+                State::Queued(_) => Action::Accept(key, self.place_of_queued()),
+                State::Running { .. } | State::Checking => Action::Accept(key, Place::Running),
+                State::Done => Action::Deliver(key),
+                State::Failed(failure) => Action::Fail(key, failure.as_ref().clone()),
+                State::Acknowledged => Action::Fail(key, failure(Reason::Cancelled, "it was acknowledged")),
+            });
+            return;
+        }
+        let refusal = if let Some(why) = &self.draining {
+            Some(Refusal::Draining(Text::cut(why)))
+        } else if !room {
+            Some(Refusal::Draining(Text::cut("results wait to be fetched, and no more fit in memory")))
+        } else if !self.has_place(key.0) {
+            Some(Refusal::Busy { retry_ms: RETRY_MS })
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            actions.push(Action::Refuse(key, refusal));
+            return;
+        }
+        let runner = match runner {
+            Ok(runner) => runner,
+            Err(failure) => return self.fail(key, failure, actions),
+        };
+        let waits = (!matches!(self.lane, Lane::Held { .. })).then_some(now);
+        self.known.insert(key, State::Queued(Queued { runner, waits }));
+        self.queues.entry(key.0).or_default().push_back(key.1);
+    }
+
+    fn cancel(&mut self, key: Key, actions: &mut Vec<Action>) {
+        match self.known.get(&key) {
+            Some(State::Queued(_)) => {
+                self.unqueue(key);
+                self.fail(key, failure(Reason::Cancelled, "cancelled before it started"), actions);
+            }
+            Some(State::Running { .. }) => actions.push(Action::HangUp(key)),
+            Some(State::Done) => actions.push(Action::Deliver(key)),
+            Some(State::Failed(failure)) => actions.push(Action::Fail(key, failure.as_ref().clone())),
+            Some(State::Checking | State::Acknowledged) => {}
+            // Kept, so that a `Run` which arrives after its `Cancel` does not start.
+            None => self.fail(key, failure(Reason::Cancelled, "cancelled before it arrived"), actions),
+        }
+    }
+
+    fn acknowledge(&mut self, key: Key, actions: &mut Vec<Action>) {
+        match self.known.get(&key) {
+            Some(State::Done) => {
+                self.known.insert(key, State::Acknowledged);
+                actions.push(Action::Discard(key));
+            }
+            Some(State::Failed(_)) => {
+                self.known.insert(key, State::Acknowledged);
+            }
+            Some(State::Queued(_) | State::Running { .. } | State::Checking | State::Acknowledged) | None => {
+            }
+        }
+    }
+
+    fn tick(&mut self, someone_waits: bool, displaced: bool, now: Instant) {
+        let Lane::Held { since, look, .. } = &mut self.lane else { return };
+        if displaced || (now >= *since + TURN && someone_waits) {
+            self.lane = Lane::Yielding { since: *since };
+        } else if now >= *look {
+            *look = now + LOOK;
+        }
+    }
+
+    /// Starts what may start, and asks for, settles or gives back the lane as that needs.
+    fn move_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.unsettled
+            && let Lane::Held { since, .. } | Lane::Yielding { since } = self.lane
+        {
+            self.unsettled = false;
+            self.lane = Lane::Settling { since };
+            self.mark_waiting(now);
+            actions.push(Action::Settle);
+            self.tell_queued(&Place::Settling, actions);
+        }
+        if matches!(self.lane, Lane::Held { .. }) {
+            while self.running.len() < self.width && self.checking < MAX_CHECKING {
+                let Some(key) = self.choose(now) else { break };
+                self.start(key, now, actions);
+            }
+        }
+        let wanted = self.queued() > 0;
+        let quiet = self.running.is_empty();
+        match &mut self.lane {
+            Lane::Held { idle, .. } if quiet && !wanted => match idle {
+                None => *idle = Some(now),
+                Some(since) if now >= *since + LINGER => {
+                    self.lane = Lane::Free;
+                    actions.push(Action::Release);
+                }
+                Some(_) => {}
+            },
+            Lane::Held { idle, .. } => *idle = None,
+            Lane::Yielding { .. } if quiet => {
+                self.lane = Lane::Free;
+                actions.push(Action::Release);
+            }
+            // A wait that nobody wants any more is given up, so that others do not wait behind it.
+            Lane::Asked { .. } if !wanted => {
+                self.lane = Lane::Free;
+                actions.push(Action::Release);
+            }
+            Lane::Free | Lane::Asked { .. } | Lane::Settling { .. } | Lane::Yielding { .. } => {}
+        }
+        if self.lane == Lane::Free && wanted {
+            self.lane = Lane::Asked { holder: None };
+            self.mark_waiting(now);
+            actions.push(Action::Acquire);
+        }
+    }
+
+    /// Chooses the next attempt: coordinators in turn, after the one served last, in the order of their ids.
+    ///
+    /// While a turn lasts, one with the same runner options goes first. One with other options starts only when
+    /// nothing runs, because it makes Ollama load anew.
+    fn choose(&self, now: Instant) -> Option<Key> {
+        let after = self.queues.iter().filter(|(peer, _)| Some(**peer) > self.last);
+        let before = self.queues.iter().filter(|(peer, _)| Some(**peer) <= self.last);
+        let heads = after.chain(before).filter_map(|(peer, queue)| Some((*peer, *queue.front()?)));
+        let heads: Vec<(Key, &str)> = heads.filter_map(|key| Some((key, self.runner_of(&key)?))).collect();
+        let same = self.turn.as_ref().and_then(|(runner, since)| {
+            let lasts = now < *since + TURN;
+            heads.iter().find(|(_, wanted)| lasts && wanted == runner)
+        });
+        let (key, wanted) = same.or(heads.first())?;
+        let fits = self.running.iter().all(|key| self.runner_of(key) == Some(*wanted));
+        fits.then_some(*key)
+    }
+
+    fn runner_of(&self, key: &Key) -> Option<&str> {
+        match self.known.get(key)? {
+            State::Queued(queued) => Some(&queued.runner),
+            State::Running { runner } => Some(runner),
+            State::Checking | State::Done | State::Failed(_) | State::Acknowledged => None,
+        }
+    }
+
+    fn start(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
+        self.unqueue(key);
+        let Some(State::Queued(queued)) = self.known.remove(&key) else { return };
+        let waited = queued.waits.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let goes_on =
+            self.turn.as_ref().is_some_and(|(runner, since)| *runner == queued.runner && now < *since + TURN);
+        if !goes_on {
+            self.turn = Some((queued.runner.clone(), now));
+        }
+        self.last = Some(key.0);
+        self.known.insert(key, State::Running { runner: queued.runner });
+        self.running.insert(key);
+        actions.push(Action::Accept(key, Place::Running));
+        actions.push(Action::Start { key, waited });
+    }
+
+    /// Says whether an attempt of the peer finds a place: a free one at the engine, or the peer's next.
+    fn has_place(&self, peer: AgentId) -> bool {
+        let next_is_free = !self.queues.contains_key(&peer);
+        let engine_is_free = self.running.len() + self.queued() < self.width;
+        engine_is_free || (next_is_free && self.queues.len() < MAX_PEERS)
+    }
+
+    fn place_of_queued(&self) -> Place {
+        match &self.lane {
+            Lane::Asked { holder: Some(holder) } => Place::Waiting(Text::cut(holder)),
+            Lane::Settling { .. } => Place::Settling,
+            Lane::Free | Lane::Asked { holder: None } | Lane::Held { .. } | Lane::Yielding { .. } => {
+                Place::Next
+            }
+        }
+    }
+
+    fn tell_queued(&self, place: &Place, actions: &mut Vec<Action>) {
+        for key in self.queued_keys() {
+            actions.push(Action::Accept(key, place.clone()));
+        }
+    }
+
+    fn mark_waiting(&mut self, now: Instant) {
+        for key in self.queued_keys() {
+            if let Some(State::Queued(queued)) = self.known.get_mut(&key) {
+                queued.waits.get_or_insert(now);
+            }
+        }
+    }
+
+    /// Gives everything that has not started back to its coordinator.
+    fn give_back(&mut self, why: &str, actions: &mut Vec<Action>) {
+        for key in self.queued_keys() {
+            self.unqueue(key);
+            self.known.remove(&key);
+            actions.push(Action::Refuse(key, Refusal::Draining(Text::cut(why))));
+        }
+    }
+
+    fn queued_keys(&self) -> Vec<Key> {
+        self.queues.iter().flat_map(|(peer, queue)| queue.iter().map(|attempt| (*peer, *attempt))).collect()
+    }
+
+    fn unqueue(&mut self, key: Key) {
+        if let Some(queue) = self.queues.get_mut(&key.0) {
+            queue.retain(|attempt| *attempt != key.1);
+            if queue.is_empty() {
+                self.queues.remove(&key.0);
+            }
+        }
+    }
+
+    fn fail(&mut self, key: Key, mut failure: Failure, actions: &mut Vec<Action>) {
+        actions.push(Action::Fail(key, failure.clone()));
+        // The whole text is told once; what stays for those who ask again must fit 65,536 times.
+        failure.detail = Text::cut(&failure.detail[..failure.detail.floor_char_boundary(256)]);
+        self.end(key, State::Failed(Box::new(failure)));
+    }
+
+    /// Notes an end, and forgets the earliest one beyond the bound.
+    fn end(&mut self, key: Key, state: State) {
+        self.known.insert(key, state);
+        self.ended.push_back(key);
+        if self.ended.len() > MAX_KNOWN
+            && let Some(earliest) = self.ended.pop_front()
+        {
+            self.known.remove(&earliest);
+        }
+    }
+}
+
+fn failure(reason: Reason, what: &str) -> Failure {
+    Failure { reason, detail: Text::cut(what), ms: 0 }
+}
+
+#[cfg(test)]
+mod tests;

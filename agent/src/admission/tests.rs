@@ -1,0 +1,319 @@
+//! Admission as lists of events, and as a random world with a check that did not decide.
+
+use tropa_proto::id::{ChunkIndex, JobId};
+
+use super::*;
+use crate::clock::now;
+
+const ME: Incarnation = Incarnation(7);
+
+fn key(peer: u8, no: u32) -> Key {
+    (AgentId([peer; 32]), AttemptId { job: JobId([peer; 16]), chunk: ChunkIndex(0), no })
+}
+
+fn run(key: Key, runner: &str) -> Event {
+    Event::Run { key, incarnation: ME, runner: Ok(runner.to_owned()), room: true }
+}
+
+fn started(actions: &[Action]) -> Vec<Key> {
+    let start = |action: &Action| if let Action::Start { key, .. } = action { Some(*key) } else { None };
+    actions.iter().filter_map(start).collect()
+}
+
+/// An admission whose lane is held and where `key(1, 1)` runs.
+fn busy(width: usize) -> (Admission, Instant) {
+    let (mut admission, at) = (Admission::new(ME, width), now());
+    assert!(admission.handle(run(key(1, 1), "m"), at).contains(&Action::Acquire));
+    let actions = admission.handle(Event::LaneHeld { dirty: false }, at);
+    assert_eq!(started(&actions), [key(1, 1)]);
+    assert!(actions.contains(&Action::Accept(key(1, 1), Place::Running)));
+    (admission, at)
+}
+
+fn end(admission: &mut Admission, key: Key, at: Instant) -> Vec<Action> {
+    let mut actions = admission.handle(Event::Ended { key, may_run: false }, at);
+    actions.extend(admission.handle(Event::Finished(key, None), at));
+    actions
+}
+
+#[test]
+fn one_next_attempt_for_each_coordinator_lies_ready_and_a_second_is_refused() {
+    let (mut admission, at) = busy(1);
+    for peer in [1, 2] {
+        let next = admission.handle(run(key(peer, 2), "m"), at);
+        assert_eq!(next, [Action::Accept(key(peer, 2), Place::Next)]);
+        let more = admission.handle(run(key(peer, 3), "m"), at);
+        assert_eq!(more, [Action::Refuse(key(peer, 3), Refusal::Busy { retry_ms: RETRY_MS })]);
+    }
+    let actions = admission.handle(Event::Ended { key: key(1, 1), may_run: false }, at);
+    assert_eq!(started(&actions), [key(2, 2)], "in turn, before the digest of the first is checked");
+}
+
+#[test]
+fn the_width_is_filled_and_not_passed() {
+    let (mut admission, at) = busy(2);
+    assert_eq!(started(&admission.handle(run(key(1, 2), "m"), at)), [key(1, 2)]);
+    assert_eq!(started(&admission.handle(run(key(1, 3), "m"), at)), []);
+    assert_eq!((admission.running(), admission.queued()), (2, 1));
+}
+
+#[test]
+fn the_same_run_again_is_answered_and_not_executed_again() {
+    let (mut admission, at) = busy(1);
+    let again = |admission: &mut Admission| admission.handle(run(key(1, 1), "m"), at);
+    assert_eq!(again(&mut admission), [Action::Accept(key(1, 1), Place::Running)]);
+    end(&mut admission, key(1, 1), at);
+    assert_eq!(again(&mut admission), [Action::Deliver(key(1, 1))]);
+    assert_eq!(admission.handle(Event::Ack(key(1, 1)), at), [Action::Discard(key(1, 1))]);
+    assert_eq!(admission.handle(Event::Ack(key(1, 1)), at), []);
+    assert!(matches!(again(&mut admission)[..], [Action::Fail(..)]));
+    let foreign = admission.handle(run((AgentId([9; 32]), key(1, 1).1), "m"), at);
+    assert_eq!(started(&foreign).len(), 1, "the same number from another sender is another attempt");
+}
+
+#[test]
+fn another_sender_can_neither_cancel_nor_acknowledge() {
+    let (mut admission, at) = busy(1);
+    let thief = (AgentId([9; 32]), key(1, 1).1);
+    let actions = admission.handle(Event::Cancel(thief), at);
+    assert!(matches!(&actions[..], [Action::Fail(told, _)] if *told == thief));
+    end(&mut admission, key(1, 1), at);
+    assert_eq!(admission.handle(Event::Ack(thief), at), []);
+    assert_eq!(admission.handle(run(key(1, 1), "m"), at), [Action::Deliver(key(1, 1))]);
+}
+
+#[test]
+fn a_cancel_takes_back_what_waits_hangs_up_on_what_runs_and_outruns_its_run() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    let taken_back = admission.handle(Event::Cancel(key(1, 2)), at);
+    assert!(matches!(&taken_back[..], [Action::Fail(_, failure)] if failure.reason == Reason::Cancelled));
+    assert_eq!(admission.handle(Event::Cancel(key(1, 1)), at), [Action::HangUp(key(1, 1))]);
+    assert!(matches!(admission.handle(Event::Cancel(key(1, 3)), at)[..], [Action::Fail(..)]));
+    assert!(matches!(admission.handle(run(key(1, 3), "m"), at)[..], [Action::Fail(..)]), "it does not start");
+}
+
+#[test]
+fn after_a_hang_up_nothing_starts_before_it_is_settled() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    let actions = admission.handle(Event::Ended { key: key(1, 1), may_run: true }, at);
+    assert_eq!(actions, [Action::Settle, Action::Accept(key(1, 2), Place::Settling)]);
+    let cancelled = failure(Reason::Cancelled, "x");
+    assert!(started(&admission.handle(Event::Finished(key(1, 1), Some(cancelled)), at)).is_empty());
+    let later = at + Duration::from_secs(3);
+    let actions = admission.handle(Event::Settled, later);
+    let waited = Duration::from_secs(3);
+    assert!(actions.contains(&Action::Start { key: key(1, 2), waited }), "{actions:?}");
+}
+
+#[test]
+fn what_an_earlier_holder_left_is_settled_first() {
+    let (mut admission, at) = (Admission::new(ME, 1), now());
+    admission.handle(run(key(1, 1), "m"), at);
+    let actions = admission.handle(Event::LaneHeld { dirty: true }, at);
+    assert_eq!(actions, [Action::Settle, Action::Accept(key(1, 1), Place::Settling)]);
+    assert_eq!(started(&admission.handle(Event::Settled, at)), [key(1, 1)]);
+}
+
+#[test]
+fn who_holds_the_devices_is_told_and_a_wait_that_nobody_wants_is_given_up() {
+    let (mut admission, at) = (Admission::new(ME, 1), now());
+    let actions = admission.handle(run(key(1, 1), "m"), at);
+    assert_eq!(actions, [Action::Acquire, Action::Accept(key(1, 1), Place::Next)]);
+    let waiting = Place::Waiting(Text::cut("other"));
+    let actions = admission.handle(Event::LaneBlocked("other".to_owned()), at);
+    assert_eq!(actions, [Action::Accept(key(1, 1), waiting.clone())]);
+    assert_eq!(admission.handle(run(key(1, 1), "m"), at), [Action::Accept(key(1, 1), waiting)]);
+    let actions = admission.handle(Event::Cancel(key(1, 1)), at);
+    assert!(matches!(actions[..], [Action::Fail(..), Action::Release]));
+    assert_eq!(admission.handle(Event::LaneHeld { dirty: false }, at), [], "a late answer changes nothing");
+}
+
+#[test]
+fn the_lane_is_kept_between_attempts_and_given_back_when_nothing_comes() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    assert!(!end(&mut admission, key(1, 1), at).contains(&Action::Release));
+    assert!(!end(&mut admission, key(1, 2), at).contains(&Action::Release));
+    let tick = Event::Tick { someone_waits: true, displaced: false };
+    assert_eq!(admission.next_deadline(), Some(at + LINGER));
+    assert_eq!(admission.handle(tick.clone(), at + LINGER / 2), []);
+    assert_eq!(admission.handle(tick, at + LINGER), [Action::Release]);
+    assert_eq!(admission.next_deadline(), None);
+}
+
+#[test]
+fn after_its_turn_a_lane_that_others_wait_for_drains_and_asks_again() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    let tick = |someone_waits| Event::Tick { someone_waits, displaced: false };
+    let over = at + TURN;
+    assert_eq!(admission.next_deadline(), Some(over));
+    assert_eq!(admission.handle(tick(false), over), []);
+    assert_eq!(admission.next_deadline(), Some(over + LOOK), "nobody waits: look again");
+    assert_eq!(admission.handle(tick(true), over + LOOK), []);
+    let actions = admission.handle(Event::Ended { key: key(1, 1), may_run: false }, over + LOOK);
+    assert_eq!(actions, [Action::Release, Action::Acquire]);
+    let actions = admission.handle(Event::LaneHeld { dirty: false }, over + 2 * LOOK);
+    assert_eq!(started(&actions), [key(1, 2)]);
+}
+
+#[test]
+fn other_runner_options_wait_for_the_turn_and_for_what_runs() {
+    let (mut admission, at) = busy(2);
+    assert_eq!(started(&admission.handle(run(key(2, 1), "other"), at)), [], "it would load the model anew");
+    assert_eq!(started(&admission.handle(run(key(1, 2), "m"), at)), [key(1, 2)]);
+    admission.handle(run(key(1, 3), "m"), at);
+    assert_eq!(started(&end(&mut admission, key(1, 1), at)), [key(1, 3)], "while the turn lasts");
+    admission.handle(run(key(1, 4), "m"), at);
+    let late = at + TURN;
+    assert_eq!(started(&end(&mut admission, key(1, 2), late)), []);
+    assert_eq!(started(&end(&mut admission, key(1, 3), late)), [key(2, 1)]);
+    assert_eq!(started(&end(&mut admission, key(2, 1), late)), [key(1, 4)]);
+}
+
+#[test]
+fn draining_gives_back_what_waits_and_lets_go_on_what_runs() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    let actions = admission.handle(Event::Drain("stop".to_owned()), at);
+    let leaving = Refusal::Draining(Text::cut("stop"));
+    assert_eq!(actions, [Action::Refuse(key(1, 2), leaving.clone())]);
+    assert_eq!(admission.handle(run(key(1, 3), "m"), at), [Action::Refuse(key(1, 3), leaving)]);
+    assert_eq!(admission.handle(run(key(1, 1), "m"), at), [Action::Accept(key(1, 1), Place::Running)]);
+    assert!(end(&mut admission, key(1, 1), at).contains(&Action::Deliver(key(1, 1))));
+}
+
+#[test]
+fn stale_full_and_malformed_are_refused_without_a_start() {
+    let (mut admission, at) = (Admission::new(ME, 1), now());
+    let stale =
+        Event::Run { key: key(1, 1), incarnation: Incarnation(6), runner: Ok(String::new()), room: true };
+    assert_eq!(admission.handle(stale, at), [Action::Refuse(key(1, 1), Refusal::Stale(ME))]);
+    let full = Event::Run { key: key(1, 1), incarnation: ME, runner: Ok(String::new()), room: false };
+    assert!(matches!(admission.handle(full, at)[..], [Action::Refuse(_, Refusal::Draining(_))]));
+    let wrong = failure(Reason::BadRequest, "x");
+    let malformed = Event::Run { key: key(1, 1), incarnation: ME, runner: Err(wrong.clone()), room: true };
+    assert_eq!(admission.handle(malformed, at), [Action::Fail(key(1, 1), wrong)]);
+}
+
+#[test]
+fn locks_that_fail_give_everything_back() {
+    let (mut admission, at) = (Admission::new(ME, 1), now());
+    admission.handle(run(key(1, 1), "m"), at);
+    let actions = admission.handle(Event::LaneFailed("disk".to_owned()), at);
+    assert_eq!(actions, [Action::Refuse(key(1, 1), Refusal::Draining(Text::cut("disk")))]);
+    assert!(admission.handle(run(key(1, 1), "m"), at).contains(&Action::Acquire), "nothing was started");
+}
+
+#[test]
+fn known_attempts_are_bounded_and_the_earliest_end_is_forgotten_first() {
+    let (mut admission, at) = busy(1);
+    let wrong = failure(Reason::BadRequest, "x");
+    for no in 2..u32::try_from(MAX_KNOWN).unwrap() + 4 {
+        let runner = Err(wrong.clone());
+        admission.handle(Event::Run { key: key(1, no), incarnation: ME, runner, room: true }, at);
+    }
+    assert_eq!(admission.known.len(), MAX_KNOWN + 1, "the running one is not among the ended");
+    assert!(admission.knows(&key(1, 1)) && !admission.knows(&key(1, 2)));
+}
+
+/// What an observer of the actions believes, from scratch.
+#[derive(Default)]
+struct Observer {
+    held: bool,
+    asked: bool,
+    settling: bool,
+    must_settle: bool,
+    at_engine: BTreeSet<Key>,
+    ever_started: BTreeSet<Key>,
+}
+
+impl Observer {
+    fn see(&mut self, actions: &[Action], width: usize) {
+        for action in actions {
+            match action {
+                Action::Start { key, .. } => {
+                    assert!(self.held, "{key:?} started without the locks");
+                    assert!(!self.settling && !self.must_settle, "{key:?} started before settling");
+                    assert!(self.ever_started.insert(*key), "{key:?} started twice");
+                    self.at_engine.insert(*key);
+                    assert!(self.at_engine.len() <= width, "more than the width");
+                }
+                Action::Acquire => {
+                    assert!(!self.held && !self.asked);
+                    self.asked = true;
+                }
+                Action::Release => {
+                    assert!(self.at_engine.is_empty() && !self.settling && !self.must_settle);
+                    (self.held, self.asked) = (false, false);
+                }
+                Action::Settle => {
+                    assert!(self.held && !self.settling);
+                    (self.settling, self.must_settle) = (true, false);
+                }
+                Action::HangUp(key) => assert!(self.at_engine.contains(key)),
+                Action::Accept(..)
+                | Action::Refuse(..)
+                | Action::Fail(..)
+                | Action::Deliver(_)
+                | Action::Discard(_) => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn no_order_of_events_breaks_the_rules() {
+    for seed in 0_u64..400 {
+        let width = usize::try_from(seed % 3).unwrap() + 1;
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = |bound: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % bound
+        };
+        let (mut admission, mut at, mut seen) = (Admission::new(ME, width), now(), Observer::default());
+        let mut checking = Vec::new();
+        for _ in 0..400 {
+            at += Duration::from_millis(next(9_000));
+            let peer = u8::try_from(next(3)).unwrap();
+            let some = key(peer, u32::try_from(next(60)).unwrap());
+            let running = seen.at_engine.iter().next().copied();
+            let event = match next(10) {
+                0..=2 => run(some, ["m", "n"][usize::try_from(next(2)).unwrap()]),
+                3 => Event::Cancel(some),
+                4 => Event::Ack(some),
+                5 => match running {
+                    Some(key) => {
+                        seen.at_engine.remove(&key);
+                        checking.push(key);
+                        let may_run = next(3) == 0;
+                        seen.must_settle |= may_run;
+                        Event::Ended { key, may_run }
+                    }
+                    None => continue,
+                },
+                6 => match checking.pop() {
+                    Some(key) => Event::Finished(key, None),
+                    None => continue,
+                },
+                7 if seen.asked => {
+                    (seen.held, seen.asked) = (true, false);
+                    Event::LaneHeld { dirty: false }
+                }
+                8 if seen.settling => {
+                    seen.settling = false;
+                    Event::Settled
+                }
+                _ => Event::Tick { someone_waits: next(2) == 0, displaced: next(40) == 0 },
+            };
+            let told = format!("seed {seed}: {event:?}");
+            let actions = admission.handle(event, at);
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| seen.see(&actions, width)));
+            assert!(result.is_ok(), "{told} -> {actions:?}");
+        }
+    }
+}

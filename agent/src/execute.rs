@@ -1,0 +1,666 @@
+//! Attempts at this install: the driver of `admission.rs`, with the locks, the engine and the outbox in its hands.
+//!
+//! One task owns everything. Each turn it waits for one order, one end of something that it started, or one
+//! deadline; makes an event of it; and performs the actions. The exchange with the engine, the check of its
+//! digest, the wait for the locks, settling and the delivery of results run beside it, so that the end of one
+//! stream starts the next attempt within the same turn.
+//!
+//! A caller that goes away does not stop an attempt: its reports fall on the floor, its result waits in the
+//! outbox, and the same `Run` sent again subscribes anew. Only a `Cancel` cancels.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    os::unix::fs::MetadataExt as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tropa_proto::{
+    bounded::{Blob, Text},
+    id::{AgentId, AttemptId, Incarnation},
+    message::{Failure, FromAgent, MAX_RESULT_FRAME, Run},
+};
+
+use crate::{
+    admission::{Action, Admission, Event, Key},
+    clock::now,
+    device_lock::{DeviceLocks, DeviceName, Held, LockError, SettleRecord},
+    ollama::{Completed, Ollama, OllamaUrl, Policy, Progress, Request, Settled, Unfinished},
+    outbox::{Finished, Outbox},
+};
+
+/// Orders on their way to the driver; it takes them in microseconds, so more would only hide a fault.
+const MAX_ORDERS: usize = 256;
+
+/// Results on their way to slow readers. Beyond it a result waits in the outbox until it is asked for again.
+const MAX_DELIVERIES: usize = 1024;
+
+/// Between two reports of progress of one attempt (`reliability.md` §3: at most four a second).
+const PROGRESS: Duration = Duration::from_millis(250);
+
+/// Bytes of text that wait for the next report of progress; the rest is not shown.
+const MAX_SHOWN: usize = 16_384;
+
+/// Places in the channel of reports that progress leaves free, for the frames that matter.
+const RESERVED: usize = 4;
+
+/// The least time for settling, where hardly anything of the attempt's own limit is left: a load may have to end
+/// first.
+const SETTLE_LEAST: Duration = Duration::from_secs(30);
+
+/// The most that a record of somebody else may ask us to wait: what a long answer on a slow machine takes. Without
+/// a bound a broken record would close the lane for ever.
+const SETTLE_MOST: Duration = Duration::from_secs(60 * 60);
+
+/// What an executor is made of.
+#[derive(Debug)]
+pub struct Settings {
+    /// This run of the agent.
+    pub incarnation: Incarnation,
+    /// How many attempts the install holds at once; 0 counts as 1.
+    pub width: u16,
+    /// The locks of this agent's devices; `None` where there is no directory for them.
+    pub locks: Option<Arc<DeviceLocks>>,
+    /// The devices that an attempt occupies.
+    pub devices: BTreeSet<DeviceName>,
+}
+
+/// How much there is at present.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Attempts at the engine.
+    pub running: usize,
+    /// Attempts that wait for a place, for the devices or for settling.
+    pub queued: usize,
+    /// Attempts whose digest is being checked.
+    pub checking: usize,
+    /// Results that wait for their `Ack`.
+    pub waiting_results: usize,
+    /// Something is being settled.
+    pub settling: bool,
+    /// The last settling ended without proof: a request that nobody waits for may still run.
+    pub unsettled: bool,
+}
+
+/// Where orders for an executor go. A clone is another way in.
+#[derive(Clone, Debug)]
+pub struct Orders {
+    orders: mpsc::Sender<Order>,
+    load: watch::Receiver<Load>,
+    policy: Policy,
+}
+
+/// Says that the executor has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("handing an order to the executor failed: it has ended")]
+pub struct Ended;
+
+#[derive(Debug)]
+enum Order {
+    Run(Box<RunOrder>),
+    Cancel(Key, mpsc::Sender<FromAgent>),
+    Ack(Key),
+    Drain(String),
+}
+
+#[derive(Debug)]
+struct RunOrder {
+    key: Key,
+    incarnation: Incarnation,
+    request: Result<Request, Failure>,
+    show_text: bool,
+    reports: mpsc::Sender<FromAgent>,
+}
+
+impl Orders {
+    /// Hands a `Run` over. Everything about the attempt is reported to `reports`, which should have room for
+    /// eight frames and is never waited for; a closed one stops nothing.
+    ///
+    /// Known attempts answer with their present state: their place, their result again, or their failure.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn run(&self, from: AgentId, run: Run, reports: mpsc::Sender<FromAgent>) -> Result<(), Ended> {
+        let (key, incarnation, show_text) = ((from, run.attempt), run.incarnation, run.show_text);
+        // Reading the body may take a millisecond; here it costs the caller's task and not the driver's.
+        let request = Request::check(run, self.policy.allow_remote_models);
+        self.send(Order::Run(Box::new(RunOrder { key, incarnation, request, show_text, reports }))).await
+    }
+
+    /// Cancels: what waits is dropped, what runs is hung up on. An attempt of another sender is unknown.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn cancel(
+        &self,
+        from: AgentId,
+        attempt: AttemptId,
+        reports: mpsc::Sender<FromAgent>,
+    ) -> Result<(), Ended> {
+        self.send(Order::Cancel((from, attempt), reports)).await
+    }
+
+    /// Says that the result is committed: it is forgotten.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn ack(&self, from: AgentId, attempt: AttemptId) -> Result<(), Ended> {
+        self.send(Order::Ack((from, attempt))).await
+    }
+
+    /// Takes nothing new from now on and gives back what has not started; what runs goes on.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn drain(&self, why: &str) -> Result<(), Ended> {
+        self.send(Order::Drain(why.to_owned())).await
+    }
+
+    /// Gives the present load, which also tells when it changes.
+    #[must_use]
+    pub fn load(&self) -> watch::Receiver<Load> {
+        self.load.clone()
+    }
+
+    async fn send(&self, order: Order) -> Result<(), Ended> {
+        self.orders.send(order).await.map_err(|_| Ended)
+    }
+}
+
+/// The attempts at one install.
+#[derive(Debug)]
+pub struct Executor {
+    admission: Admission,
+    ollama: Arc<Ollama>,
+    settings: Settings,
+    outbox: Outbox,
+    /// What has not ended.
+    attempts: BTreeMap<Key, Attempt>,
+    /// Who hears of what has not ended.
+    reports: BTreeMap<Key, Reports>,
+    held: Option<Held>,
+    /// What was hung up on since the last settling, and how long it may still run.
+    hung_up: Vec<(SettleRecord, Duration)>,
+    last_unsettled: bool,
+    /// Bytes of results whose digest is being checked.
+    checking_bytes: usize,
+    netns: u64,
+    /// The wait for the locks, and its number: an answer to an earlier wait is dropped.
+    acquiring: Option<AbortHandle>,
+    acquired: u64,
+    blocked: (mpsc::Sender<String>, mpsc::Receiver<String>),
+    tasks: JoinSet<End>,
+    deliveries: JoinSet<()>,
+    orders: mpsc::Receiver<Order>,
+    load: watch::Sender<Load>,
+}
+
+/// One attempt from its arrival to its end.
+#[derive(Debug)]
+struct Attempt {
+    request: Arc<Request>,
+    show_text: bool,
+    cancel: CancellationToken,
+    started: Option<Instant>,
+    wait_ms: u32,
+}
+
+/// Where the reports of one attempt go; replaced when the same `Run` comes again.
+type Reports = Arc<Mutex<mpsc::Sender<FromAgent>>>;
+
+/// The end of something that runs beside the loop.
+enum End {
+    Stream(Key, Result<Completed, Unfinished>),
+    Checked(Key, usize, Result<Completed, Failure>),
+    Lane(u64, Result<Held, LockError>),
+    Settled { attempts: Vec<String>, proved: bool },
+}
+
+impl Executor {
+    /// Makes an executor for an install, and the way in. Nothing happens before [`Executor::run`].
+    #[must_use]
+    pub fn new(settings: Settings, ollama: Arc<Ollama>) -> (Self, Orders) {
+        let (order_sender, orders) = mpsc::channel(MAX_ORDERS);
+        let (load, load_receiver) = watch::channel(Load::default());
+        let policy = ollama.policy();
+        let executor = Self {
+            admission: Admission::new(settings.incarnation, usize::from(settings.width)),
+            ollama,
+            settings,
+            outbox: Outbox::default(),
+            attempts: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            held: None,
+            hung_up: Vec::new(),
+            last_unsettled: false,
+            checking_bytes: 0,
+            netns: network_namespace(),
+            acquiring: None,
+            acquired: 0,
+            blocked: mpsc::channel(4),
+            tasks: JoinSet::new(),
+            deliveries: JoinSet::new(),
+            orders,
+            load,
+        };
+        (executor, Orders { orders: order_sender, load: load_receiver, policy })
+    }
+
+    /// Works until `stop`, or until every [`Orders`] is gone. What then still runs is hung up on; its settle
+    /// records stay in the lock files for the next holder. For a graceful end, drain first and watch the load.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let deadline = earliest(self.admission.next_deadline(), self.outbox.next_deadline());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(end) = self.tasks.join_next() => match end {
+                    Ok(end) => self.ended(end),
+                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                    // A wait for the locks that was given up.
+                    Err(_) => {}
+                },
+                Some(holder) = self.blocked.1.recv() => self.handle([Event::LaneBlocked(holder)]),
+                order = self.orders.recv() => match order {
+                    Some(order) => self.ordered(order),
+                    None => break,
+                },
+                () = until(deadline) => self.tick(),
+                Some(_) = self.deliveries.join_next() => {}
+            }
+        }
+    }
+
+    fn handle(&mut self, events: impl IntoIterator<Item = Event>) {
+        let mut events: VecDeque<Event> = events.into_iter().collect();
+        while let Some(event) = events.pop_front() {
+            for action in self.admission.handle(event, now()) {
+                events.extend(self.perform(action));
+            }
+        }
+        let load = Load {
+            running: self.admission.running(),
+            queued: self.admission.queued(),
+            checking: self.admission.checking(),
+            waiting_results: self.outbox.len(),
+            settling: self.admission.is_settling(),
+            unsettled: self.last_unsettled,
+        };
+        self.load.send_if_modified(|before| std::mem::replace(before, load) != load);
+    }
+
+    fn ordered(&mut self, order: Order) {
+        match order {
+            Order::Run(order) => {
+                let RunOrder { key, incarnation, request, show_text, reports } = *order;
+                self.subscribe(key, reports);
+                let runner = request.map(|request| {
+                    let runner = request.runner.clone();
+                    if !self.admission.knows(&key) {
+                        let (request, cancel) = (Arc::new(request), CancellationToken::new());
+                        let attempt = Attempt { request, show_text, cancel, started: None, wait_ms: 0 };
+                        self.attempts.insert(key, attempt);
+                    }
+                    runner
+                });
+                let coming = self.admission.running() + self.admission.queued() + 1;
+                let room = self.outbox.has_room_for(coming, self.checking_bytes);
+                self.handle([Event::Run { key, incarnation, runner, room }]);
+            }
+            Order::Cancel(key, reports) => {
+                if !self.reports.contains_key(&key) {
+                    self.subscribe(key, reports);
+                }
+                self.handle([Event::Cancel(key)]);
+                if !self.attempts.contains_key(&key) {
+                    self.reports.remove(&key);
+                }
+            }
+            Order::Ack(key) => self.handle([Event::Ack(key)]),
+            Order::Drain(why) => self.handle([Event::Drain(why)]),
+        }
+    }
+
+    /// Lets the channel hear of the attempt from now on.
+    fn subscribe(&mut self, key: Key, reports: mpsc::Sender<FromAgent>) {
+        match self.reports.get(&key) {
+            Some(known) => *known.lock().unwrap_or_else(PoisonError::into_inner) = reports,
+            None => {
+                self.reports.insert(key, Arc::new(Mutex::new(reports)));
+            }
+        }
+    }
+
+    fn ended(&mut self, end: End) {
+        match end {
+            End::Stream(key, Ok(completed)) => {
+                self.clear(&key);
+                let bytes = completed.result.len();
+                self.checking_bytes += bytes;
+                if let Some(attempt) = self.attempts.get(&key) {
+                    let (ollama, request) = (Arc::clone(&self.ollama), Arc::clone(&attempt.request));
+                    self.tasks.spawn(async move {
+                        End::Checked(key, bytes, ollama.verify(&request, completed).await)
+                    });
+                }
+                self.handle([Event::Ended { key, may_run: false }]);
+            }
+            End::Stream(key, Err(Unfinished { failure, may_run })) => {
+                if may_run {
+                    self.hung_up.extend(self.record(&key).map(|record| (record, self.remaining(&key))));
+                } else {
+                    self.clear(&key);
+                }
+                self.handle([Event::Ended { key, may_run }, Event::Finished(key, Some(failure))]);
+            }
+            End::Checked(key, bytes, outcome) => {
+                self.checking_bytes -= bytes;
+                let failure = match outcome {
+                    Ok(Completed { mut outcome, result, .. }) => {
+                        outcome.wait_ms = self.attempts.get(&key).map_or(0, |attempt| attempt.wait_ms);
+                        self.outbox.insert(key, Finished { outcome, result }, now());
+                        None
+                    }
+                    Err(failure) => Some(failure),
+                };
+                self.handle([Event::Finished(key, failure)]);
+            }
+            End::Lane(number, _) if number != self.acquired => {}
+            End::Lane(_, Ok(held)) => {
+                let left = held.foreign_records();
+                self.held = Some(held);
+                self.handle([Event::LaneHeld { dirty: left.unreadable || !left.records.is_empty() }]);
+            }
+            End::Lane(_, Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "locking the devices failed");
+                self.handle([Event::LaneFailed(format!("locking the devices failed: {error}"))]);
+            }
+            End::Settled { attempts, proved } => {
+                self.last_unsettled = !proved;
+                if let Some(held) = &self.held {
+                    let cleared = attempts.iter().try_for_each(|attempt| held.clear(attempt));
+                    if let Err(error) = cleared.and_then(|()| held.settled()) {
+                        warn_record(&error);
+                    }
+                }
+                self.handle([Event::Settled]);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let expired = self.outbox.expire(now());
+        for (_, attempt) in &expired {
+            tracing::warn!(?attempt, "a result was not fetched for a day and is given up");
+        }
+        let (someone_waits, displaced) = match &self.held {
+            Some(held) => (held.someone_waits(), !held.is_in_place()),
+            None => (false, false),
+        };
+        let tick = Event::Tick { someone_waits, displaced };
+        self.handle(expired.into_iter().map(Event::Expired).chain([tick]));
+    }
+
+    /// Performs one action; gives the event that it causes at once, if any.
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Accept(key, place) => self.report(&key, FromAgent::Accepted(key.1, place)),
+            Action::Refuse(key, refusal) => {
+                self.report(&key, FromAgent::Refused(key.1, refusal));
+                self.close(&key);
+            }
+            Action::Fail(key, failure) => {
+                self.report(&key, FromAgent::Failed(key.1, failure));
+                self.close(&key);
+            }
+            Action::Deliver(key) => {
+                self.deliver(&key);
+                self.close(&key);
+            }
+            Action::Discard(key) => self.outbox.remove(&key),
+            Action::Start { key, waited } => return self.start(key, waited),
+            Action::HangUp(key) => {
+                if let Some(attempt) = self.attempts.get(&key) {
+                    attempt.cancel.cancel();
+                }
+            }
+            Action::Acquire => return self.acquire(),
+            Action::Release => {
+                self.acquired += 1;
+                if let Some(acquiring) = self.acquiring.take() {
+                    acquiring.abort();
+                }
+                self.held = None;
+            }
+            Action::Settle => self.settle(),
+        }
+        None
+    }
+
+    /// Sends a report; one that finds no room is lost, as any message may be.
+    fn report(&self, key: &Key, frame: FromAgent) {
+        if let Some(reports) = self.reports.get(key) {
+            let sent = reports.lock().unwrap_or_else(PoisonError::into_inner).try_send(frame);
+            if sent.is_err() {
+                tracing::debug!(attempt = ?key.1, "nobody takes the report");
+            }
+        }
+    }
+
+    /// Forgets what only an attempt that has not ended needs.
+    fn close(&mut self, key: &Key) {
+        if !self.admission.is_open(key) {
+            self.attempts.remove(key);
+            self.reports.remove(key);
+        }
+    }
+
+    fn deliver(&mut self, key: &Key) {
+        let (Some(finished), Some(reports)) = (self.outbox.get(key), self.reports.get(key)) else { return };
+        let reports = reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let done = FromAgent::Done(key.1, Box::new(finished.outcome.clone()));
+        let result = finished.result.clone();
+        if reports.capacity() > result.len().div_ceil(MAX_RESULT_FRAME) {
+            for frame in [done].into_iter().chain(frames(&result)) {
+                // A reader that goes away asks again.
+                let _ = reports.try_send(frame);
+            }
+        } else if self.deliveries.len() < MAX_DELIVERIES {
+            self.deliveries.spawn(async move {
+                for frame in [done].into_iter().chain(frames(&result)) {
+                    if reports.send(frame).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    fn start(&mut self, key: Key, waited: Duration) -> Option<Event> {
+        let record = self.record(&key);
+        if let (Some(held), Some(record)) = (&self.held, record)
+            && let Err(error) = held.record(record)
+        {
+            warn_record(&error);
+            return Some(Event::NotStarted(key, format!("the settle record was not written: {error}")));
+        }
+        let attempt = self.attempts.get_mut(&key)?;
+        attempt.started = Some(now());
+        attempt.wait_ms = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
+        let (ollama, request) = (Arc::clone(&self.ollama), Arc::clone(&attempt.request));
+        let cancel = attempt.cancel.clone();
+        let mut ticker = Ticker {
+            attempt: key.1,
+            reports: Arc::clone(self.reports.get(&key)?),
+            show_text: attempt.show_text,
+            pending: String::new(),
+            last: now(),
+        };
+        self.tasks.spawn(async move {
+            let mut on_progress = |progress: Progress<'_>| ticker.line(progress);
+            End::Stream(key, ollama.run(&request, &mut on_progress, &cancel).await)
+        });
+        None
+    }
+
+    fn acquire(&mut self) -> Option<Event> {
+        let Some(locks) = self.settings.locks.clone() else {
+            return Some(Event::LaneHeld { dirty: false });
+        };
+        self.acquired += 1;
+        let (number, devices) = (self.acquired, self.settings.devices.clone());
+        let blocked = self.blocked.0.clone();
+        self.acquiring = Some(self.tasks.spawn(async move {
+            // A name that finds no room is lost; another follows, or the lock.
+            let on_blocked = |holder| {
+                let _ = blocked.try_send(holder);
+            };
+            End::Lane(number, locks.acquire(&devices, on_blocked).await)
+        }));
+        None
+    }
+
+    fn settle(&mut self) {
+        let mut ours = std::mem::take(&mut self.hung_up);
+        let left = self.held.as_ref().map(Held::foreign_records).unwrap_or_default();
+        let attempts = ours.iter().map(|(record, _)| record.attempt.clone()).collect();
+        ours.extend(left.records.into_iter().map(|record| {
+            let limit = Duration::from_millis(record.remaining_ms).clamp(SETTLE_LEAST, SETTLE_MOST);
+            (record, limit)
+        }));
+        let (ollama, netns) = (Arc::clone(&self.ollama), self.netns);
+        self.tasks.spawn(async move {
+            let mut proved = true;
+            let mut seen = BTreeSet::new();
+            for (record, limit) in ours {
+                if seen.insert((record.endpoint.clone(), record.netns, record.model.clone())) {
+                    proved &= settle_one(&ollama, netns, &record, limit).await;
+                }
+            }
+            if left.unreadable {
+                // It names no install to ask, so only time is left.
+                tokio::time::sleep(SETTLE_LEAST).await;
+                proved = false;
+            }
+            End::Settled { attempts, proved }
+        });
+    }
+
+    /// What the lock files hold of an attempt while it is at the engine.
+    fn record(&self, key: &Key) -> Option<SettleRecord> {
+        let request = &self.attempts.get(key)?.request;
+        Some(SettleRecord {
+            endpoint: self.ollama.base().to_string(),
+            netns: self.netns,
+            model: request.model.to_string(),
+            options_hash: options_hash(&request.runner),
+            attempt: record_name(key),
+            remaining_ms: u64::try_from(request.limits.deadline.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn clear(&self, key: &Key) {
+        if let Some(held) = &self.held
+            && let Err(error) = held.clear(&record_name(key))
+        {
+            warn_record(&error);
+        }
+    }
+
+    /// How long a request that we hung up on may still run.
+    fn remaining(&self, key: &Key) -> Duration {
+        let Some(attempt) = self.attempts.get(key) else { return SETTLE_LEAST };
+        let spent = attempt.started.map_or(Duration::ZERO, |started| now() - started);
+        attempt.request.limits.deadline.saturating_sub(spent).clamp(SETTLE_LEAST, SETTLE_MOST)
+    }
+}
+
+/// Tells of progress, at most four times a second, where the channel has room to spare.
+struct Ticker {
+    attempt: AttemptId,
+    reports: Reports,
+    show_text: bool,
+    pending: String,
+    last: Instant,
+}
+
+impl Ticker {
+    fn line(&mut self, progress: Progress<'_>) {
+        if self.show_text && self.pending.len() < MAX_SHOWN {
+            self.pending.push_str(progress.text);
+        }
+        let at = now();
+        if at < self.last + PROGRESS {
+            return;
+        }
+        self.last = at;
+        let text = Text::cut(&self.pending);
+        let frame = FromAgent::Tokens { attempt: self.attempt, count: progress.count, text };
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        if reports.capacity() > RESERVED && reports.try_send(frame).is_ok() {
+            self.pending.clear();
+        }
+    }
+}
+
+/// Proves one record over, or waits for as long as it may run; says whether it is proved.
+async fn settle_one(ollama: &Ollama, netns: u64, record: &SettleRecord, limit: Duration) -> bool {
+    let here = record.netns == netns;
+    if here && record.endpoint == ollama.base().to_string() {
+        return ollama.settle(&record.model, limit).await != Settled::Unsettled;
+    }
+    let other = OllamaUrl::parse(&record.endpoint, false).ok().and_then(|url| Ollama::new(url).ok());
+    match other.filter(|_| here) {
+        Some(other) => other.settle(&record.model, limit).await != Settled::Unsettled,
+        // Out of reach: another network namespace.
+        None => {
+            tokio::time::sleep(limit).await;
+            false
+        }
+    }
+}
+
+fn frames(result: &Bytes) -> impl Iterator<Item = FromAgent> + Send {
+    let pieces = result.chunks(MAX_RESULT_FRAME);
+    pieces.filter_map(|piece| Blob::new(piece.to_vec()).ok()).map(FromAgent::Body)
+}
+
+/// The key of a settle record: sender and attempt, since attempts of two senders are two.
+fn record_name((from, attempt): &Key) -> String {
+    format!("{from}/{}/{}/{}", attempt.job, attempt.chunk.0, attempt.no)
+}
+
+fn options_hash(runner: &str) -> String {
+    use sha2::Digest as _;
+    tropa_proto::id::hex(&sha2::Sha256::digest(runner)[..8])
+}
+
+fn warn_record(error: &LockError) {
+    tracing::warn!(error = error as &dyn std::error::Error, "writing a settle record failed");
+}
+
+/// The inode of our network namespace, in which the address of the install is meant; 0 where there is none.
+fn network_namespace() -> u64 {
+    std::fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Finished results, in memory, until the coordinator has committed them.
+//!
+//! A result leaves with the `Ack` of its sender. It is not on disk: a killed agent costs one repeated chunk and
+//! no safety (`reliability.md` §7). When the outbox is full, new work is refused; nothing is dropped to make room.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tropa_proto::message::{MAX_RESULT, Outcome};
+
+use crate::admission::Key;
+
+/// Bytes of results that are kept (`reliability.md` §4).
+pub const MAX_BYTES: usize = 256 << 20;
+
+/// How long a result waits for its coordinator, which may be a laptop (`reliability.md` §4).
+pub const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What one entry costs beside its result.
+const OVERHEAD: usize = 512;
+
+/// One finished attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// What it brought.
+    pub outcome: Outcome,
+    /// The result itself, `outcome.bytes` long.
+    pub result: Bytes,
+}
+
+/// The results that wait.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    entries: BTreeMap<Key, Finished>,
+    /// By age; may name entries that are gone.
+    order: VecDeque<(Instant, Key)>,
+    bytes: usize,
+}
+
+impl Outbox {
+    /// Says whether `more` further results of the largest size fit beside `ready` bytes that are on their way.
+    ///
+    /// Asked before an attempt is taken in, with all that are on their way, so that a result always finds its
+    /// place.
+    #[must_use]
+    pub fn has_room_for(&self, more: usize, ready: usize) -> bool {
+        let more = more.saturating_mul(MAX_RESULT + OVERHEAD);
+        more.saturating_add(ready).saturating_add(self.bytes) <= MAX_BYTES
+    }
+
+    /// Takes a result in; the same attempt replaces its own.
+    pub fn insert(&mut self, key: Key, finished: Finished, now: Instant) {
+        self.remove(&key);
+        self.bytes += finished.result.len() + OVERHEAD;
+        self.entries.insert(key, finished);
+        self.order.push_back((now, key));
+        // Acknowledged results leave their place in the order; it must not grow with the work done.
+        if self.order.len() > 2 * self.entries.len() + 64 {
+            self.order.retain(|(_, key)| self.entries.contains_key(key));
+        }
+    }
+
+    /// Gives a result.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<&Finished> {
+        self.entries.get(key)
+    }
+
+    /// Forgets a result; forgetting twice is forgetting.
+    pub fn remove(&mut self, key: &Key) {
+        if let Some(finished) = self.entries.remove(key) {
+            self.bytes -= finished.result.len() + OVERHEAD;
+        }
+    }
+
+    /// Removes and names what has waited longer than [`KEEP`].
+    pub fn expire(&mut self, now: Instant) -> Vec<Key> {
+        let mut expired = Vec::new();
+        while let Some((at, key)) = self.order.front().copied()
+            && now >= at + KEEP
+        {
+            self.order.pop_front();
+            if self.entries.contains_key(&key) {
+                self.remove(&key);
+                expired.push(key);
+            }
+        }
+        expired
+    }
+
+    /// Gives when [`Outbox::expire`] may next have something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.order.front().map(|(at, _)| *at + KEEP)
+    }
+
+    /// Gives how many results wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Says whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tropa_proto::{
+        bounded::Text,
+        id::{AgentId, AttemptId, ChunkIndex, JobId},
+    };
+
+    use super::*;
+    use crate::clock::now;
+
+    fn key(no: u32) -> Key {
+        (AgentId([1; 32]), AttemptId { job: JobId([2; 16]), chunk: ChunkIndex(0), no })
+    }
+
+    fn finished(bytes: usize) -> Finished {
+        let outcome = Outcome {
+            bytes: 0,
+            sha256: [0; 32],
+            digest: [0; 32],
+            done_reason: Text::default(),
+            prompt_tokens: 0,
+            output_tokens: 0,
+            reasoning_only: false,
+            wait_ms: 0,
+            wall_us: 0,
+            first_us: 0,
+            load_us: 0,
+            prompt_us: 0,
+            decode_us: 0,
+            total_us: 0,
+        };
+        Finished { outcome, result: vec![0; bytes].into() }
+    }
+
+    #[test]
+    fn room_counts_what_waits_and_what_may_still_come() {
+        let mut outbox = Outbox::default();
+        assert!(outbox.has_room_for(31, 0) && !outbox.has_room_for(32, 0), "each brings its own overhead");
+        outbox.insert(key(1), finished(MAX_RESULT), now());
+        assert!(outbox.has_room_for(30, 0) && !outbox.has_room_for(31, 0));
+        outbox.insert(key(1), finished(MAX_RESULT), now());
+        assert_eq!(outbox.len(), 1);
+        outbox.remove(&key(1));
+        outbox.remove(&key(1));
+        assert!(outbox.is_empty() && outbox.has_room_for(31, 0));
+    }
+
+    #[test]
+    fn a_result_is_given_up_after_a_day_and_not_before() {
+        let (mut outbox, start) = (Outbox::default(), now());
+        outbox.insert(key(1), finished(1), start);
+        outbox.insert(key(2), finished(1), start + Duration::from_secs(1));
+        assert!(outbox.expire(start + KEEP - Duration::from_secs(1)).is_empty());
+        assert_eq!(outbox.expire(start + KEEP), [key(1)]);
+        assert_eq!((outbox.len(), outbox.next_deadline()), (1, Some(start + Duration::from_secs(1) + KEEP)));
+    }
+
+    #[test]
+    fn the_order_does_not_grow_with_the_work_done() {
+        let (mut outbox, at) = (Outbox::default(), now());
+        for no in 0..10_000 {
+            outbox.insert(key(no), finished(1), at);
+            outbox.remove(&key(no));
+        }
+        assert!(outbox.order.len() <= 66, "{}", outbox.order.len());
+    }
+}
