@@ -1,1 +1,472 @@
-//! Placeholder until the module lands in the next commits.
+//! The agent beside one install: reports its hardware, executes chunks, and never schedules.
+//!
+//! `evidence` reads the hardware, `ollama` speaks to the engine, `execute` runs attempts under the locks of
+//! `device_lock`, `serve` answers coordinators. [`Agent`] is the loop that holds them together: it takes stock of
+//! the install, announces what changed, and leaves in good order.
+
+mod admission;
+pub mod args;
+mod clock;
+pub mod device_lock;
+pub mod evidence;
+pub mod execute;
+pub mod ollama;
+pub mod outbox;
+pub mod runtime_dir;
+mod serve;
+pub mod state;
+mod stock;
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Parser as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use tropa_proto::{
+    bounded::{List, Text},
+    evidence::Core,
+    id::{AgentId, Incarnation},
+    mesh::{self, Mesh, MeshConfig, MeshError, MeshEvent},
+    message::{AgentState, Announcement, Answer, Hello, Role},
+    secret::MeshSecret,
+};
+
+use crate::{
+    args::{Args, Command},
+    clock::now,
+    device_lock::{DeviceLocks, Occupies, occupied},
+    evidence::{LaneSpec, Root},
+    execute::{Executor, Load, Orders},
+    ollama::{Ollama, OllamaUrl, Policy},
+    runtime_dir::Presence,
+    state::State,
+    stock::Stock,
+};
+
+/// The port of an agent; another one where it is taken (`design.md`, Commands).
+pub const PORT: u16 = 11_634;
+
+/// The shortest period between two announcements (`reliability.md` §4).
+const SHORTEST_PERIOD: Duration = Duration::from_secs(10);
+
+/// The longest.
+const LONGEST_PERIOD: Duration = Duration::from_secs(600);
+
+/// How long what runs may go on when the agent is asked to leave (`conventions.md` §3).
+const LEAVES_WITHIN: Duration = Duration::from_secs(30);
+
+/// Members that are counted for the period of announcements; the cap of a mesh (`security.md` §6).
+const MAX_MEMBERS: usize = 1024;
+
+/// What will happen.
+#[derive(Debug)]
+pub struct Config {
+    /// The install.
+    pub ollama: OllamaUrl,
+    /// Where to listen; empty: the usual port, or another where it is taken.
+    pub listen: Vec<SocketAddr>,
+    /// Members to dial, as `HOST:PORT`.
+    pub peers: Vec<String>,
+    /// The mesh; none: loopback only.
+    pub secret: Option<MeshSecret>,
+    /// Show presence by multicast DNS.
+    pub mdns: bool,
+    /// The devices of the install as the operator names them; none: found out.
+    pub lane: Option<LaneSpec>,
+    /// The name for people.
+    pub label: String,
+    /// How many chunks the install may work on at once.
+    pub width: u16,
+    /// The operator's name of the machine.
+    pub machine: Option<String>,
+    /// Where the hardware is read from.
+    pub root: Root,
+    /// Where the device locks are, if not in the usual places.
+    pub lock_dir: Option<PathBuf>,
+    /// Where agents of this machine are listed, if not in the usual places.
+    pub runtime_dir: Option<PathBuf>,
+    /// Where the key is kept.
+    pub state: PathBuf,
+    /// List the agent for the coordinators of this machine.
+    pub present: bool,
+}
+
+/// Says why an agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The key or the counter of announcements cannot be kept.
+    #[error("opening the agent's state failed")]
+    State(#[from] state::StateError),
+    /// The client of the engine cannot be made.
+    #[error("preparing to speak to Ollama failed")]
+    Ollama(#[from] ollama::ClientError),
+    /// A socket cannot be opened.
+    #[error("joining the mesh failed")]
+    Mesh(#[from] MeshError),
+    /// A peer's name is not known.
+    #[error("--peer {peer} is not HOST:PORT, or not known")]
+    Peer {
+        /// What was typed.
+        peer: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The operating system has no random bytes to give.
+    #[error("getting random bytes failed")]
+    Random(#[from] getrandom::Error),
+}
+
+/// An agent that listens; [`Agent::run`] makes it work.
+#[derive(Debug)]
+pub struct Agent {
+    mesh: Mesh,
+    events: mpsc::Receiver<MeshEvent>,
+    state: State,
+    incarnation: Incarnation,
+    config_label: String,
+    width: u16,
+    root: Root,
+    locks: Option<Arc<DeviceLocks>>,
+    stock: Stock,
+    orders: Orders,
+    load: watch::Receiver<Load>,
+    stop: CancellationToken,
+    executing: JoinHandle<()>,
+    presence: Option<Presence>,
+    members: BTreeSet<AgentId>,
+    phase: AgentState,
+}
+
+impl Agent {
+    /// Reads the hardware, takes stock of the install, joins the mesh, and announces itself.
+    ///
+    /// # Errors
+    /// When its state is not its own, a socket cannot be opened, or a peer is not known. An install that does not
+    /// answer is no error: the agent says so in its announcements.
+    pub async fn start(config: Config) -> Result<Self, AgentError> {
+        let peers = resolve(&config.peers).await?;
+        let incarnation = Incarnation::random()?;
+        let ollama = Arc::new(Ollama::with_policy(config.ollama.clone(), Policy::default())?);
+        let stock = Stock::take(&config, Arc::clone(&ollama)).await;
+        let state = State::open(&config.state, &config.ollama, stock.birth())?;
+        let mesh_config = |listen: Vec<SocketAddr>| MeshConfig {
+            key: state.seed(),
+            secret: config.secret.clone(),
+            listen,
+            role: Role::Agent,
+            mdns: config.mdns,
+            peers: peers.clone(),
+        };
+        let (mesh, events) = if config.listen.is_empty() {
+            let any = if config.secret.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+            match mesh::start(mesh_config(vec![SocketAddr::from((any, PORT))])).await {
+                Ok(started) => started,
+                Err(MeshError::Listen { .. }) => mesh::start(mesh_config(vec![SocketAddr::from((any, 0))])).await?,
+                Err(error) => return Err(error.into()),
+            }
+        } else {
+            mesh::start(mesh_config(config.listen.clone())).await?
+        };
+        let devices = occupied(stock.facts(), Occupies::Both);
+        let locks = open_locks(&config, &devices, &config.label);
+        let settings = execute::Settings { incarnation, width: config.width, locks: locks.clone(), devices };
+        let (executor, orders) = Executor::new(settings, ollama);
+        let stop = CancellationToken::new();
+        let executing = tokio::spawn(executor.run(stop.clone()));
+        let presence = config.present.then(|| announce_here(&config, &mesh)).flatten();
+        Ok(Self {
+            load: orders.load(),
+            mesh,
+            events,
+            state,
+            incarnation,
+            config_label: config.label,
+            width: config.width,
+            root: config.root,
+            locks,
+            stock,
+            orders,
+            stop,
+            executing,
+            presence,
+            members: BTreeSet::new(),
+            phase: AgentState::Ready,
+        })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> AgentId {
+        self.mesh.me()
+    }
+
+    /// Where programs of this machine reach it.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        let listening = self.mesh.listening();
+        let local = listening.iter().find(|address| address.ip().is_loopback());
+        local.or(listening.first()).copied().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)))
+    }
+
+    /// Works until `shutdown` completes; then takes nothing new, lets what runs end for at most 30 s, and leaves.
+    ///
+    /// # Errors
+    /// When it cannot keep its counter of announcements.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut next_announcement = now();
+        let mut busy = false;
+        loop {
+            if next_announcement <= now() {
+                next_announcement = now() + self.announce().await?;
+            }
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                event = self.events.recv() => match event {
+                    Some(event) => self.on_event(event).await,
+                    None => break,
+                },
+                changed = self.stock.changed() => if changed { next_announcement = now() },
+                Ok(()) = self.load.changed() => {
+                    let at_work = self.load.borrow_and_update().running > 0;
+                    if at_work != busy {
+                        busy = at_work;
+                        self.stock.soon(at_work);
+                    }
+                }
+                () = sleep_until(next_announcement) => {}
+            }
+        }
+        self.leave().await
+    }
+
+    async fn on_event(&mut self, event: MeshEvent) {
+        match event {
+            MeshEvent::Announced { from, .. } if from == self.mesh.me() => {
+                tracing::warn!(
+                    "identity.clone: another process announces itself with this agent's key; its state directory was copied"
+                );
+            }
+            MeshEvent::Announced { from, announcement } => {
+                if announcement.state == AgentState::Leaving {
+                    self.members.remove(&from);
+                } else if self.members.len() < MAX_MEMBERS {
+                    self.members.insert(from);
+                }
+            }
+            MeshEvent::Incoming(from, stream) => {
+                let hello = Hello { incarnation: self.incarnation, role: Role::Agent };
+                tokio::spawn(serve::serve(from, stream, hello, self.orders.clone()));
+            }
+            MeshEvent::Asked { ticket, .. } => {
+                let description = Box::new(self.stock.description().clone());
+                self.mesh.answer(ticket, Answer::Description(description)).await;
+            }
+            MeshEvent::DialFailed { address, why } => tracing::warn!(%address, ?why, "a peer cannot be reached"),
+            MeshEvent::Connected(_) | MeshEvent::Disconnected(_) | MeshEvent::Listening(_) => {}
+        }
+    }
+
+    /// Says that the agent is there, and returns when the next announcement is due.
+    async fn announce(&mut self) -> Result<Duration, AgentError> {
+        let period = period(self.members.len() + 1)?;
+        let epoch = evidence::sample_epoch(&self.root);
+        let locks = self.locks.as_ref().and_then(|locks| locks.ids().ok()).unwrap_or_default();
+        let (bundle, inventory) = self.stock.hashes();
+        let announcement = Announcement {
+            incarnation: self.incarnation,
+            seq: self.state.next_seq()?,
+            period_ms: u32::try_from(period.as_millis()).unwrap_or(u32::MAX),
+            state: self.phase,
+            label: Text::cut(&self.config_label),
+            core: Core::new(&self.stock.description().evidence, epoch),
+            sampled_ms_ago: 0,
+            locks: List::cut(locks).0,
+            width: self.width,
+            bundle,
+            inventory,
+            addresses: List::cut(self.mesh.listening()).0,
+        };
+        if let Err(error) = self.mesh.publish(announcement).await {
+            tracing::warn!(%error, "an announcement was not sent");
+        }
+        Ok(period)
+    }
+
+    async fn leave(mut self) -> Result<(), AgentError> {
+        self.phase = AgentState::Draining;
+        if self.orders.drain("the agent is leaving").await.is_ok() {
+            self.announce().await?;
+            let _ = timeout(LEAVES_WITHIN, self.work_off()).await;
+        }
+        self.phase = AgentState::Leaving;
+        self.announce().await?;
+        drop(self.presence.take());
+        self.stop.cancel();
+        let _ = self.executing.await;
+        self.mesh.shutdown().await;
+        Ok(())
+    }
+
+    /// Serves until nothing runs and every result has been handed over.
+    async fn work_off(&mut self) {
+        while {
+            let load = *self.load.borrow_and_update();
+            load.running + load.checking + load.waiting_results > 0
+        } {
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => self.on_event(event).await,
+                    None => return,
+                },
+                changed = self.load.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+/// Runs `tropa-agent` to its end.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // A closed pipe is no reason for another message.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    log(args.verbose);
+    match execute_args(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, error)) => {
+            complain(&error);
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// The host's name, for a label.
+#[must_use]
+pub fn host_name() -> String {
+    sysinfo::System::host_name().unwrap_or_else(|| "agent".to_owned())
+}
+
+fn execute_args(args: Args) -> Result<(), (u8, anyhow::Error)> {
+    let usage = |error: args::ArgsError| (error.exit_code(), anyhow::Error::new(error));
+    if let Some(Command::Evidence { show_raw, json }) = args.command {
+        let config = args.resolve().map_err(usage)?;
+        return print(&stock::show(&config, show_raw, json)).map_err(|error| (74, error.into()));
+    }
+    let config = args.resolve().map_err(usage)?;
+    // One thread: an agent must cost next to nothing beside an engine that works.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| (74, error.into()))?;
+    runtime.block_on(serve_until_stopped(config)).map_err(|error| (74, error.into()))
+}
+
+async fn serve_until_stopped(config: Config) -> Result<(), AgentError> {
+    let agent = Agent::start(config).await?;
+    // The line that scripts wait for; a closed stdout is no reason to stop.
+    let _ = print(&format!("listening {}", agent.address()));
+    let stop = CancellationToken::new();
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return agent.run(std::future::pending()).await;
+    };
+    let asked = stop.clone();
+    let running = agent.run(async move { asked.cancelled().await });
+    let mut running = std::pin::pin!(running);
+    loop {
+        tokio::select! {
+            ended = &mut running => return ended,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if stop.is_cancelled() {
+            // The second time: do not wait for what runs.
+            return Ok(());
+        }
+        stop.cancel();
+    }
+}
+
+async fn resolve(peers: &[String]) -> Result<Vec<SocketAddr>, AgentError> {
+    let mut addresses = Vec::new();
+    for peer in peers {
+        let found = tokio::net::lookup_host(peer).await;
+        addresses.extend(found.map_err(|source| AgentError::Peer { peer: peer.clone(), source })?);
+    }
+    Ok(addresses)
+}
+
+/// Half a second per member, so that a mesh of any size gossips the same amount; ± 10 %, so that agents which
+/// started together do not speak together (`reliability.md` §4).
+fn period(members: usize) -> Result<Duration, getrandom::Error> {
+    let even = Duration::from_millis(500).saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
+    let even = even.clamp(SHORTEST_PERIOD, LONGEST_PERIOD);
+    let chance = f64::from(getrandom::u32()?) / f64::from(u32::MAX);
+    Ok(even.mul_f64(0.9 + 0.2 * chance))
+}
+
+fn open_locks(
+    config: &Config,
+    devices: &BTreeSet<device_lock::DeviceName>,
+    label: &str,
+) -> Option<Arc<DeviceLocks>> {
+    let directory = device_lock::directory(config.lock_dir.as_deref())?;
+    match DeviceLocks::open(&directory, devices.clone(), label) {
+        Ok(locks) => Some(Arc::new(locks)),
+        Err(error) => {
+            tracing::warn!(%error, directory = %directory.display(), "no device locks: several coordinators may overlap here");
+            None
+        }
+    }
+}
+
+fn announce_here(config: &Config, mesh: &Mesh) -> Option<Presence> {
+    let address = mesh.listening().into_iter().find(|address| address.ip().is_loopback()).or_else(|| {
+        mesh.listening().first().copied()
+    })?;
+    match Presence::announce(config.runtime_dir.as_deref(), mesh.me(), address) {
+        Ok(presence) => Some(presence),
+        Err(error) => {
+            tracing::warn!(%error, "coordinators of this machine must name this agent with --peer");
+            None
+        }
+    }
+}
+
+fn print(text: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{text}").and_then(|()| stdout.flush())
+}
+
+#[expect(clippy::print_stderr, reason = "messages go to stderr")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("tropa-agent: {error:#}");
+}
+
+fn log(verbose: u8) {
+    let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
+    let filter = EnvFilter::new(format!("error,tropa_agent={level},tropa_proto={level}"));
+    // A second call, in a test, changes nothing.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+

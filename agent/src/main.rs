@@ -1,2 +1,7 @@
-//! tropa-agent
-fn main() {}
+//! `tropa-agent`: parse, resolve, run, exit.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tropa_agent::main()
+}

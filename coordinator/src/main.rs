@@ -1,2 +1,7 @@
-//! tropa
-fn main() {}
+//! `tropa`: parse, resolve, run, report, exit.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tropa_coordinator::main()
+}

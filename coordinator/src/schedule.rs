@@ -281,16 +281,16 @@ impl Schedule {
             return BTreeSet::new();
         }
         let queued = self.queues.iter().filter(|(_, queue)| !queue.is_empty()).map(|(model, _)| *model);
-        let retried = self.retries.iter().map(|chunk| self.model(*chunk));
+        let retried = self.retries.iter().map(|chunk| self.model_of(*chunk));
         let wanted: BTreeSet<_> = queued.chain(retried).collect();
         let some_later = self.standing.values().any(|standing| standing.pause_until > now);
         wanted.into_iter().filter(|model| !some_later && self.eligible(*model).next().is_none()).collect()
     }
 
-    /// How many chunks each agent holds now, sent ones only.
+    /// The model of a chunk.
     #[must_use]
-    pub fn holding(&self, agent: &AgentId) -> usize {
-        self.active.values().filter(|active| active.agent == *agent && active.occupies()).count()
+    pub fn model_of(&self, chunk: ChunkIndex) -> ModelIndex {
+        self.models.get(chunk.0 as usize).copied().unwrap_or(ModelIndex(0))
     }
 
     // ---- events -----------------------------------------------------------------------------------------------
@@ -373,13 +373,13 @@ impl Schedule {
         let ours = active.stage == Stage::Cancelling && class == Class::Cancelled;
         let class = if ours { Class::Superseded } else { class };
         actions.push(Action::End(attempt, class));
-        self.judge_install(agent, self.model(attempt.chunk), class, now);
+        self.judge_install(agent, self.model_of(attempt.chunk), class, now);
         if self.status(attempt.chunk) != Some(Status::Open) {
             return;
         }
-        let machine = self.installs.get(&agent).map_or(MachineId(agent), |install| install.machine);
+        let machine = self.installs.get(&agent).map_or(MachineId(agent), |install| install.machine).short();
         let history = self.history.entry(attempt.chunk).or_default();
-        match history.after(attempt.no, class, agent, machine) {
+        match history.after(attempt.no, class, agent, &machine) {
             Verdict::Again => {
                 self.retries.insert(attempt.chunk);
             }
@@ -478,7 +478,7 @@ impl Schedule {
 
     /// A chunk that failed goes to other hardware, and back to the same only where there is no other.
     fn may_retry(&self, chunk: ChunkIndex, agent: &AgentId) -> bool {
-        let model = self.model(chunk);
+        let model = self.model_of(chunk);
         let Some(history) = self.history.get(&chunk) else { return false };
         let mut eligible = self.eligible(model);
         let tried = |install: &Install| {
@@ -642,10 +642,6 @@ impl Schedule {
     fn staged(&self, agent: &AgentId, stage: Stage) -> Vec<AttemptId> {
         let staged = self.active.iter().filter(|(_, active)| active.agent == *agent && active.stage == stage);
         staged.map(|(attempt, _)| *attempt).collect()
-    }
-
-    fn model(&self, chunk: ChunkIndex) -> ModelIndex {
-        self.models.get(chunk.0 as usize).copied().unwrap_or(ModelIndex(0))
     }
 
     fn status(&self, chunk: ChunkIndex) -> Option<Status> {

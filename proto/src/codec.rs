@@ -10,7 +10,10 @@ use bincode::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::message::{Announcement, Answer, Description, FromAgent, Question, ToAgent, VERSION};
+use crate::{
+    evidence::Evidence,
+    message::{Announcement, Answer, Description, FromAgent, Inventory, Question, ToAgent, VERSION},
+};
 
 /// The most that any message may decode to. A constant of the configuration; each message's own cap is lower.
 const CEILING: usize = 8 << 20;
@@ -162,6 +165,18 @@ impl Message for Answer {
 }
 
 /// Bounded by its fields; encoded alone only to be hashed.
+impl Message for Evidence {
+    const CAP: usize = 64 << 10;
+    const NAME: &'static str = "evidence";
+}
+
+/// Bounded by its fields; encoded alone only to be hashed.
+impl Message for Inventory {
+    const CAP: usize = 4 << 20;
+    const NAME: &'static str = "inventory";
+}
+
+/// Bounded by its fields.
 impl Message for Description {
     const CAP: usize = 4 << 20;
     const NAME: &'static str = "description";

@@ -29,6 +29,12 @@ impl Summary {
         Ok(Self { job: job.id.short(), items: job.chunks, totals: journal.totals()?, wall })
     }
 
+    /// How many items have failed.
+    #[must_use]
+    pub fn failed(&self) -> u32 {
+        self.totals.failed.values().sum()
+    }
+
     /// Says whether any item has failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
@@ -100,9 +106,6 @@ impl Summary {
         })
     }
 
-    fn failed(&self) -> u32 {
-        self.totals.failed.values().sum()
-    }
 }
 
 fn plural(word: &str, count: u32) -> String {

@@ -4,10 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use tropa_proto::{
-    failure::Class,
-    id::{AgentId, MachineId},
-};
+use tropa_proto::{failure::Class, id::AgentId};
 
 /// Attempts of one chunk in all; more than every budget together, so that no mix of classes goes on for ever.
 const MAX_ATTEMPTS: u32 = 12;
@@ -28,8 +25,8 @@ pub struct History {
     pub last_no: u32,
     /// Where it failed.
     pub failed_on: BTreeSet<AgentId>,
-    /// The machines on which it crashed.
-    pub crashed_on: BTreeSet<MachineId>,
+    /// The machines on which it crashed, in their short form.
+    pub crashed_on: BTreeSet<String>,
     counted: u32,
     lost: u32,
     crashes: u32,
@@ -47,7 +44,7 @@ pub enum Verdict {
 
 impl History {
     /// Counts a failure of attempt `no` on this agent and machine and says what becomes of the chunk.
-    pub fn after(&mut self, no: u32, class: Class, agent: AgentId, machine: MachineId) -> Verdict {
+    pub fn after(&mut self, no: u32, class: Class, agent: AgentId, machine: &str) -> Verdict {
         self.last_no = self.last_no.max(no);
         match class {
             Class::Busy | Class::Superseded => return Verdict::Again,
@@ -65,7 +62,7 @@ impl History {
                 self.crashes += 1;
                 self.counted += 1;
                 self.failed_on.insert(agent);
-                self.crashed_on.insert(machine);
+                self.crashed_on.insert(machine.to_owned());
             }
             Class::Incomplete => {
                 self.incomplete += 1;
@@ -95,8 +92,8 @@ impl History {
 mod tests {
     use super::*;
 
-    fn agent(n: u8) -> (AgentId, MachineId) {
-        (AgentId([n; 32]), MachineId(AgentId([n; 32])))
+    fn agent(n: u8) -> (AgentId, String) {
+        (AgentId([n; 32]), format!("m-{n}"))
     }
 
     #[test]
@@ -104,20 +101,20 @@ mod tests {
         for (second, expected) in [(2, Class::Poison), (1, Class::Crashed)] {
             let mut history = History::default();
             for (no, who) in [(1, 1), (2, second)] {
-                let (agent, machine) = agent(who);
-                assert_eq!(history.after(no, Class::RunnerCrash, agent, machine), Verdict::Again);
+                let (agent, &machine) = agent(who);
+                assert_eq!(history.after(no, Class::RunnerCrash, agent, &machine), Verdict::Again);
             }
-            let (agent, machine) = agent(1);
-            assert_eq!(history.after(3, Class::Stalled, agent, machine), Verdict::Over(expected));
+            let (agent, &machine) = agent(1);
+            assert_eq!(history.after(3, Class::Stalled, agent, &machine), Verdict::Over(expected));
         }
     }
 
     #[test]
     fn busy_costs_nothing_however_often() {
         let mut history = History::default();
-        let (agent, machine) = agent(1);
+        let (agent, &machine) = agent(1);
         for no in 1..100 {
-            assert_eq!(history.after(no, Class::Busy, agent, machine), Verdict::Again);
+            assert_eq!(history.after(no, Class::Busy, agent, &machine), Verdict::Again);
         }
         assert_eq!(history.last_no, 99);
     }
@@ -127,9 +124,9 @@ mod tests {
         let mut history = History::default();
         let mut over = None;
         for no in 1..=MAX_ATTEMPTS {
-            let (agent, machine) = agent(u8::try_from(no).unwrap());
+            let (agent, &machine) = agent(u8::try_from(no).unwrap());
             let class = [Class::Lost, Class::EngineDown, Class::Incomplete, Class::RunnerCrash][no as usize % 4];
-            if let Verdict::Over(_) = history.after(no, class, agent, machine) {
+            if let Verdict::Over(_) = history.after(no, class, agent, &machine) {
                 over = Some(no);
                 break;
             }

@@ -1,0 +1,175 @@
+//! What was typed, and what will happen: [`Args`] becomes a [`Config`] in one place, which alone reads the
+//! environment.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Parser, Subcommand};
+use etcetera::base_strategy::{BaseStrategy as _, Xdg};
+use tropa_proto::secret::MeshSecret;
+
+use crate::{
+    Config,
+    evidence::{LaneError, LaneSpec, Root},
+    ollama::{OllamaUrl, UrlError},
+};
+
+/// The agent beside one Ollama install: reports its hardware and executes chunks; never schedules.
+#[derive(Debug, Parser)]
+#[command(name = "tropa-agent", version, max_term_width = 100, args_conflicts_with_subcommands = false)]
+pub struct Args {
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The install [default: OLLAMA_HOST, else http://127.0.0.1:11434]
+    #[arg(long, global = true, value_name = "URL", env = "TROPA_OLLAMA")]
+    pub ollama: Option<String>,
+    /// Listen here (repeatable) [default: port 11634, or another where it is taken; loopback without a secret]
+    #[arg(long, value_name = "ADDR:PORT", env = "TROPA_LISTEN", value_delimiter = ',')]
+    pub listen: Vec<SocketAddr>,
+    /// Dial this member too (repeatable); needed where there is no multicast
+    #[arg(long, value_name = "HOST:PORT", env = "TROPA_PEER", value_delimiter = ',')]
+    pub peer: Vec<String>,
+    /// The mesh secret [default: the user's or the system's mesh.secret, where there is one]
+    #[arg(long, global = true, value_name = "FILE", env = "TROPA_MESH_SECRET_FILE")]
+    pub mesh_secret_file: Option<PathBuf>,
+    /// Do not show presence by multicast DNS
+    #[arg(long)]
+    pub no_mdns: bool,
+    /// The devices that the install uses, such as dram or gpu:0 [default: found out]
+    #[arg(long, global = true, value_name = "DEVICES", env = "TROPA_LANE")]
+    pub lane: Option<String>,
+    /// A name for people [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "TROPA_LABEL")]
+    pub label: Option<String>,
+    /// Chunks that the install may work on at once: more than 1 only with OLLAMA_NUM_PARALLEL above 1
+    #[arg(long, value_name = "N", env = "TROPA_WIDTH", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub width: u16,
+    /// A name of the machine: agents with one name are one machine, with different names different ones
+    #[arg(long, global = true, value_name = "NAME", env = "TROPA_MACHINE")]
+    pub machine: Option<String>,
+    /// Read the hardware from this tree instead of the machine; believed only with `tropa --allow-declared`
+    #[arg(long, global = true, value_name = "DIR", env = "TROPA_EVIDENCE_ROOT")]
+    pub evidence_root: Option<PathBuf>,
+    /// Where the device locks are [default: /run/tropa/lanes, else the user's runtime directory]
+    #[arg(long, value_name = "DIR", env = "TROPA_LANE_LOCK_DIR")]
+    pub lane_lock_dir: Option<PathBuf>,
+    /// Where the coordinators of this machine find the agent [default: /run/tropa, else $XDG_RUNTIME_DIR/tropa]
+    #[arg(long, value_name = "DIR", env = "TROPA_RUNTIME_DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// Where the agent keeps its key [default: $XDG_STATE_HOME/tropa]
+    #[arg(long, value_name = "DIR", env = "TROPA_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Work with an Ollama that is not on this machine; the evidence may then not describe its hardware
+    #[arg(long)]
+    pub allow_remote_ollama: bool,
+    /// Log what happens to stderr; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What to do instead of running.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print what would be published, and what was not readable and why
+    Evidence {
+        /// Print the raw hardware ids too; they never leave the machine otherwise
+        #[arg(long)]
+        show_raw: bool,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Says why the arguments cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum ArgsError {
+    /// There is no home directory to keep state in.
+    #[error("finding the home directory failed: set HOME, or pass --state-dir")]
+    Home(#[source] etcetera::HomeDirError),
+    /// The address of the install is not one.
+    #[error("the address of Ollama, {0}, cannot be used")]
+    Ollama(String, #[source] UrlError),
+    /// An agent without a secret listens on loopback only.
+    #[error("--listen {0} needs a mesh secret: `tropa mesh new` makes one; without it an agent listens on loopback only")]
+    Exposed(SocketAddr),
+    /// The devices of the install cannot be read.
+    #[error("--lane cannot be used")]
+    Lane(#[source] LaneError),
+    /// The secret cannot be read.
+    #[error("reading the mesh secret failed")]
+    Secret(#[source] tropa_proto::secret::SecretError),
+}
+
+impl ArgsError {
+    /// The exit code that it ends with (`conventions.md` §3).
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Secret(_) => 77,
+            Self::Home(_) | Self::Ollama(..) | Self::Exposed(_) | Self::Lane(_) => 64,
+        }
+    }
+}
+
+impl Args {
+    /// Turns what was typed into what will happen.
+    ///
+    /// # Errors
+    /// Names the argument that cannot be followed, and the remedy.
+    pub fn resolve(self) -> Result<Config, ArgsError> {
+        let places = Xdg::new().map_err(ArgsError::Home)?;
+        let secret = self.secret(&places)?;
+        if let Some(exposed) = self.listen.iter().find(|address| secret.is_none() && !address.ip().is_loopback()) {
+            return Err(ArgsError::Exposed(*exposed));
+        }
+        let ollama = self.ollama_url()?;
+        let lane = self.lane.as_deref().map(str::parse::<LaneSpec>).transpose().map_err(ArgsError::Lane)?;
+        let state = self.state_dir.unwrap_or_else(|| {
+            places.state_dir().unwrap_or_else(|| places.data_dir()).join("tropa")
+        });
+        Ok(Config {
+            mdns: secret.is_some() && !self.no_mdns,
+            ollama,
+            listen: self.listen,
+            peers: self.peer,
+            secret,
+            lane,
+            label: self.label.unwrap_or_else(crate::host_name),
+            width: self.width,
+            machine: self.machine,
+            root: self.evidence_root.map_or_else(Root::live, Root::declared),
+            lock_dir: self.lane_lock_dir,
+            runtime_dir: self.runtime_dir,
+            state,
+            present: true,
+        })
+    }
+
+    /// Finds the mesh secret: the named file, else the user's, else the system's, else none.
+    fn secret(&self, places: &Xdg) -> Result<Option<MeshSecret>, ArgsError> {
+        let file = match &self.mesh_secret_file {
+            Some(path) => Some(path.clone()),
+            None => [places.config_dir().join("tropa/mesh.secret"), PathBuf::from("/etc/tropa/mesh.secret")]
+                .into_iter()
+                .find(|path| path.exists()),
+        };
+        file.map(|path| MeshSecret::read(&path)).transpose().map_err(ArgsError::Secret)
+    }
+
+    fn ollama_url(&self) -> Result<OllamaUrl, ArgsError> {
+        let refused = |text: &str| {
+            let text = text.to_owned();
+            move |source| ArgsError::Ollama(text, source)
+        };
+        let host = std::env::var("OLLAMA_HOST").ok().filter(|host| !host.is_empty());
+        let url = match (&self.ollama, &host) {
+            (Some(url), _) => OllamaUrl::parse(url, self.allow_remote_ollama).map_err(refused(url))?,
+            (None, Some(host)) => {
+                OllamaUrl::from_ollama_host(host, self.allow_remote_ollama).map_err(refused(host))?
+            }
+            (None, None) => OllamaUrl::default(),
+        };
+        Ok(url)
+    }
+}

@@ -1,0 +1,213 @@
+//! What stands behind an announcement: the hardware's evidence and the install's inventory, kept up to date.
+//!
+//! Taking stock costs the engine's machine a little, so it happens when the install begins or ceases to work, and
+//! else only while it is idle: an agent must cost next to nothing beside an engine that works.
+
+use std::{sync::Arc, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+use tropa_proto::{
+    codec::{Message, encode},
+    evidence::{Facts, Key, Salt},
+    message::{Description, EngineState, Inventory},
+    roster::Hashes,
+};
+
+use crate::{
+    Config,
+    clock::now,
+    evidence::{self, LaneSpec, Options, Root},
+    ollama::Ollama,
+};
+
+/// While idle: soon enough that a model pulled by hand is found within a coffee.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// While the engine does not answer: its return is waited for.
+const EVERY_WHILE_DOWN: Duration = Duration::from_secs(2);
+
+/// After the install began or ceased to work: by then a load shows in `/api/ps`.
+const AFTER_CHANGE: Duration = Duration::from_secs(1);
+
+/// The evidence of a machine without GPUs changes when hardware is plugged; with GPUs the lane depends on what is
+/// loaded, so it is read with every stock.
+const EVIDENCE_EVERY: Duration = Duration::from_secs(300);
+
+/// Facts, evidence and inventory of one install.
+#[derive(Debug)]
+pub(crate) struct Stock {
+    reading: Reading,
+    ollama: Arc<Ollama>,
+    facts: Facts,
+    description: Description,
+    hashes: Hashes,
+    due: Instant,
+    evidence_due: Instant,
+    busy: bool,
+    taking: Option<JoinHandle<(Option<Facts>, Inventory)>>,
+}
+
+/// What it takes to read the evidence.
+#[derive(Clone, Debug)]
+struct Reading {
+    root: Root,
+    key: Key,
+    lane: Option<LaneSpec>,
+    port: Option<u16>,
+    machine: Option<String>,
+}
+
+impl Stock {
+    /// Reads the hardware and takes stock of the install for the first time.
+    pub(crate) async fn take(config: &Config, ollama: Arc<Ollama>) -> Self {
+        let reading = Reading::new(config);
+        let inventory = ollama.inventory().await;
+        let facts = reading.clone().read(&inventory).await;
+        let description = Description { evidence: facts.keyed(&reading.key), inventory };
+        let mut stock = Self {
+            hashes: hashes(&description),
+            reading,
+            ollama,
+            facts,
+            description,
+            due: now() + EVERY,
+            evidence_due: now() + EVIDENCE_EVERY,
+            busy: false,
+            taking: None,
+        };
+        stock.schedule();
+        stock
+    }
+
+    /// What is published.
+    pub(crate) fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// What was read; never leaves the machine.
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The hashes of evidence and inventory, for announcements.
+    pub(crate) fn hashes(&self) -> Hashes {
+        self.hashes
+    }
+
+    /// Takes stock soon: the install has begun or ceased to work.
+    pub(crate) fn soon(&mut self, busy: bool) {
+        self.busy = busy;
+        self.due = now() + AFTER_CHANGE;
+    }
+
+    /// Waits for the next stock and says whether anything has changed. May be dropped at any time.
+    pub(crate) async fn changed(&mut self) -> bool {
+        if self.taking.is_none() {
+            sleep_until(self.due).await;
+            self.taking = Some(self.begin());
+        }
+        let Some(taking) = &mut self.taking else { return false };
+        let taken = taking.await;
+        self.taking = None;
+        let Ok((facts, inventory)) = taken else {
+            // A reader panicked, which is a bug of ours that was printed; what is known stays.
+            self.schedule();
+            return false;
+        };
+        if let Some(facts) = facts {
+            self.description.evidence = facts.keyed(&self.reading.key);
+            self.facts = facts;
+            self.evidence_due = now() + EVIDENCE_EVERY;
+        }
+        self.description.inventory = inventory;
+        self.schedule();
+        let hashes = hashes(&self.description);
+        std::mem::replace(&mut self.hashes, hashes) != hashes
+    }
+
+    fn begin(&self) -> JoinHandle<(Option<Facts>, Inventory)> {
+        let (ollama, reading) = (Arc::clone(&self.ollama), self.reading.clone());
+        let evidence = !self.facts.gpus.is_empty() || self.evidence_due <= now();
+        tokio::spawn(async move {
+            let inventory = ollama.inventory().await;
+            let facts = if evidence { Some(reading.read(&inventory).await) } else { None };
+            (facts, inventory)
+        })
+    }
+
+    fn schedule(&mut self) {
+        let down = matches!(self.description.inventory.engine, EngineState::Down(_));
+        self.due = now()
+            + match (down, self.busy) {
+                (true, _) => EVERY_WHILE_DOWN,
+                // Until the install ceases to work.
+                (false, true) => EVIDENCE_EVERY,
+                (false, false) => EVERY,
+            };
+    }
+}
+
+impl Reading {
+    fn new(config: &Config) -> Self {
+        let salt = config.secret.as_ref().map_or(Salt::LOOPBACK, |secret| Salt(*secret.id_salt()));
+        let (_, port) = config.ollama.host_and_port();
+        Self {
+            root: config.root.clone(),
+            key: Key::new(&salt),
+            lane: config.lane.clone(),
+            port: Some(port),
+            machine: config.machine.clone(),
+        }
+    }
+
+    /// Reads in a thread of its own: it opens files and may load a library.
+    async fn read(self, inventory: &Inventory) -> Facts {
+        let options = Options {
+            lane: self.lane,
+            port: self.port,
+            loaded: inventory.models.iter().find_map(|model| model.loaded),
+            stepped: None,
+            machine: self.machine,
+        };
+        let root = self.root.clone();
+        let read = tokio::task::spawn_blocking(move || evidence::read(&root, &options)).await;
+        match read {
+            Ok(facts) => facts,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+/// What `tropa-agent evidence` prints.
+pub(crate) fn show(config: &Config, raw: bool, json: bool) -> String {
+    let reading = Reading::new(config);
+    let options = Options {
+        lane: reading.lane,
+        port: reading.port,
+        loaded: None,
+        stepped: None,
+        machine: reading.machine,
+    };
+    let facts = evidence::read(&reading.root, &options);
+    let published = facts.keyed(&reading.key);
+    let epoch = evidence::sample_epoch(&reading.root);
+    if json {
+        evidence::show_json(&facts, &published, &epoch, raw).to_string()
+    } else {
+        evidence::show(&facts, &published, &epoch, raw)
+    }
+}
+
+fn hashes(description: &Description) -> Hashes {
+    (hash(&description.evidence), hash(&description.inventory))
+}
+
+fn hash<M: Message>(message: &M) -> [u8; 32] {
+    // What cannot be encoded cannot be sent either; its hash only has to change with it.
+    let bytes = encode(message).unwrap_or_else(|error| error.to_string().into_bytes());
+    Sha256::digest(&bytes).into()
+}

@@ -1,0 +1,230 @@
+//! What was typed. `settings.rs` turns it into what will happen.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// One load per llama: runs work on several Ollama installs at once only where they are distinct hardware.
+#[derive(Debug, Parser)]
+#[command(name = "tropa", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options that every command takes.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Default, ClapArgs)]
+pub struct Global {
+    /// Dial this agent too (repeatable); needed where there is no multicast
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "TROPA_PEER", value_delimiter = ',')]
+    pub peer: Vec<String>,
+    /// The mesh secret [default: the user's or the system's mesh.secret, where there is one]
+    #[arg(long, global = true, value_name = "FILE", env = "TROPA_MESH_SECRET_FILE")]
+    pub mesh_secret_file: Option<PathBuf>,
+    /// Do not look for agents by multicast DNS
+    #[arg(long, global = true)]
+    pub no_mdns: bool,
+    /// The Ollama to use where no agent answers [default: OLLAMA_HOST, else http://127.0.0.1:11434]
+    #[arg(long, global = true, value_name = "URL", env = "TROPA_OLLAMA")]
+    pub ollama: Option<String>,
+    /// Believe hardware evidence that an operator declared (testbeds); shown as declared everywhere
+    #[arg(long, global = true)]
+    pub allow_declared: bool,
+    /// Where the agents of this machine are found [default: /run/tropa, else $XDG_RUNTIME_DIR/tropa]
+    #[arg(long, global = true, value_name = "DIR", env = "TROPA_RUNTIME_DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// Wait at most this long for the agents that should be there [default: 3]
+    #[arg(long, global = true, value_name = "SECONDS", env = "TROPA_WAIT")]
+    pub wait: Option<f64>,
+    /// Read this configuration file instead of the user's
+    #[arg(long, global = true, value_name = "FILE", env = "TROPA_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON object on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show progress on stderr: a bar on a terminal, a line every 10 s elsewhere
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", env = "TROPA_PROGRESS")]
+    pub progress: When,
+    /// Use colour; wins over NO_COLOR and CLICOLOR_FORCE
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", env = "TROPA_COLOR")]
+    pub color: When,
+    /// Print errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Log what happens to stderr; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// When to show something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// On a terminal.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a file of prompts, one chunk an item, and write the results in input order
+    Run(RunArgs),
+    /// Say what would run where and why, and run nothing
+    Plan(PlanArgs),
+    /// Show which installs are here and which of them are the same hardware
+    Machines(MachinesArgs),
+    /// List the jobs of this user
+    Jobs,
+    /// Go on with a job after a stop or a crash; nothing that is committed runs again
+    Resume(ResumeArgs),
+    /// Make or join a mesh of several machines
+    #[command(subcommand)]
+    Mesh(MeshCommand),
+}
+
+/// `tropa run`.
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    /// What to run: a file, or - for stdin
+    #[arg(value_name = "FILE")]
+    pub input: PathBuf,
+    /// How the input looks
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Where the results go
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `tropa plan`.
+#[derive(Debug, ClapArgs)]
+pub struct PlanArgs {
+    /// What would run
+    #[arg(value_name = "FILE")]
+    pub input: PathBuf,
+    /// How the input looks
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Say for every install why it takes part or does not
+    #[arg(long)]
+    pub why: bool,
+}
+
+/// What a job asks of the models.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct JobArgs {
+    /// How the input looks: by suffix, else by the first item
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub input: InputKind,
+    /// The model where an item names none [default: the one that is loaded, else the only one]
+    #[arg(short, long, value_name = "NAME", env = "TROPA_MODEL")]
+    pub model: Option<String>,
+    /// Tokens of an answer, at most [default: 512]
+    #[arg(long, value_name = "N", env = "TROPA_MAX_TOKENS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_tokens: Option<u32>,
+    /// Context in tokens, one value for the job [default: as much as the longest item needs]
+    #[arg(long, value_name = "N", env = "TROPA_NUM_CTX", value_parser = clap::value_parser!(u32).range(256..=16_777_216))]
+    pub num_ctx: Option<u32>,
+    /// System prompt where an item has none
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Prompt made of each line or row: {{line}}, or {{column}} with CSV
+    #[arg(long, value_name = "TEXT")]
+    pub template: Option<String>,
+    /// Sampling temperature where an item has none
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Seed where an item has none; equal seeds do not promise equal text on different hardware
+    #[arg(long, value_name = "N")]
+    pub seed: Option<i64>,
+    /// Let models think that can
+    #[arg(long)]
+    pub think: bool,
+}
+
+/// How an input looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum InputKind {
+    /// By suffix, else by the first item.
+    #[default]
+    Auto,
+    /// OpenAI Batch: objects with `body`.
+    Batch,
+    /// Objects with `prompt`, `messages` or `input`.
+    Jsonl,
+    /// A header, then rows; with `--template`.
+    Csv,
+    /// One prompt a line.
+    Lines,
+}
+
+/// Where the results of a job go.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct OutputArgs {
+    /// Write the results to this file, complete or not at all [default: stdout, as they come in order]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Write each result as soon as it is committed; `tropa.index` tells its place
+    #[arg(long)]
+    pub as_completed: bool,
+}
+
+/// `tropa machines`.
+#[derive(Debug, ClapArgs)]
+pub struct MachinesArgs {
+    /// Give the decisive evidence for every line
+    #[arg(long)]
+    pub why: bool,
+}
+
+/// `tropa resume`.
+#[derive(Debug, ClapArgs)]
+pub struct ResumeArgs {
+    /// The job, or the beginning of its id
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    /// Run the chunks again that have failed
+    #[arg(long)]
+    pub failed: bool,
+    /// Check that the job was made from this input
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Where the results go
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `tropa mesh`.
+#[derive(Debug, Subcommand)]
+pub enum MeshCommand {
+    /// Write a new mesh secret and say what to do on the next machine
+    New {
+        /// Where to [default: the user's mesh.secret]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Read a mesh secret from stdin and keep it
+    Join {
+        /// Where to [default: the user's mesh.secret]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+/// Resolves `HOST:PORT`, one or more addresses.
+///
+/// # Errors
+/// When the text is not of that form, or the name does not resolve; names the text.
+pub async fn resolve(peer: &str) -> anyhow::Result<Vec<SocketAddr>> {
+    use anyhow::Context as _;
+    let found = tokio::net::lookup_host(peer).await.with_context(|| format!("--peer {peer}: not HOST:PORT, or not known"))?;
+    Ok(found.collect())
+}

@@ -1,0 +1,176 @@
+//! One attempt as the coordinator sees it: a work stream to the agent, from `Run` to `Ack`.
+//!
+//! The task reports what the agent says and obeys two orders. Whatever goes wrong with the stream is `Lost`: the
+//! schedule decides what follows. Nothing here retries.
+
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+use tropa_proto::{
+    chunk_stream::{WorkError, WorkReader, greet_agent},
+    id::{AgentId, AttemptId},
+    mesh::{Mesh, MeshError},
+    message::{Failure, FromAgent, Hello, Outcome, Place, Refusal, Run, ToAgent},
+};
+
+/// Opening a stream and saying hello on a live connection takes well under a millisecond; this is the limit of
+/// `Hello` in `security.md` §6.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the agent says of an attempt.
+#[derive(Debug)]
+pub enum Report {
+    /// It has it, here.
+    Accepted(Place),
+    /// It does not take it.
+    Refused(Refusal),
+    /// Tokens so far.
+    Tokens(u32),
+    /// The result, complete and checked.
+    Finished(Box<Outcome>, Vec<u8>),
+    /// It failed.
+    Failed(Failure),
+    /// The stream broke off; says how.
+    Lost(String),
+}
+
+/// The coordinator's hold on an attempt. Dropping it closes the stream, which cancels nothing.
+#[derive(Debug)]
+pub struct Attempt {
+    orders: mpsc::Sender<ToAgent>,
+    id: AttemptId,
+}
+
+impl Attempt {
+    /// Opens a stream to the agent and sends the run. Reports go to `reports`, with the attempt's id.
+    #[must_use]
+    pub fn start(mesh: Mesh, agent: AgentId, hello: Hello, run: Run, reports: mpsc::Sender<(AttemptId, Report)>) -> Self {
+        // At most one Cancel and one Ack are ever sent.
+        let (orders, inbox) = mpsc::channel(2);
+        let id = run.attempt;
+        tokio::spawn(async move {
+            let mut conversation = Conversation { id, reports, orders: inbox };
+            if let Err(broken) = conversation.hold(&mesh, agent, hello, run).await {
+                conversation.report(Report::Lost(broken.to_string())).await;
+            }
+        });
+        Self { orders, id }
+    }
+
+    /// Asks the agent to stop it.
+    pub fn cancel(&self) {
+        // A full or closed channel means that the attempt is over already.
+        let _ = self.orders.try_send(ToAgent::Cancel(self.id));
+    }
+
+    /// Lets the agent forget the result.
+    pub fn acknowledge(&self) {
+        let _ = self.orders.try_send(ToAgent::Ack(self.id));
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the agent did not take a stream within 5 s")]
+    NoStream,
+    #[error("opening a stream to the agent failed")]
+    Open(#[from] MeshError),
+    #[error("the stream to the agent broke off")]
+    Stream(#[from] WorkError),
+    #[error("the agent closed the stream before the attempt had ended")]
+    Closed,
+    #[error("the result does not match its length or its hash")]
+    WrongResult,
+    #[error("the agent speaks of another attempt")]
+    OtherAttempt,
+}
+
+struct Conversation {
+    id: AttemptId,
+    reports: mpsc::Sender<(AttemptId, Report)>,
+    orders: mpsc::Receiver<ToAgent>,
+}
+
+impl Conversation {
+    async fn hold(&mut self, mesh: &Mesh, agent: AgentId, hello: Hello, run: Run) -> Result<(), Broken> {
+        let opening = async {
+            let mut stream = mesh.open(agent).await?;
+            greet_agent(&mut stream, hello).await?;
+            Ok::<_, Broken>(stream)
+        };
+        let stream = tokio::time::timeout(OPEN_WITHIN, opening).await.map_err(|_| Broken::NoStream)??;
+        let (mut reader, mut writer) = stream.split();
+        writer.send(&ToAgent::Run(Box::new(run))).await?;
+        loop {
+            tokio::select! {
+                frame = reader.recv::<FromAgent>() => {
+                    let frame = frame?.ok_or(Broken::Closed)?;
+                    if self.on_frame(frame, &mut reader).await? {
+                        break;
+                    }
+                }
+                order = self.orders.recv() => match order {
+                    Some(order) => writer.send(&order).await?,
+                    None => return Ok(()),
+                },
+            }
+        }
+        // Only the coordinator's loop knows when the result is on disk.
+        while let Some(order) = self.orders.recv().await {
+            writer.send(&order).await?;
+            if matches!(order, ToAgent::Ack(_)) {
+                break;
+            }
+        }
+        let _ = writer.close().await;
+        Ok(())
+    }
+
+    /// Passes a frame on and says whether it was the last.
+    async fn on_frame(&mut self, frame: FromAgent, reader: &mut WorkReader) -> Result<bool, Broken> {
+        let (about, report, last) = match frame {
+            FromAgent::Hello(_) => return Ok(false),
+            FromAgent::Accepted(about, place) => (about, Report::Accepted(place), false),
+            FromAgent::Tokens { attempt, count, .. } => {
+                // Progress is dropped first.
+                let _ = self.reports.try_send((attempt, Report::Tokens(count)));
+                return Ok(false);
+            }
+            FromAgent::Refused(about, refusal) => (about, Report::Refused(refusal), true),
+            FromAgent::Failed(about, failure) => (about, Report::Failed(failure), true),
+            FromAgent::Done(about, outcome) => {
+                let body = read_result(&outcome, reader).await?;
+                (about, Report::Finished(outcome, body), true)
+            }
+            FromAgent::Body(_) => return Err(Broken::WrongResult),
+        };
+        if about != self.id {
+            return Err(Broken::OtherAttempt);
+        }
+        self.report(report).await;
+        Ok(last)
+    }
+
+    async fn report(&self, report: Report) {
+        // A closed channel means that the job is over.
+        let _ = self.reports.send((self.id, report)).await;
+    }
+}
+
+/// Reads the frames of a result; it must have the length and the hash that were announced.
+async fn read_result(outcome: &Outcome, reader: &mut WorkReader) -> Result<Vec<u8>, Broken> {
+    let length = outcome.bytes as usize;
+    let mut body = Vec::new();
+    while body.len() < length {
+        let FromAgent::Body(piece) = reader.recv::<FromAgent>().await?.ok_or(Broken::Closed)? else {
+            return Err(Broken::WrongResult);
+        };
+        if piece.is_empty() || body.len() + piece.len() > length {
+            return Err(Broken::WrongResult);
+        }
+        body.extend_from_slice(&piece);
+    }
+    let hash: [u8; 32] = Sha256::digest(&body).into();
+    if hash == outcome.sha256 { Ok(body) } else { Err(Broken::WrongResult) }
+}

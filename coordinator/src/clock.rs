@@ -1,0 +1,30 @@
+//! The only clock of the program: the driver reads it and passes the time on.
+
+use std::time::{Duration, Instant, SystemTime};
+
+/// Counts from the start of the command.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// Starts at zero.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Time since the start, monotonic.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    /// The wall clock in milliseconds since 1970: shown, decides nothing. Zero before 1970.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
+    pub fn wall_ms(&self) -> u64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+}

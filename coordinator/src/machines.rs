@@ -1,0 +1,387 @@
+//! `tropa machines`: which installs are here, which of them are the same hardware, and why.
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use serde::Serialize;
+use tropa_proto::{
+    evidence::{Attribution, Evidence, Hypervisor},
+    fuse::{Fusion, Kind, Why},
+    id::AgentId,
+    message::EngineState,
+    roster::{Install, Machine, View},
+};
+
+use crate::{
+    plan::{at_work, installs, reason_out},
+    table::Table,
+    terminal::escaped,
+};
+
+/// Pairs that a report explains, at most: with more agents the table stays readable and `--json` stays small; the
+/// most informative come first (same hardware, then unknown, then distinct).
+const MAX_PAIRS: usize = 200;
+
+/// The object that `--json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The version of this object.
+    pub schema: &'static str,
+    /// How many installs there are.
+    pub installs: usize,
+    /// The machines, in the order of their ids.
+    pub machines: Vec<MachineRow>,
+    /// Installs that may work at the same time.
+    pub at_once: usize,
+    /// What is known of pairs of agents.
+    pub relations: Vec<RelationRow>,
+    /// What the evidence warns of.
+    pub warnings: Vec<WarningRow>,
+    /// One sentence.
+    pub summary: String,
+}
+
+/// One machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct MachineRow {
+    /// Its id, in its short form.
+    pub id: String,
+    /// Its name for people.
+    pub name: String,
+    /// Kernels on it.
+    pub kernels: usize,
+    /// Logical processors of the host; 0 where it is not known.
+    pub cpus: u16,
+    /// Bytes of memory of the host; 0 where it is not known.
+    pub memory: u64,
+    /// Installs that may work on it at the same time.
+    pub at_once: usize,
+    /// Why it is one machine and not another, in a few words.
+    pub why: String,
+    /// Its hardware was declared by an operator and not read.
+    pub declared: bool,
+    /// Its installs.
+    pub agents: Vec<AgentRow>,
+}
+
+/// One install.
+#[derive(Clone, Debug, Serialize)]
+pub struct AgentRow {
+    /// Its agent, in its short form.
+    pub id: String,
+    /// The agent's name for people.
+    pub label: String,
+    /// The devices that it occupies while it works.
+    pub lane: String,
+    /// How it is known which devices those are.
+    pub attribution: &'static str,
+    /// Chunks that it may work on at once.
+    pub width: u16,
+    /// Ollama's version; empty where it does not answer.
+    pub version: String,
+    /// Its models; a star marks those that are loaded.
+    pub models: Vec<String>,
+    /// Its GPUs, by name.
+    pub gpus: Vec<String>,
+    /// Why it gets no work; empty where it does.
+    pub out: String,
+    /// What would change that.
+    pub remedy: String,
+    /// Signals that could not be read, with the reason.
+    pub unreadable: Vec<String>,
+}
+
+/// What two agents are to each other.
+#[derive(Clone, Debug, Serialize)]
+pub struct RelationRow {
+    /// The two agents, in their short form.
+    pub agents: [String; 2],
+    /// Their names for people.
+    pub labels: [String; 2],
+    /// `same kernel`, `same machine`, `unknown` or `distinct`.
+    pub relation: String,
+    /// `proof`, `operator`, `high`, `medium` or `low`.
+    pub confidence: String,
+    /// The sum of the scored lines in log10 odds, where it came to scoring.
+    pub score: Option<f64>,
+    /// Every line that counted, with its number where it has one.
+    pub reasons: Vec<String>,
+    /// What could not be read and might have counted.
+    pub unreadable: Vec<String>,
+}
+
+/// A warning.
+#[derive(Clone, Debug, Serialize)]
+pub struct WarningRow {
+    /// Its stable code.
+    pub code: &'static str,
+    /// The agents that it concerns, by label.
+    pub agents: Vec<String>,
+    /// What is the matter.
+    pub text: String,
+    /// What to do.
+    pub fix: &'static str,
+    /// It is information only.
+    pub information: bool,
+}
+
+impl Report {
+    /// Reads a report off the roster.
+    #[must_use]
+    pub fn of(view: &View) -> Self {
+        let working = at_work(&installs(view, &[]));
+        let machines: Vec<MachineRow> =
+            view.machines.iter().map(|machine| machine_row(view, machine, &working)).collect();
+        let fusion = view.fusion.as_ref();
+        Self {
+            schema: "tropa.machines/1",
+            installs: view.installs.len(),
+            at_once: working.len(),
+            relations: fusion.map_or_else(Vec::new, |fusion| relations(view, fusion)),
+            warnings: fusion.map_or_else(Vec::new, |fusion| warnings(view, fusion)),
+            summary: summary(view, &machines, working.len()),
+            machines,
+        }
+    }
+
+    /// Writes the report for people.
+    #[must_use]
+    pub fn text(&self, why: bool) -> String {
+        let mut text = String::new();
+        if self.machines.is_empty() {
+            return format!("{}\n", self.summary);
+        }
+        let mut table = Table::new(["MACHINE", "AGENTS", "AT ONCE", "LANES", "WHY"]);
+        for machine in &self.machines {
+            let lanes: BTreeSet<&str> = machine.agents.iter().map(|agent| agent.lane.as_str()).collect();
+            let lanes = lanes.into_iter().collect::<Vec<_>>().join(" ");
+            table.row([
+                &machine.name,
+                &machine.agents.len().to_string(),
+                &machine.at_once.to_string(),
+                &lanes,
+                &machine.why,
+            ]);
+        }
+        let _ = writeln!(text, "{table}");
+        if why {
+            self.write_why(&mut text);
+        }
+        for warning in self.warnings.iter().filter(|warning| why || !warning.information) {
+            let level = if warning.information { "note" } else { "warning" };
+            let _ = writeln!(text, "{level} {}: {}. Fix: {}", warning.code, escaped(&warning.text), warning.fix);
+        }
+        let _ = writeln!(text, "\n{}", self.summary);
+        text
+    }
+
+    fn write_why(&self, text: &mut String) {
+        for machine in &self.machines {
+            let (id, name) = (&machine.id, escaped(&machine.name));
+            let kernels = machine.kernels;
+            let _ = writeln!(
+                text,
+                "\nmachine {id} \"{name}\"    {} agents, {kernels} kernel{}{}",
+                machine.agents.len(),
+                if kernels == 1 { "" } else { "s" },
+                if machine.declared { ", declared, not read" } else { "" }
+            );
+            for agent in &machine.agents {
+                let models = agent.models.join(" ");
+                let label = escaped(&agent.label);
+                let _ = writeln!(
+                    text,
+                    "  {label} ({})    Ollama {}    lane {} ({})    {}",
+                    agent.id,
+                    if agent.version.is_empty() { "-" } else { &agent.version },
+                    agent.lane,
+                    agent.attribution,
+                    escaped(&models)
+                );
+                if !agent.out.is_empty() {
+                    let _ = writeln!(text, "    out: {}; {}", escaped(&agent.out), escaped(&agent.remedy));
+                }
+                if !agent.unreadable.is_empty() {
+                    let _ = writeln!(text, "    not readable: {}", escaped(&agent.unreadable.join(", ")));
+                }
+            }
+        }
+        text.push('\n');
+        for relation in &self.relations {
+            let [a, b] = &relation.labels;
+            let score = relation.score.map_or_else(String::new, |score| format!(", {score:+.1}"));
+            let _ = writeln!(
+                text,
+                "{} and {}: {} ({}{score}): {}",
+                escaped(a),
+                escaped(b),
+                relation.relation,
+                relation.confidence,
+                escaped(&relation.reasons.join(", "))
+            );
+        }
+    }
+}
+
+fn machine_row(view: &View, machine: &Machine, working: &BTreeSet<AgentId>) -> MachineRow {
+    let members: Vec<&Install> = machine.agents.iter().filter_map(|agent| view.install(*agent)).collect();
+    let described = view.fusion.as_ref().and_then(|fusion| {
+        fusion.machines().iter().find(|described| described.id == machine.id)
+    });
+    MachineRow {
+        id: machine.id.short(),
+        name: machine.name.clone(),
+        kernels: described.map_or(1, |described| described.kernels.len()),
+        cpus: described.map_or(0, |described| described.host_cpus),
+        memory: described.map_or(0, |described| described.memory),
+        at_once: members.iter().filter(|install| working.contains(&install.agent)).count(),
+        why: why_one(view, machine),
+        declared: members.iter().any(|install| install.evidence.declared),
+        agents: members.into_iter().map(agent_row).collect(),
+    }
+}
+
+/// Why this is one machine, or why it is not another one.
+fn why_one(view: &View, machine: &Machine) -> String {
+    let Some(fusion) = &view.fusion else { return String::new() };
+    if let [first, second, ..] = machine.agents.as_slice() {
+        return view.why_together(*first, *second);
+    }
+    let Some(me) = machine.agents.first() else { return String::new() };
+    let others = view.installs.iter().filter(|other| other.agent != *me);
+    let mut nearest: Option<(Kind, &Install)> = None;
+    for other in others {
+        let Some(relation) = fusion.relation(*me, other.agent) else { continue };
+        // Unknown says more than distinct: it costs capacity.
+        if nearest.is_none_or(|(kind, _)| relation.kind < kind) {
+            nearest = Some((relation.kind, other));
+        }
+    }
+    match nearest {
+        None => "the only agent".to_owned(),
+        Some((Kind::Distinct, other)) => view.why_together(*me, other.agent),
+        Some((_, other)) => {
+            format!("not known to be apart from {}: counted as one machine with it", other.label)
+        }
+    }
+}
+
+fn agent_row(install: &Install) -> AgentRow {
+    let (out, remedy) =
+        install.out.as_ref().map_or_else(Default::default, |out| reason_out(out, &install.label));
+    let inventory = install.inventory.as_deref();
+    let models = inventory.into_iter().flat_map(|inventory| inventory.models.iter());
+    AgentRow {
+        id: install.agent.short(),
+        label: install.label.clone(),
+        lane: install.lane.to_string(),
+        attribution: attribution(&install.evidence),
+        width: install.width,
+        version: inventory
+            .filter(|inventory| inventory.engine == EngineState::Up)
+            .map_or_else(String::new, |inventory| inventory.version.to_string()),
+        models: models
+            .map(|model| format!("{}{}", &*model.name, if model.loaded.is_some() { "*" } else { "" }))
+            .collect(),
+        gpus: install.evidence.gpus.iter().map(|gpu| gpu.name.to_string()).collect(),
+        out,
+        remedy,
+        unreadable: unreadable(&install.evidence),
+    }
+}
+
+fn attribution(evidence: &Evidence) -> &'static str {
+    match evidence.lane.method {
+        Attribution::Operator => "the operator said so",
+        Attribution::Process => "by process",
+        Attribution::DrmFd => "by open device",
+        Attribution::ServerLog => "by server log",
+        Attribution::Environment => "by environment",
+        Attribution::VramStep => "by memory step",
+        Attribution::Everything if evidence.gpus.is_empty() => "no GPU",
+        Attribution::Everything => "not known, all reserved",
+    }
+}
+
+/// The signals that matter most and could not be read, with the reason.
+fn unreadable(evidence: &Evidence) -> Vec<String> {
+    let signals = [
+        ("boot id", evidence.boot_id.why_not()),
+        ("machine-id", evidence.machine_id.why_not()),
+        ("SMBIOS UUID", evidence.product_uuid.why_not()),
+        ("CPU model", evidence.cpu_model.why_not()),
+    ];
+    let mut list: Vec<String> =
+        signals.into_iter().filter_map(|(name, why)| Some(format!("{name} {}", why?))).collect();
+    if evidence.hypervisor == Hypervisor::Unknown {
+        list.push("bare metal or not: unknown".to_owned());
+    }
+    list
+}
+
+fn relations(view: &View, fusion: &Fusion) -> Vec<RelationRow> {
+    let mut pairs: Vec<(Kind, &Install, &Install)> = Vec::new();
+    for (at, a) in view.installs.iter().enumerate() {
+        for b in &view.installs[at + 1..] {
+            if let Some(relation) = fusion.relation(a.agent, b.agent) {
+                pairs.push((relation.kind, a, b));
+            }
+        }
+    }
+    pairs.sort_by_key(|(kind, a, b)| (*kind, a.agent, b.agent));
+    pairs.truncate(MAX_PAIRS);
+    pairs.into_iter().filter_map(|(_, a, b)| Some(relation_row(view, a, b, &fusion.why(a.agent, b.agent)?))).collect()
+}
+
+fn relation_row(view: &View, a: &Install, b: &Install, why: &Why) -> RelationRow {
+    let label = |agent: AgentId| view.install(agent).map_or_else(|| agent.short(), |install| install.label.clone());
+    RelationRow {
+        agents: [a.agent.short(), b.agent.short()],
+        labels: [a.label.clone(), b.label.clone()],
+        relation: why.relation.kind.to_string(),
+        confidence: why.relation.confidence.to_string(),
+        score: why.score.map(|tenths| f64::from(tenths) / 10.0),
+        reasons: why.reasons.iter().map(ToString::to_string).collect(),
+        unreadable: why
+            .unreadable
+            .iter()
+            .map(|(agent, signal, reason)| format!("{}: {signal} {reason}", label(*agent)))
+            .collect(),
+    }
+}
+
+fn warnings(view: &View, fusion: &Fusion) -> Vec<WarningRow> {
+    let label = |agent: &AgentId| view.install(*agent).map_or_else(|| agent.short(), |install| install.label.clone());
+    let rows = fusion.warnings().iter().map(|warning| WarningRow {
+        code: warning.code.text(),
+        agents: warning.agents.iter().map(label).collect(),
+        text: warning.text(label),
+        fix: warning.code.fix(),
+        information: warning.code.is_information(),
+    });
+    rows.collect()
+}
+
+fn summary(view: &View, machines: &[MachineRow], at_once: usize) -> String {
+    let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
+    if view.installs.is_empty() {
+        return "no agent answers; start one beside each Ollama: tropa-agent".to_owned();
+    }
+    let mut text = format!(
+        "{}, {}: {} at a time.",
+        plural(view.installs.len(), "install"),
+        plural(machines.len(), "machine"),
+        plural(at_once, "chunk")
+    );
+    let crowded = machines.iter().filter(|machine| machine.at_once < machine.agents.len());
+    let names: Vec<String> = crowded.map(|machine| escaped(&machine.name).to_string()).collect();
+    if at_once < view.installs.len() && !names.is_empty() {
+        let _ = write!(
+            text,
+            " {} on {} cannot work at the same time as {}; an agent on another machine could.",
+            plural(view.installs.len() - at_once, "install"),
+            names.join(", "),
+            if view.installs.len() == 2 { "the other" } else { "the others" }
+        );
+    }
+    text
+}

@@ -1,0 +1,238 @@
+//! The coordinator among the members of a mesh: joins it, keeps the roster, and asks each agent what it has.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+use tropa_agent::runtime_dir;
+use tropa_proto::{
+    id::AgentId,
+    mesh::{self, DialFailure, Mesh, MeshConfig, MeshEvent},
+    message::{Answer, Description, Question, Role},
+    roster::{Hashes, Roster, View},
+};
+
+use crate::{
+    args::resolve,
+    clock::Clock,
+    exit::{Exit, Failed, OrExit as _},
+    settings::Settings,
+};
+
+/// With multicast, agents of a LAN answer within 20 ms (`libp2p.md` §3.1); so long a command waits for more of them
+/// before it takes the roster as it is. Agents that come later join a running job.
+const MULTICAST_SETTLES: Duration = Duration::from_millis(250);
+
+/// What a description came back as, `None` when the agent did not answer.
+type Described = (AgentId, Hashes, Option<Description>);
+
+/// What has changed among the members.
+#[derive(Debug)]
+pub enum Change {
+    /// Somebody came, left, or has other models or devices.
+    Roster,
+    /// The direct connection to an agent is gone.
+    Disconnected(AgentId),
+    /// Nothing that a job must know.
+    Nothing,
+}
+
+/// The mesh, the roster, and what is under way between them.
+#[derive(Debug)]
+pub struct Members {
+    mesh: Mesh,
+    events: mpsc::Receiver<MeshEvent>,
+    roster: Roster,
+    clock: Clock,
+    /// Descriptions under way.
+    asked: BTreeMap<AgentId, Hashes>,
+    answers: mpsc::Sender<Described>,
+    answered: mpsc::Receiver<Described>,
+    /// Agents that are present on this machine and have neither connected nor failed, by address.
+    present: BTreeMap<SocketAddr, AgentId>,
+    /// Addresses that were named and have neither connected nor failed.
+    named: usize,
+    failures: BTreeMap<SocketAddr, DialFailure>,
+    multicast: bool,
+}
+
+impl Members {
+    /// Joins the mesh of these settings under a key, and dials every agent that is present on this machine or named
+    /// by `--peer`.
+    ///
+    /// # Errors
+    /// When a name does not resolve, or no socket can be opened.
+    pub async fn join(settings: &Settings, key: [u8; 32], clock: Clock) -> Result<Self, Failed> {
+        let config = MeshConfig {
+            key,
+            secret: settings.secret.clone(),
+            // A coordinator is asked nothing, so nobody need dial it.
+            listen: Vec::new(),
+            role: Role::Coordinator,
+            mdns: settings.mdns,
+            peers: Vec::new(),
+        };
+        let (mesh, events) = mesh::start(config).await.context("joining the mesh").or_exit(Exit::Io)?;
+        // As many descriptions as agents may be under way.
+        let (answers, answered) = mpsc::channel(64);
+        let mut members = Self {
+            mesh,
+            events,
+            roster: Roster::new(settings.allow_declared),
+            clock,
+            asked: BTreeMap::new(),
+            answers,
+            answered,
+            present: BTreeMap::new(),
+            named: 0,
+            failures: BTreeMap::new(),
+            multicast: settings.mdns,
+        };
+        for present in runtime_dir::list(settings.runtime_dir.as_deref()) {
+            members.present.insert(present.address, present.agent);
+            members.mesh.dial(present.address).await;
+        }
+        for peer in &settings.peers {
+            for address in resolve(peer).await.or_exit(Exit::Usage)? {
+                members.dial(address).await;
+            }
+        }
+        Ok(members)
+    }
+
+    /// Dials an agent; [`Members::gather`] waits for it.
+    pub async fn dial(&mut self, address: SocketAddr) {
+        if !self.present.contains_key(&address) {
+            self.named += 1;
+            self.mesh.dial(address).await;
+        }
+    }
+
+    /// The handle of the mesh, to open streams with.
+    #[must_use]
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// The roster as it is now.
+    pub fn view(&mut self) -> &View {
+        self.roster.view()
+    }
+
+    /// Nobody is there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.roster.is_empty()
+    }
+
+    /// The addresses that could not be reached, and why.
+    #[must_use]
+    pub fn failures(&self) -> &BTreeMap<SocketAddr, DialFailure> {
+        &self.failures
+    }
+
+    /// Waits until something happens and takes it in. May be dropped at any time without losing anything.
+    pub async fn next(&mut self) -> Change {
+        let change = tokio::select! {
+            event = self.events.recv() => match event {
+                Some(event) => self.on_event(event).await,
+                // The mesh task has ended, which it does only when the program ends.
+                None => std::future::pending().await,
+            },
+            Some(described) = self.answered.recv() => self.on_described(described),
+        };
+        self.ask();
+        change
+    }
+
+    /// Leaves the mesh.
+    pub async fn leave(self) {
+        self.mesh.shutdown().await;
+    }
+
+    /// Takes out who has been silent for too long.
+    pub fn expire(&mut self) -> Change {
+        if self.roster.expire(self.clock.now()).is_empty() { Change::Nothing } else { Change::Roster }
+    }
+
+    /// Waits until everybody who should be there has been heard and described, at most so long.
+    pub async fn gather(&mut self, at_most: Duration) {
+        let started = self.clock.now();
+        let settles = if self.multicast { MULTICAST_SETTLES } else { Duration::ZERO };
+        let mut limit = at_most;
+        while self.clock.now().saturating_sub(started) < limit {
+            let settled = self.present.is_empty() && self.named == 0 && self.roster.undescribed().is_empty();
+            if settled && !self.roster.is_empty() {
+                // Everybody known is there; only multicast may bring more.
+                limit = limit.min(settles);
+            } else if settled && !self.multicast {
+                return;
+            }
+            let left = limit.saturating_sub(self.clock.now().saturating_sub(started));
+            // The end of the time is the end of the loop.
+            let _ = tokio::time::timeout(left, self.next()).await;
+        }
+    }
+
+    async fn on_event(&mut self, event: MeshEvent) -> Change {
+        match event {
+            MeshEvent::Announced { from, announcement } => {
+                self.asked.remove(&from);
+                self.roster.announced(from, *announcement, self.clock.now());
+                Change::Roster
+            }
+            MeshEvent::Connected(agent) => {
+                self.asked.remove(&agent);
+                self.roster.connected(agent, true);
+                let before = self.present.len();
+                self.present.retain(|_, present| *present != agent);
+                if self.present.len() == before {
+                    self.named = self.named.saturating_sub(1);
+                }
+                Change::Nothing
+            }
+            MeshEvent::Disconnected(agent) => {
+                self.roster.connected(agent, false);
+                Change::Disconnected(agent)
+            }
+            MeshEvent::DialFailed { address, why } => {
+                if self.present.remove(&address).is_none() {
+                    self.named = self.named.saturating_sub(1);
+                }
+                self.failures.insert(address, why);
+                Change::Nothing
+            }
+            MeshEvent::Asked { ticket, .. } => {
+                self.mesh.answer(ticket, Answer::Nothing).await;
+                Change::Nothing
+            }
+            // Nobody has work for a coordinator: dropping the stream closes it.
+            MeshEvent::Incoming(..) | MeshEvent::Listening(_) => Change::Nothing,
+        }
+    }
+
+    fn on_described(&mut self, (agent, hashes, description): Described) -> Change {
+        // Who did not answer is asked again when it connects or announces anew.
+        let Some(description) = description else { return Change::Nothing };
+        self.roster.described(agent, hashes, description);
+        Change::Roster
+    }
+
+    /// Asks every agent whose description is missing, once per change.
+    fn ask(&mut self) {
+        for (agent, hashes) in self.roster.undescribed() {
+            if self.asked.insert(agent, hashes) == Some(hashes) {
+                continue;
+            }
+            let (mesh, answers) = (self.mesh.clone(), self.answers.clone());
+            tokio::spawn(async move {
+                let description = match mesh.ask(agent, Question::Describe).await {
+                    Ok(Answer::Description(description)) => Some(*description),
+                    Ok(Answer::Roster { .. } | Answer::Nothing) | Err(_) => None,
+                };
+                // A closed channel means that the command is over.
+                let _ = answers.send((agent, hashes, description)).await;
+            });
+        }
+    }
+}

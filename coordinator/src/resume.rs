@@ -1,0 +1,316 @@
+//! Working on a job that is in the journal: to its end the first time, and again after a stop or a crash.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use jiff::Timestamp;
+use serde::Serialize;
+use tropa_proto::{
+    id::{AttemptId, ChunkIndex, MachineId, unhex},
+    message::Fingerprint,
+};
+
+use crate::{
+    args::{OutputArgs, ResumeArgs},
+    assemble::Assembly,
+    clock::Clock,
+    exit::{Exit, Failed, OrExit as _, Outcome},
+    job,
+    journal::{self, JobState, Journal, State},
+    plan::Pinned,
+    progress::Progress,
+    report::{Destination, Output, Summary},
+    run::{End, Runner},
+    schedule::{History, ModelIndex, Schedule},
+    settings::Settings,
+    stdout::{print, print_json},
+    stop::Stop,
+    submit::{OrCode as _, Spec, exit_of},
+    table::Table,
+};
+
+/// Why a job is worked on, for messages.
+#[derive(Debug)]
+pub(crate) struct Purpose {
+    /// Where the results go.
+    pub output: OutputArgs,
+    /// The input, where this is the first time.
+    pub input: Option<PathBuf>,
+    /// Failures that are tried again.
+    pub failed_before: u32,
+}
+
+/// `tropa resume`.
+///
+/// # Errors
+/// With [`Exit::Usage`] for a job that is not there, [`Exit::Busy`] for one at work, [`Exit::Input`] for an input
+/// that is not the job's, and the codes of `tropa run`.
+pub async fn resume(args: ResumeArgs, settings: &Settings, clock: Clock) -> Outcome {
+    let stop = Stop::new()?;
+    let id = journal::find(&settings.jobs(), &args.job).or_exit(Exit::Usage)?;
+    let dir = settings.jobs().join(id.to_string());
+    let mut journal = Journal::open(&dir).or_code()?;
+    let spec: Spec = serde_json::from_slice(&journal.job().spec)
+        .with_context(|| format!("reading what job {} was submitted with", id.short()))
+        .or_exit(Exit::Io)?;
+    if let Some(input) = &args.input {
+        same_input(input, &spec)?;
+    }
+    let failed_before = if args.failed { journal.retry_failed().or_code()? } else { 0 };
+    let models = spec.models.iter().map(pinned).collect::<Result<_, _>>()?;
+    let output = OutputArgs {
+        output: args.output.output.or(spec.output),
+        as_completed: args.output.as_completed || spec.as_completed,
+    };
+    let key = journal.key().or_code()?;
+    let assembly = Assembly::gather(settings, key, clock).await?;
+    let purpose = Purpose { output, input: None, failed_before };
+    work(assembly, journal, models, purpose, settings, clock, stop).await
+}
+
+/// `tropa jobs`.
+///
+/// # Errors
+/// When the directory of jobs cannot be read.
+pub fn jobs(settings: &Settings) -> Outcome {
+    let list = journal::list(&settings.jobs()).or_code()?;
+    let rows: Vec<JobRow> = list.iter().map(JobRow::of).collect();
+    if settings.json {
+        print_json(&JobList { schema: "tropa.jobs/1", jobs: rows })?;
+        return Ok(Exit::Done);
+    }
+    let mut table = Table::new(["JOB", "KIND", "CREATED", "DONE", "FAILED", "ITEMS", "STATE"]);
+    for row in &rows {
+        table.row([
+            &row.id[..6],
+            &row.kind,
+            &row.created,
+            &row.done.to_string(),
+            &row.failed.to_string(),
+            &row.items.to_string(),
+            &row.state,
+        ]);
+    }
+    print(&table.to_string())?;
+    Ok(Exit::Done)
+}
+
+#[derive(Debug, Serialize)]
+struct JobList {
+    schema: &'static str,
+    jobs: Vec<JobRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct JobRow {
+    id: String,
+    kind: String,
+    created: String,
+    done: u32,
+    failed: u32,
+    items: u32,
+    state: String,
+}
+
+impl JobRow {
+    fn of(job: &journal::JobSummary) -> Self {
+        let id = job.id.to_string();
+        let nothing = |state: String| Self {
+            id: job.id.to_string(),
+            kind: "-".to_owned(),
+            created: "-".to_owned(),
+            done: 0,
+            failed: 0,
+            items: 0,
+            state,
+        };
+        match &job.state {
+            JobState::Whole { kind, state, created_ms, done, failed, chunks } => Self {
+                id,
+                kind: kind.name().to_owned(),
+                created: date(*created_ms),
+                done: *done,
+                failed: *failed,
+                items: *chunks,
+                state: if job.running { "running".to_owned() } else { state.name().to_owned() },
+            },
+            JobState::Incomplete if job.running => nothing("reading its input".to_owned()),
+            JobState::Incomplete => nothing("its input never arrived: submit it again".to_owned()),
+            JobState::Unreadable(why) => nothing(format!("unreadable: {why}")),
+        }
+    }
+}
+
+fn date(ms: u64) -> String {
+    let at = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    at.map_or_else(|| "-".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M").to_string())
+}
+
+/// Works on a job until it is done, stopped or stuck, and says how it went.
+pub(crate) async fn work(
+    mut assembly: Assembly,
+    journal: Journal,
+    models: Vec<Pinned>,
+    purpose: Purpose,
+    settings: &Settings,
+    clock: Clock,
+    mut stop: Stop,
+) -> Outcome {
+    let started = clock.now();
+    let mut progress = Progress::new(settings.progress, settings.quiet);
+    let ended = async {
+        let schedule = schedule(&journal, &models)?;
+        let destination = purpose.output.output.clone().map_or(Destination::Stdout, Destination::File);
+        let mut output =
+            Output::open(&journal, destination, purpose.output.as_completed).or_exit(Exit::Io)?;
+        announce(&journal, &purpose, &progress, settings);
+        let runner = Runner {
+            members: &mut assembly.members,
+            journal: &journal,
+            models,
+            output: &mut output,
+            progress: &mut progress,
+            clock,
+            patience: settings.wait,
+        };
+        let end = runner.run(schedule, &mut stop).await?;
+        Ok::<_, Failed>((end, output))
+    };
+    let ended = ended.await;
+    let names = assembly.members.view().machines.iter().map(|machine| (machine.id, machine.name.clone()));
+    let names: BTreeMap<MachineId, String> = names.collect();
+    assembly.finish().await;
+    let (end, output) = ended.map_err(|failed| with_hint(failed, &journal))?;
+    let to_file = purpose.output.output.is_some();
+    let end = match end {
+        End::Done => {
+            output.finish(&journal).or_exit(Exit::Io)?;
+            let summary = Summary::of(&journal, clock.now().saturating_sub(started)).or_code()?;
+            show(&summary, &names, to_file, settings)?;
+            Ok(if summary.has_failed() { Exit::SomeFailed } else { Exit::Done })
+        }
+        End::Stopped(_) | End::Stuck(_) => conclude(end, &journal),
+    };
+    if end.is_ok() {
+        let mut journal = journal;
+        journal.set_state(State::Done).or_code()?;
+    }
+    end
+}
+
+fn conclude(end: End, journal: &Journal) -> Outcome {
+    match end {
+        End::Done => Ok(Exit::Done),
+        End::Stopped(stopped) => {
+            let id = journal.job().id.short();
+            Err(anyhow!("stopped; what is done is kept; go on with: tropa resume {id}")).or_exit(stopped.exit)
+        }
+        End::Stuck(why) => {
+            let id = journal.job().id.short();
+            let error = anyhow!("nothing here can run the rest of the job; what is done is kept\n{why}go on with: tropa resume {id}");
+            Err(error).or_exit(Exit::NothingCanRun)
+        }
+    }
+}
+
+/// The last words: on stderr, and for programs on stdout where no results go there.
+#[expect(clippy::print_stderr, reason = "messages go to stderr")]
+fn show(
+    summary: &Summary,
+    names: &BTreeMap<MachineId, String>,
+    to_file: bool,
+    settings: &Settings,
+) -> Result<(), Failed> {
+    if settings.json && to_file {
+        return print_json(&summary.json());
+    }
+    if settings.json {
+        eprintln!("{}", summary.json());
+    } else if !settings.quiet {
+        eprint!("{}", summary.text(names));
+    }
+    Ok(())
+}
+
+fn announce(journal: &Journal, purpose: &Purpose, progress: &Progress, settings: &Settings) {
+    if settings.quiet {
+        return;
+    }
+    let job = journal.job();
+    if purpose.input.is_none() {
+        let again = if purpose.failed_before > 0 {
+            format!(", {} that failed run again", purpose.failed_before)
+        } else {
+            String::new()
+        };
+        progress.say(&format!("job {} goes on: {} items{again}", job.id.short(), job.chunks));
+    } else {
+        progress.say(&format!("job {}: {} items", job.id.short(), job.chunks));
+    }
+}
+
+fn with_hint(failed: Failed, journal: &Journal) -> Failed {
+    let id = journal.job().id.short();
+    Failed { exit: failed.exit, error: failed.error.context(format!("job {id} stopped; go on with: tropa resume {id}")) }
+}
+
+/// The state of the scheduler as the journal tells it.
+fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule, Failed> {
+    let (names, places) = journal.models().or_code()?;
+    let pinned_as = |name: &String| {
+        let at = models.iter().position(|pinned| pinned.name.eq_ignore_ascii_case(name));
+        at.and_then(|at| u16::try_from(at).ok()).map(ModelIndex)
+    };
+    let index: Vec<ModelIndex> = names
+        .iter()
+        .map(|name| pinned_as(name).with_context(|| format!("the journal names no fingerprint for {name}")))
+        .collect::<Result<_, _>>()
+        .or_exit(Exit::Io)?;
+    let of_chunk = places.iter().map(|place| index.get(usize::from(*place)).copied().unwrap_or(ModelIndex(0)));
+    let id = journal.job().id;
+    let mut schedule = Schedule::new(id, of_chunk.collect());
+    let resume = journal.load().or_code()?;
+    let closed = (0..journal.job().chunks).map(ChunkIndex).filter(|chunk| resume.finished.contains(*chunk));
+    let mut history: BTreeMap<ChunkIndex, History> = BTreeMap::new();
+    for (chunk, attempts) in &resume.attempts {
+        let entry = history.entry(*chunk).or_default();
+        for attempt in attempts {
+            entry.last_no = entry.last_no.max(attempt.no);
+            if let (true, Some(class)) = (attempt.this_round, attempt.class) {
+                // Whatever it said then, the chunk is still open.
+                let _ = entry.after(attempt.no, class, attempt.agent, &attempt.machine.short());
+            }
+        }
+    }
+    let unfinished = resume.open.iter().filter(|open| !resume.finished.contains(open.chunk));
+    let open = unfinished.map(|open| {
+        (AttemptId { job: id, chunk: open.chunk, no: open.no }, (open.agent, open.incarnation))
+    });
+    schedule.resume(closed, history, open.collect());
+    Ok(schedule)
+}
+
+fn pinned(model: &crate::submit::SpecModel) -> Result<Pinned, Failed> {
+    let fingerprint: Fingerprint = unhex(&model.fingerprint)
+        .with_context(|| format!("the journal's fingerprint of {} is none", model.name))
+        .or_exit(Exit::Io)?;
+    Ok(Pinned { name: model.name.clone(), fingerprint, context: model.context })
+}
+
+fn same_input(input: &std::path::Path, spec: &Spec) -> Result<(), Failed> {
+    let hash = job::file_sha256(input).map_err(|error| Failed {
+        exit: exit_of(error.exit_code()),
+        error: error.into(),
+    })?;
+    let hash = tropa_proto::id::hex(&hash);
+    if hash == spec.input_sha256 {
+        return Ok(());
+    }
+    let error = anyhow!(
+        "{} is not the input of this job: its SHA-256 is {}, the job's is {}; submit it as a new job",
+        input.display(),
+        &hash[..12],
+        &spec.input_sha256[..12.min(spec.input_sha256.len())]
+    );
+    Err(error).or_exit(Exit::Input)
+}

@@ -1,0 +1,555 @@
+//! The loop of a job: turns what happens into events for the scheduler, and its actions into effects.
+//!
+//! All waiting is here and all deciding is in `schedule.rs`. The order of steps is that of `reliability.md` §7.4:
+//! an attempt is on disk before it is sent, a result is on disk before it is acknowledged. Commits run beside the
+//! next chunk and cost the lane nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+use tropa_proto::{
+    bounded::{Blob, Text},
+    failure::{Class, Reason},
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation},
+    message::{Hello, Outcome, Place, Refusal, Role, Run},
+};
+
+use crate::{
+    attempt::{Attempt, Report},
+    clock::Clock,
+    exit::{Exit, Failed, OrExit as _},
+    journal::{Committed, Done, Effect, Journal, Step, Token, Writer},
+    limits::Limits,
+    members::{Change, Members},
+    plan::{self, Pinned},
+    progress::{MachineProgress, Progress, Snapshot},
+    report::Output,
+    schedule::{Action, Event, Install, ModelIndex, Schedule},
+    stop::{Stop, Stopped},
+};
+
+/// The loop turns at least this often: bars move, silence is noticed.
+const TURN: Duration = Duration::from_millis(250);
+
+/// How often the numbers on the terminal change: faster than this nobody reads.
+const SHOW_EVERY: Duration = Duration::from_millis(100);
+
+/// Reports of attempts that may wait for the loop; a few per lane, and progress is dropped first.
+const REPORTS: usize = 1024;
+
+/// How a job ended.
+#[derive(Debug)]
+pub enum End {
+    /// Every chunk is on disk.
+    Done,
+    /// The user stopped it; what ran has ended or been left to its agent.
+    Stopped(Stopped),
+    /// No install can ever run what is left; says why, install by install.
+    Stuck(String),
+}
+
+/// A job at work.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    /// Who is there.
+    pub members: &'a mut Members,
+    /// The record of the job.
+    pub journal: &'a Journal,
+    /// The models of the job, in the order of their indices.
+    pub models: Vec<Pinned>,
+    /// Where results go.
+    pub output: &'a mut Output,
+    /// What the user sees meanwhile.
+    pub progress: &'a mut Progress,
+    /// The clock of the command.
+    pub clock: Clock,
+    /// How long a job without any install that could run it waits for one.
+    pub patience: Duration,
+}
+
+struct Loop<'a> {
+    run: Runner<'a>,
+    schedule: Schedule,
+    writer: Writer,
+    backlog: VecDeque<(Token, Step)>,
+    tokens: BTreeMap<Token, After>,
+    next_token: u64,
+    reports: mpsc::Sender<(AttemptId, Report)>,
+    attempts: BTreeMap<AttemptId, Live>,
+    results: BTreeMap<AttemptId, (Box<Outcome>, Vec<u8>)>,
+    details: BTreeMap<AttemptId, (Option<Reason>, String)>,
+    installs: BTreeMap<AgentId, Install>,
+    lanes: BTreeMap<AgentId, String>,
+    snapshot: Snapshot,
+    started: Duration,
+    incarnation: Incarnation,
+    stuck_since: Option<Duration>,
+    stopped: Option<Stopped>,
+    shown: Duration,
+}
+
+/// An attempt that has been sent.
+struct Live {
+    attempt: Attempt,
+    agent: AgentId,
+    tokens: u64,
+    note: String,
+}
+
+/// What is to be done when a step is on disk.
+enum After {
+    Recorded(AttemptId),
+    Closed { chunk: ChunkIndex, attempt: AttemptId, done: bool, tokens: u64, agent: Option<AgentId> },
+    Nothing,
+}
+
+impl Runner<'_> {
+    /// Works on the job until it is done, stopped or stuck. What was committed before stays as it is.
+    ///
+    /// # Errors
+    /// When the journal or the output cannot be written any more.
+    pub async fn run(self, schedule: Schedule, stop: &mut Stop) -> Result<End, Failed> {
+        let (writer, mut committed) = self.journal.writer().or_exit(Exit::Io)?;
+        let (reports, mut reported) = mpsc::channel(REPORTS);
+        let total = u64::from(self.journal.job().chunks);
+        let incarnation = Incarnation::random().or_exit(Exit::Io)?;
+        let started = self.clock.now();
+        let mut at_work = Loop {
+            run: self,
+            schedule,
+            writer,
+            backlog: VecDeque::new(),
+            tokens: BTreeMap::new(),
+            next_token: 0,
+            reports,
+            attempts: BTreeMap::new(),
+            results: BTreeMap::new(),
+            details: BTreeMap::new(),
+            installs: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            snapshot: Snapshot { total, ..Snapshot::default() },
+            started,
+            incarnation,
+            stuck_since: None,
+            stopped: None,
+            shown: Duration::ZERO,
+        };
+        at_work.begin()?;
+        let end = loop {
+            if let Some(end) = at_work.end()? {
+                break end;
+            }
+            let wait = at_work.next_turn();
+            tokio::select! {
+                biased;
+                Some((attempt, report)) = reported.recv() => at_work.on_report(attempt, report)?,
+                Some(event) = committed.recv() => at_work.on_committed(event)?,
+                change = at_work.run.members.next() => at_work.on_change(&change)?,
+                stopped = stop.next() => if let Some(end) = at_work.on_stop(stopped)? { break end },
+                () = tokio::time::sleep(wait) => at_work.tell(Event::Tick)?,
+            }
+            at_work.turn()?;
+        };
+        at_work.run.progress.finish();
+        let Loop { writer, .. } = at_work;
+        // What is queued goes to the disk; its reports are of no use any more.
+        drop(committed);
+        writer.finish();
+        Ok(end)
+    }
+}
+
+impl Loop<'_> {
+    fn begin(&mut self) -> Result<(), Failed> {
+        let (done, failed) = self.run.output.counts();
+        (self.snapshot.done, self.snapshot.failed) = (done, failed);
+        self.on_change(&Change::Roster)
+    }
+
+    // ---- what happens -----------------------------------------------------------------------------------------
+
+    fn on_change(&mut self, change: &Change) -> Result<(), Failed> {
+        match change {
+            Change::Nothing => Ok(()),
+            Change::Disconnected(agent) => {
+                // Its streams end by themselves and say so; nothing new is opened until it is back.
+                tracing::info!(agent = agent.short(), "the connection to an agent is gone");
+                Ok(())
+            }
+            Change::Roster => {
+                let view = self.run.members.view();
+                let installs = plan::installs(view, &self.run.models);
+                self.lanes = view.installs.iter().map(|i| (i.agent, i.lane.to_string())).collect();
+                for machine in &view.machines {
+                    let entry = self.snapshot.machines.entry(machine.id).or_default();
+                    entry.name.clone_from(&machine.name);
+                }
+                let same = self.installs.len() == installs.len()
+                    && installs.iter().all(|install| self.installs.get(&install.agent) == Some(install));
+                if same {
+                    return Ok(());
+                }
+                self.installs = installs.iter().map(|install| (install.agent, install.clone())).collect();
+                self.tell(Event::Roster(installs))
+            }
+        }
+    }
+
+    fn on_report(&mut self, attempt: AttemptId, report: Report) -> Result<(), Failed> {
+        match report {
+            Report::Accepted(place) => {
+                if let Some(live) = self.attempts.get_mut(&attempt) {
+                    live.note = match &place {
+                        Place::Running | Place::Next => String::new(),
+                        Place::Waiting(holder) => format!("waiting for {}", &**holder),
+                        Place::Settling => "waiting for an old request to end".to_owned(),
+                    };
+                }
+                self.tell(Event::Accepted(attempt, place))
+            }
+            Report::Refused(refusal) => {
+                self.details.insert(attempt, (None, refusal_text(&refusal)));
+                self.attempts.remove(&attempt);
+                self.tell(Event::Refused(attempt, refusal))
+            }
+            Report::Tokens(count) => {
+                if let Some(live) = self.attempts.get_mut(&attempt) {
+                    live.tokens = u64::from(count);
+                }
+                Ok(())
+            }
+            Report::Finished(outcome, body) => {
+                self.results.insert(attempt, (outcome, body));
+                self.tell(Event::Finished(attempt))
+            }
+            Report::Failed(failure) => {
+                self.details.insert(attempt, (Some(failure.reason), failure.detail.to_string()));
+                if let Some(live) = self.attempts.remove(&attempt) {
+                    live.attempt.acknowledge();
+                }
+                self.tell(Event::Failed(attempt, failure.reason))
+            }
+            Report::Lost(why) => {
+                self.details.insert(attempt, (None, why));
+                self.attempts.remove(&attempt);
+                if self.results.contains_key(&attempt) {
+                    // The result is here; only its acknowledgement did not get through.
+                    return Ok(());
+                }
+                self.tell(Event::Lost(attempt))
+            }
+        }
+    }
+
+    fn on_committed(&mut self, event: Committed) -> Result<(), Failed> {
+        match event {
+            Committed::Steps(steps) => {
+                for (token, effect) in steps {
+                    let after = self.tokens.remove(&token).unwrap_or(After::Nothing);
+                    self.after(after, effect)?;
+                }
+                Ok(())
+            }
+            Committed::DiskFull => {
+                let dir = self.run.journal.dir().display().to_string();
+                self.run.progress.say(&format!(
+                    "disk.low: no space for the journal in {dir}; nothing new starts until there is, nothing is lost"
+                ));
+                self.tell(Event::Paused(true))
+            }
+            Committed::Resumed => {
+                self.run.progress.say("there is space again: going on");
+                self.tell(Event::Paused(false))
+            }
+            Committed::Fatal(error) => Err(error).or_exit(Exit::Io),
+        }
+    }
+
+    fn on_stop(&mut self, stopped: Stopped) -> Result<Option<End>, Failed> {
+        if stopped.at_once {
+            return Ok(Some(End::Stopped(stopped)));
+        }
+        self.stopped = Some(stopped);
+        self.tell(Event::Stop)?;
+        let running = self.attempts.len();
+        if running > 0 {
+            self.run.progress.say(&format!("stopping: {running} running, ^C again stops at once"));
+        }
+        Ok(None)
+    }
+
+    // ---- what follows -----------------------------------------------------------------------------------------
+
+    /// Tells the scheduler and does what it says.
+    fn tell(&mut self, event: Event) -> Result<(), Failed> {
+        let now = self.now();
+        for action in self.schedule.handle(event, now) {
+            match action {
+                Action::Record(attempt, agent, incarnation) => self.record(attempt, agent, incarnation),
+                Action::Send(attempt, agent) => self.send(attempt, agent)?,
+                Action::Cancel(attempt, _) => {
+                    if let Some(live) = self.attempts.get(&attempt) {
+                        live.attempt.cancel();
+                    }
+                }
+                Action::End(attempt, class) => self.ended(attempt, class),
+                Action::Fail(chunk, attempt, class) => self.fail(chunk, attempt, class),
+                Action::Commit(attempt) => self.commit(attempt),
+                Action::Drop(attempt) => {
+                    self.results.remove(&attempt);
+                    if let Some(live) = self.attempts.remove(&attempt) {
+                        live.attempt.acknowledge();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, attempt: AttemptId, agent: AgentId, incarnation: Incarnation) {
+        let machine = self.installs.get(&agent).map_or_else(String::new, |install| install.machine.short());
+        let step = Step::Attempt {
+            chunk: attempt.chunk,
+            no: attempt.no,
+            agent,
+            incarnation,
+            machine,
+            lane: self.lanes.get(&agent).cloned().unwrap_or_default(),
+            now_ms: self.run.clock.wall_ms(),
+        };
+        self.submit(step, After::Recorded(attempt));
+    }
+
+    fn send(&mut self, attempt: AttemptId, agent: AgentId) -> Result<(), Failed> {
+        let chunk = self.run.journal.chunk(attempt.chunk).or_exit(Exit::Io)?;
+        let index = self.model_of(attempt.chunk, &chunk.model);
+        let Some(install) = self.installs.get(&agent) else {
+            self.details.insert(attempt, (None, "the agent has left".to_owned()));
+            let lost = (attempt, Report::Lost("the agent has left".to_owned()));
+            // The channel holds far more than the attempts of one turn.
+            let _ = self.reports.try_send(lost);
+            return Ok(());
+        };
+        let limits = Limits::of(&chunk.body, index.is_some_and(|index| install.warm.contains(&index)));
+        let pinned = index.and_then(|ModelIndex(index)| self.run.models.get(usize::from(index)));
+        let run = Run {
+            attempt,
+            incarnation: install.incarnation,
+            endpoint: chunk.endpoint,
+            model: Text::cut(&chunk.model),
+            fingerprint: pinned.map_or([0; 32], |pinned| pinned.fingerprint),
+            deadline_ms: limits.deadline_ms,
+            first_token_ms: limits.first_token_ms,
+            idle_ms: limits.idle_ms,
+            show_text: false,
+            body: Blob::new(chunk.body).or_exit(Exit::Input)?,
+        };
+        let hello = Hello { incarnation: self.incarnation, role: Role::Coordinator };
+        let mesh = self.run.members.mesh().clone();
+        let live = Live {
+            attempt: Attempt::start(mesh, agent, hello, run, self.reports.clone()),
+            agent,
+            tokens: 0,
+            note: String::new(),
+        };
+        self.attempts.insert(attempt, live);
+        Ok(())
+    }
+
+    fn ended(&mut self, attempt: AttemptId, class: Class) {
+        let (reason, detail) = self.details.get(&attempt).cloned().unwrap_or_default();
+        self.attempts.remove(&attempt);
+        let step = Step::Ended {
+            chunk: attempt.chunk,
+            no: attempt.no,
+            class,
+            reason,
+            detail,
+            now_ms: self.run.clock.wall_ms(),
+        };
+        self.submit(step, After::Nothing);
+    }
+
+    fn fail(&mut self, chunk: ChunkIndex, attempt: AttemptId, class: Class) {
+        let (_, detail) = self.details.remove(&attempt).unwrap_or_default();
+        let after = After::Closed { chunk, attempt, done: false, tokens: 0, agent: None };
+        self.submit(Step::Failed { chunk, no: Some(attempt.no), class, detail }, after);
+    }
+
+    fn commit(&mut self, attempt: AttemptId) {
+        let Some((outcome, body)) = self.results.remove(&attempt) else { return };
+        let fingerprint = self.fingerprint_of(attempt.chunk);
+        let agent = self.attempts.get(&attempt).map(|live| live.agent);
+        let after = After::Closed {
+            chunk: attempt.chunk,
+            attempt,
+            done: true,
+            tokens: u64::from(outcome.output_tokens),
+            agent,
+        };
+        let done = Box::new(Done { fingerprint, outcome: *outcome, body });
+        let step =
+            Step::Result { chunk: attempt.chunk, no: attempt.no, done, now_ms: self.run.clock.wall_ms() };
+        self.submit(step, after);
+    }
+
+    fn after(&mut self, after: After, effect: Effect) -> Result<(), Failed> {
+        match after {
+            After::Nothing => Ok(()),
+            After::Recorded(attempt) => self.tell(Event::Recorded(attempt)),
+            After::Closed { chunk, attempt, done, tokens, agent } => {
+                if let Some(live) = self.attempts.remove(&attempt) {
+                    live.attempt.acknowledge();
+                }
+                self.details.remove(&attempt);
+                if effect == Effect::First {
+                    self.count(done, tokens, agent);
+                    self.run.output.committed(self.run.journal, chunk).or_exit(Exit::Io)?;
+                }
+                self.tell(Event::Committed(chunk))
+            }
+        }
+    }
+
+    fn submit(&mut self, step: Step, after: After) {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        if !matches!(after, After::Nothing) {
+            self.tokens.insert(token, after);
+        }
+        self.backlog.push_back((token, step));
+        self.flush();
+    }
+
+    /// Hands steps to the writer in order, as many as it takes.
+    fn flush(&mut self) {
+        while let Some((token, step)) = self.backlog.pop_front() {
+            if let Err(step) = self.writer.submit(token, step) {
+                self.backlog.push_front((token, *step));
+                break;
+            }
+        }
+    }
+
+    // ---- where the job stands ---------------------------------------------------------------------------------
+
+    fn end(&mut self) -> Result<Option<End>, Failed> {
+        self.flush();
+        let now = self.now();
+        if self.schedule.is_done() && self.tokens.is_empty() && self.backlog.is_empty() {
+            return Ok(Some(End::Done));
+        }
+        if let Some(stopped) = self.stopped
+            && self.schedule.is_idle()
+            && self.tokens.is_empty()
+        {
+            return Ok(Some(End::Stopped(stopped)));
+        }
+        let stuck = self.schedule.stuck(now);
+        if stuck.is_empty() {
+            self.stuck_since = None;
+            return Ok(None);
+        }
+        let since = *self.stuck_since.get_or_insert(now);
+        if now.saturating_sub(since) < self.run.patience {
+            return Ok(None);
+        }
+        Ok(Some(End::Stuck(self.why_stuck(&stuck))))
+    }
+
+    fn why_stuck(&mut self, stuck: &BTreeSet<ModelIndex>) -> String {
+        let items = self.snapshot.total - self.snapshot.done - self.snapshot.failed;
+        let wanted: Vec<Pinned> = (0..)
+            .zip(&self.run.models)
+            .filter(|(index, _)| stuck.contains(&ModelIndex(*index)))
+            .map(|(_, pinned)| pinned.clone())
+            .collect();
+        let view = self.run.members.view();
+        if view.installs.is_empty() {
+            return "no agent is left; start one beside an Ollama: tropa-agent".to_owned();
+        }
+        let mut text = plan::plan(view, items, &wanted, 0).text(true);
+        let refused: BTreeSet<String> = self.details.values().map(|(_, detail)| detail.clone()).collect();
+        for detail in refused.into_iter().filter(|detail| !detail.is_empty()).take(4) {
+            text.push_str(&format!("{}\n", crate::terminal::escaped(&detail)));
+        }
+        text
+    }
+
+    fn next_turn(&self) -> Duration {
+        let now = self.now();
+        let deadline = self.schedule.next_deadline(now).map_or(TURN, |at| at.saturating_sub(now));
+        deadline.clamp(Duration::from_millis(1), TURN)
+    }
+
+    fn count(&mut self, done: bool, tokens: u64, agent: Option<AgentId>) {
+        if done {
+            self.snapshot.done += 1;
+        } else {
+            self.snapshot.failed += 1;
+        }
+        let machine = agent.and_then(|agent| self.installs.get(&agent)).map(|install| install.machine);
+        if let Some(machine) = machine {
+            let entry = self.snapshot.machines.entry(machine).or_default();
+            entry.done += 1;
+            entry.tokens += tokens;
+        }
+    }
+
+    /// What every turn does, whatever happened.
+    fn turn(&mut self) -> Result<(), Failed> {
+        let now = self.now();
+        if now.saturating_sub(self.shown) >= SHOW_EVERY {
+            self.shown = now;
+            self.show();
+            let change = self.run.members.expire();
+            self.on_change(&change)?;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self) {
+        for machine in self.snapshot.machines.values_mut() {
+            (machine.holding, machine.tokens_running) = (0, 0);
+            machine.note.clear();
+        }
+        for live in self.attempts.values() {
+            let Some(install) = self.installs.get(&live.agent) else { continue };
+            let machine: &mut MachineProgress = self.snapshot.machines.entry(install.machine).or_default();
+            machine.holding += 1;
+            machine.tokens_running += live.tokens;
+            if !live.note.is_empty() {
+                machine.note.clone_from(&live.note);
+            }
+        }
+        self.run.progress.show(&self.snapshot, self.now());
+    }
+
+    fn now(&self) -> Duration {
+        self.run.clock.now().saturating_sub(self.started)
+    }
+
+    fn model_of(&self, _chunk: ChunkIndex, name: &str) -> Option<ModelIndex> {
+        let named = (0..).zip(&self.run.models).find(|(_, pinned)| pinned.name.eq_ignore_ascii_case(name));
+        named.map(|(index, _)| ModelIndex(index))
+    }
+
+    fn fingerprint_of(&self, chunk: ChunkIndex) -> [u8; 32] {
+        let ModelIndex(index) = self.schedule.model_of(chunk);
+        self.run.models.get(usize::from(index)).map_or([0; 32], |pinned| pinned.fingerprint)
+    }
+}
+
+fn refusal_text(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Busy { .. } => "the agent has no free place".to_owned(),
+        Refusal::NoModel => "the install does not have the model".to_owned(),
+        Refusal::Draining(why) => format!("the agent is draining: {}", &**why),
+        Refusal::Denied(rule) => format!("the agent's policy forbids it: {}", &**rule),
+        Refusal::Stale(_) => "the agent has been restarted".to_owned(),
+    }
+}
+

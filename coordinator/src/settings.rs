@@ -1,0 +1,185 @@
+//! What will happen, made of what was typed, the environment, the configuration file and the defaults, in this
+//! order of precedence; the only place that reads the environment (`conventions.md` §3).
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use etcetera::base_strategy::{BaseStrategy as _, Xdg};
+use serde::Deserialize;
+use tropa_agent::ollama::OllamaUrl;
+use tropa_proto::secret::MeshSecret;
+
+use crate::{
+    args::{Global, JobArgs, When},
+    exit::{Exit, Failed, OrExit as _},
+};
+
+/// How long a command waits for agents that should be there, unless told otherwise: three roster pulls.
+const WAIT: Duration = Duration::from_secs(3);
+
+/// A configuration file larger than this is not one.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// The system's configuration and secret, read where the user has none.
+const SYSTEM: &str = "/etc/tropa";
+
+/// What every command knows.
+#[derive(Debug)]
+pub struct Settings {
+    /// Agents to dial, as `HOST:PORT`.
+    pub peers: Vec<String>,
+    /// The mesh that the command joins; none: loopback only.
+    pub secret: Option<MeshSecret>,
+    /// Look for agents by multicast DNS; only ever with a secret.
+    pub mdns: bool,
+    /// The Ollama to use where no agent answers.
+    pub ollama: OllamaUrl,
+    /// Believe evidence that an operator declared.
+    pub allow_declared: bool,
+    /// Where the agents of this machine are found, if not in the usual places.
+    pub runtime_dir: Option<PathBuf>,
+    /// Wait at most this long for agents that should be there.
+    pub wait: Duration,
+    /// One JSON object on stdout.
+    pub json: bool,
+    /// When to show progress.
+    pub progress: When,
+    /// Errors only.
+    pub quiet: bool,
+    /// Where jobs and identities are kept, `$XDG_STATE_HOME/tropa`.
+    pub state: PathBuf,
+    /// Where the user's configuration and secret are, `$XDG_CONFIG_HOME/tropa`.
+    pub config: PathBuf,
+    /// What the configuration file says of jobs.
+    pub job: JobDefaults,
+}
+
+/// What the configuration file may say of jobs; a flag wins.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct JobDefaults {
+    model: Option<String>,
+    max_tokens: Option<u32>,
+    num_ctx: Option<u32>,
+    system: Option<String>,
+    temperature: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct File {
+    peer: Vec<String>,
+    mesh_secret_file: Option<PathBuf>,
+    mdns: Option<bool>,
+    ollama: Option<String>,
+    wait: Option<f64>,
+    job: JobDefaults,
+}
+
+impl Settings {
+    /// Resolves everything, or names what is wrong and how to mend it.
+    ///
+    /// # Errors
+    /// With [`Exit::Usage`] for a value out of range or an unknown key, [`Exit::Io`] for a file that cannot be
+    /// read, [`Exit::NotAuthorised`] for a secret that others can read.
+    pub fn resolve(global: &Global) -> Result<Self, Failed> {
+        let places = Xdg::new().context("finding the home directory").or_exit(Exit::Usage)?;
+        let config = places.config_dir().join("tropa");
+        let state = places.state_dir().unwrap_or_else(|| places.data_dir()).join("tropa");
+        let file = File::read(global.config.as_deref(), &config)?;
+        let secret = find_secret(global.mesh_secret_file.as_ref().or(file.mesh_secret_file.as_ref()), &config)?;
+        let ollama = ollama(global.ollama.as_ref().or(file.ollama.as_ref()))?;
+        let wait = match global.wait.or(file.wait) {
+            None => WAIT,
+            Some(seconds) => Duration::try_from_secs_f64(seconds)
+                .with_context(|| format!("--wait {seconds}: not a number of seconds"))
+                .or_exit(Exit::Usage)?,
+        };
+        Ok(Self {
+            peers: if global.peer.is_empty() { file.peer } else { global.peer.clone() },
+            mdns: secret.is_some() && !global.no_mdns && file.mdns.unwrap_or(true),
+            secret,
+            ollama,
+            allow_declared: global.allow_declared,
+            runtime_dir: global.runtime_dir.clone(),
+            wait,
+            json: global.json,
+            progress: global.progress,
+            quiet: global.quiet,
+            state,
+            config,
+            job: file.job,
+        })
+    }
+
+    /// Where the user's mesh secret is kept.
+    #[must_use]
+    pub fn secret_file(&self) -> PathBuf {
+        self.config.join("mesh.secret")
+    }
+
+    /// Where the jobs are kept, one directory each.
+    #[must_use]
+    pub fn jobs(&self) -> PathBuf {
+        self.state.join("jobs")
+    }
+}
+
+impl JobDefaults {
+    /// Fills in what was not typed.
+    pub fn fill(&self, args: &mut JobArgs) {
+        args.model = args.model.take().or_else(|| self.model.clone());
+        args.max_tokens = args.max_tokens.or(self.max_tokens);
+        args.num_ctx = args.num_ctx.or(self.num_ctx);
+        args.system = args.system.take().or_else(|| self.system.clone());
+        args.temperature = args.temperature.or(self.temperature);
+    }
+}
+
+impl File {
+    /// Reads the file that was named, else the user's, else the system's, else nothing.
+    fn read(named: Option<&Path>, config: &Path) -> Result<Self, Failed> {
+        let candidates = match named {
+            Some(path) => vec![path.to_owned()],
+            None => vec![config.join("config.toml"), Path::new(SYSTEM).join("config.toml")],
+        };
+        let Some(path) = candidates.into_iter().find(|path| named.is_some() || path.exists()) else {
+            return Ok(Self::default());
+        };
+        let size = std::fs::metadata(&path).map(|metadata| metadata.len());
+        let size = size.with_context(|| format!("reading {}", path.display())).or_exit(Exit::Usage)?;
+        if size > MAX_CONFIG {
+            let message = format!("{} has {size} bytes: not a configuration file", path.display());
+            return Err(Failed::new(Exit::Usage, message));
+        }
+        let text = std::fs::read_to_string(&path);
+        let text = text.with_context(|| format!("reading {}", path.display())).or_exit(Exit::Usage)?;
+        // The error of the TOML reader shows the line, the key and what is allowed there.
+        toml::from_str(&text).map_err(|error| anyhow!("{}: {error}", path.display())).or_exit(Exit::Usage)
+    }
+}
+
+fn find_secret(named: Option<&PathBuf>, config: &Path) -> Result<Option<MeshSecret>, Failed> {
+    let found = match named {
+        Some(path) => Some(path.clone()),
+        None => [config.join("mesh.secret"), Path::new(SYSTEM).join("mesh.secret")]
+            .into_iter()
+            .find(|path| path.exists()),
+    };
+    found.map(|path| MeshSecret::read(&path)).transpose().or_exit(Exit::NotAuthorised)
+}
+
+fn ollama(named: Option<&String>) -> Result<OllamaUrl, Failed> {
+    if let Some(url) = named {
+        return OllamaUrl::parse(url, false).with_context(|| format!("--ollama {url}")).or_exit(Exit::Usage);
+    }
+    match std::env::var("OLLAMA_HOST") {
+        Ok(host) if !host.is_empty() => {
+            OllamaUrl::from_ollama_host(&host, false).with_context(|| format!("OLLAMA_HOST={host}")).or_exit(Exit::Usage)
+        }
+        Ok(_) | Err(_) => Ok(OllamaUrl::default()),
+    }
+}

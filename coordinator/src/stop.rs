@@ -1,0 +1,43 @@
+//! The two ways to stop a command from outside: ctrl-c and SIGTERM. The first asks, the second does not.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::exit::{Exit, Failed, OrExit as _};
+
+/// Listens for the signals.
+#[derive(Debug)]
+pub struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    seen: bool,
+}
+
+/// Somebody wants the command to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The code that the command ends with.
+    pub exit: Exit,
+    /// This is the second time: do not wait for what runs.
+    pub at_once: bool,
+}
+
+impl Stop {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// When the system does not let the command listen.
+    pub fn new() -> Result<Self, Failed> {
+        let interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Io)?;
+        let terminate = signal(SignalKind::terminate()).or_exit(Exit::Io)?;
+        Ok(Self { interrupt, terminate, seen: false })
+    }
+
+    /// Waits for the next signal. May be dropped at any time.
+    pub async fn next(&mut self) -> Stopped {
+        let exit = tokio::select! {
+            _ = self.interrupt.recv() => Exit::Interrupted,
+            _ = self.terminate.recv() => Exit::Terminated,
+        };
+        Stopped { exit, at_once: std::mem::replace(&mut self.seen, true) }
+    }
+}

@@ -1,0 +1,263 @@
+//! `tropa run` and `tropa plan`: from an input to a job at work.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tropa_proto::id::JobId;
+
+use crate::{
+    args::{InputKind, JobArgs, OutputArgs, PlanArgs, RunArgs},
+    assemble::{Assembly, passing_key},
+    clock::Clock,
+    exit::{Exit, Failed, OrExit as _, Outcome},
+    job::{self, Format, Input, JobOptions, Prepared, Think},
+    journal::{Draft, Journal, Kind, require_space},
+    plan::{self, Need, PinError, Pinned},
+    resume::{Purpose, work},
+    settings::Settings,
+    stdout::{print, print_json},
+    stop::Stop,
+};
+
+/// What a job was submitted with; the journal keeps it as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    /// What was asked of the input and the models.
+    pub job: Box<RawValue>,
+    /// The input's own hash, to recognise it.
+    pub input_sha256: String,
+    /// The models, in the order of the journal, with their fingerprints in hexadecimal digits.
+    pub models: Vec<SpecModel>,
+    /// Where the results go; absent: stdout.
+    pub output: Option<PathBuf>,
+    /// Each as soon as it is committed.
+    pub as_completed: bool,
+}
+
+/// A pinned model in a [`Spec`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SpecModel {
+    /// Its full name.
+    pub name: String,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// Its trained context; 0: not known.
+    pub context: u32,
+}
+
+/// `tropa run`.
+///
+/// # Errors
+/// With the codes of `conventions.md` §3; what was committed stays in the journal.
+pub async fn run(mut args: RunArgs, settings: &Settings, clock: Clock) -> Outcome {
+    settings.job.fill(&mut args.job);
+    let stop = Stop::new()?;
+    let id = JobId::random().or_exit(Exit::Io)?;
+    let prepared = prepare(&args.input, &args.job, settings, id).await?;
+    say_skipped(&prepared, settings);
+    let dir = settings.jobs().join(id.to_string());
+    let draft = Draft::create(&dir, id).or_code()?;
+    let key = draft.key().or_code()?;
+    let mut assembly = Assembly::gather(settings, key, clock).await?;
+    let chosen = choose(&mut assembly, &prepared, &args.job);
+    let (default, models) = match chosen {
+        Ok(chosen) => chosen,
+        Err(failed) => {
+            assembly.finish().await;
+            return Err(failed);
+        }
+    };
+    require_space(&dir, prepared.disk_bytes()).or_code()?;
+    let spec = spec(&prepared, &default, &models, &args.output)?;
+    let journal = take_in(draft, prepared, default, spec, clock).await?;
+    let purpose = Purpose { output: args.output, input: Some(args.input), failed_before: 0 };
+    work(assembly, journal, models, purpose, settings, clock, stop).await
+}
+
+/// `tropa plan`.
+///
+/// # Errors
+/// As [`run`], before anything is submitted.
+pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outcome {
+    settings.job.fill(&mut args.job);
+    let id = JobId::random().or_exit(Exit::Io)?;
+    let prepared = prepare(&args.input, &args.job, settings, id).await?;
+    say_skipped(&prepared, settings);
+    let mut assembly = Assembly::gather(settings, passing_key()?, clock).await?;
+    let outcome = choose(&mut assembly, &prepared, &args.job).map(|(_, models)| {
+        plan::plan(assembly.members.view(), u64::from(prepared.items()), &models, prepared.num_ctx())
+    });
+    assembly.finish().await;
+    let plan = outcome?;
+    if settings.json { print_json(&plan)? } else { print(&plan.text(args.why))? }
+    Ok(if plan.at_once == 0 { Exit::NothingCanRun } else { Exit::Done })
+}
+
+/// Reads the input once: every item is checked and measured before anything starts.
+async fn prepare(input: &Path, args: &JobArgs, settings: &Settings, id: JobId) -> Result<Prepared, Failed> {
+    let options = options(args);
+    let input = input.to_owned();
+    // What can be read only once is kept here, for this user alone, until its chunks are in the journal.
+    let incoming = settings.state.join("incoming");
+    let copy = incoming.join(id.to_string());
+    let reading = tokio::task::spawn_blocking(move || {
+        private_dir(&incoming)?;
+        let prepared = if input.as_os_str() == "-" {
+            job::prepare(Input::Stream(&mut std::io::stdin().lock()), &copy, options)
+        } else {
+            job::prepare(Input::File(&input), &copy, options)
+        };
+        prepared.with_context(|| input.display().to_string()).map_err(|error| {
+            let exit = error.downcast_ref::<job::Error>().map_or(Exit::Io, |error| exit_of(error.exit_code()));
+            Failed { exit, error }
+        })
+    });
+    reading.await.or_exit(Exit::Io)?
+}
+
+fn private_dir(path: &Path) -> Result<(), Failed> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("making {}", path.display())).or_exit(Exit::Io)
+}
+
+fn options(args: &JobArgs) -> JobOptions {
+    JobOptions {
+        format: match args.input {
+            InputKind::Auto => Format::Auto,
+            InputKind::Batch => Format::Batch,
+            InputKind::Jsonl => Format::Jsonl,
+            InputKind::Csv => Format::Csv,
+            InputKind::Lines => Format::Lines,
+        },
+        max_tokens: args.max_tokens,
+        num_ctx: args.num_ctx,
+        think: args.think.then_some(Think::On),
+        seed: args.seed,
+        temperature: args.temperature,
+        system: args.system.clone(),
+        template: args.template.clone(),
+        id_column: None,
+        endpoint: None,
+    }
+}
+
+/// Pins every model of the job: those that items name, and the default where some name none.
+fn choose(
+    assembly: &mut Assembly,
+    prepared: &Prepared,
+    args: &JobArgs,
+) -> Result<(String, Vec<Pinned>), Failed> {
+    let own = assembly.own.is_some();
+    let view = assembly.members.view();
+    let refuse = |error: PinError| {
+        let why = plan::plan(view, u64::from(prepared.items()), &[], prepared.num_ctx());
+        let nobody = error == PinError::NoInstall;
+        let mut text = error.to_string();
+        if nobody && own {
+            text.push_str(": start Ollama with `ollama serve`, or name one with --ollama");
+        }
+        if nobody && !why.rows.is_empty() {
+            text = format!("{text}\n{}", why.text(true));
+        }
+        Failed { exit: Exit::NothingCanRun, error: anyhow!(text) }
+    };
+    let need = if prepared.embeds() { Need::Embedding } else { Need::Completion };
+    let default = match &args.model {
+        Some(name) => job::full_name(name),
+        None if prepared.without_model() > 0 => plan::default_model(view, need).map_err(refuse)?,
+        None => String::new(),
+    };
+    let mut names = prepared.models().clone();
+    if prepared.without_model() > 0 {
+        names.insert(default.clone());
+    }
+    let models: Vec<Pinned> =
+        names.iter().map(|name| plan::pin(view, name, need)).collect::<Result<_, _>>().map_err(refuse)?;
+    for model in &models {
+        if model.context > 0 && prepared.num_ctx() > model.context {
+            let error = anyhow!(
+                "model.too_small: the longest item needs a context of {} tokens, {} was trained for {}; shorten it, \
+                 lower --max-tokens, or choose another model",
+                prepared.num_ctx(),
+                model.name,
+                model.context
+            );
+            return Err(error).or_exit(Exit::NothingCanRun);
+        }
+    }
+    Ok((default, models))
+}
+
+fn spec(
+    prepared: &Prepared,
+    default: &str,
+    models: &[Pinned],
+    output: &OutputArgs,
+) -> Result<Vec<u8>, Failed> {
+    let job = String::from_utf8(prepared.spec(default)).or_exit(Exit::Io)?;
+    let absolute = output.output.as_ref().map(std::path::absolute).transpose().or_exit(Exit::Io)?;
+    let spec = Spec {
+        job: RawValue::from_string(job).or_exit(Exit::Io)?,
+        input_sha256: tropa_proto::id::hex(&prepared.sha256()),
+        models: models
+            .iter()
+            .map(|model| SpecModel {
+                name: model.name.clone(),
+                fingerprint: tropa_proto::id::hex(&model.fingerprint),
+                context: model.context,
+            })
+            .collect(),
+        output: absolute,
+        as_completed: output.as_completed,
+    };
+    serde_json::to_vec(&spec).or_exit(Exit::Io)
+}
+
+/// Writes all chunks into the journal; nothing runs before the last is there.
+async fn take_in(
+    mut draft: Draft,
+    prepared: Prepared,
+    default: String,
+    spec: Vec<u8>,
+    clock: Clock,
+) -> Result<Journal, Failed> {
+    let writing = tokio::task::spawn_blocking(move || {
+        let chunks = prepared.chunks(&default)?;
+        draft.insert::<job::Error>(chunks)?;
+        Ok::<_, job::Error>(draft.finish(Kind::Run, spec, clock.wall_ms())?)
+    });
+    let journal = writing.await.or_exit(Exit::Io)?;
+    journal.map_err(|error| Failed { exit: exit_of(error.exit_code()), error: error.into() })
+}
+
+#[expect(clippy::print_stderr, reason = "messages go to stderr")]
+fn say_skipped(prepared: &Prepared, settings: &Settings) {
+    if prepared.blank_lines() > 0 && !settings.quiet {
+        eprintln!("skipped {} blank lines", prepared.blank_lines());
+    }
+}
+
+/// The exit code that an error of the job or the journal names.
+pub(crate) fn exit_of(code: u8) -> Exit {
+    match code {
+        64 => Exit::Usage,
+        65 => Exit::Input,
+        75 => Exit::Busy,
+        _ => Exit::Io,
+    }
+}
+
+/// Gives an error of the journal the code that it names.
+pub(crate) trait OrCode<T> {
+    /// Ends with that code if it is an error.
+    fn or_code(self) -> Result<T, Failed>;
+}
+
+impl<T> OrCode<T> for Result<T, crate::journal::Error> {
+    fn or_code(self) -> Result<T, Failed> {
+        self.map_err(|error| Failed { exit: exit_of(error.exit_code()), error: error.into() })
+    }
+}
