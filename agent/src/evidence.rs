@@ -5,7 +5,7 @@
 //! canonical forms and the denylists are `tropa_proto::canonical`'s. [`files`] lists the tree of a declared root.
 //!
 //! Nothing here leaves the machine as it is read: [`Facts`] are keyed into `Evidence` before they are published,
-//! and only [`show`] with `raw` prints them, to the operator.
+//! and only [`show()`] with `raw` prints them, to the operator.
 
 pub mod amd;
 pub mod clock;
