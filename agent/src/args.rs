@@ -1,7 +1,10 @@
 //! What was typed, and what will happen: [`Args`] becomes a [`Config`] in one place, which alone reads the
 //! environment.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use clap::{Parser, Subcommand};
 use etcetera::base_strategy::{BaseStrategy as _, Xdg};
@@ -9,8 +12,10 @@ use tropa_proto::secret::MeshSecret;
 
 use crate::{
     Config,
+    device_lock::LockPlaces,
     evidence::{LaneError, LaneSpec, Root},
     ollama::{OllamaUrl, UrlError},
+    runtime_dir::RuntimePlaces,
 };
 
 /// The agent beside one Ollama install: reports its hardware and executes chunks; never schedules.
@@ -101,6 +106,23 @@ pub enum ArgsError {
     Secret(#[source] tropa_proto::secret::SecretError),
 }
 
+/// Where the agents of this machine are listed: the named directory, else the usual places of this environment.
+#[must_use]
+pub fn runtime_places(named: Option<&Path>) -> RuntimePlaces {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    match named {
+        Some(directory) => RuntimePlaces::new(vec![directory.join("agents")]),
+        None => RuntimePlaces::usual(runtime.as_deref(), &std::env::temp_dir()),
+    }
+}
+
+/// Where the device locks of this environment may be.
+#[must_use]
+pub fn lock_places() -> LockPlaces {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    LockPlaces::usual(runtime.as_deref())
+}
+
 impl ArgsError {
     /// The exit code that it ends with (`conventions.md` §3).
     #[must_use]
@@ -125,6 +147,11 @@ impl Args {
         }
         let ollama = self.ollama_url()?;
         let lane = self.lane.as_deref().map(str::parse::<LaneSpec>).transpose().map_err(ArgsError::Lane)?;
+        let runtime = runtime_places(self.runtime_dir.as_deref());
+        let lock_places = match self.lane_lock_dir {
+            Some(directory) => LockPlaces { system: directory, user: None },
+            None => lock_places(),
+        };
         let state = self.state_dir.unwrap_or_else(|| {
             places.state_dir().unwrap_or_else(|| places.data_dir()).join("tropa")
         });
@@ -139,10 +166,9 @@ impl Args {
             width: self.width,
             machine: self.machine,
             root: self.evidence_root.map_or_else(Root::live, Root::declared),
-            lock_dir: self.lane_lock_dir,
-            runtime_dir: self.runtime_dir,
+            lock_dir: lock_places.choose(),
+            runtime: Some(runtime),
             state,
-            present: true,
         })
     }
 

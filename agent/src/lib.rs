@@ -4,7 +4,7 @@
 //! `device_lock`, `serve` answers coordinators. [`Agent`] is the loop that holds them together: it takes stock of
 //! the install, announces what changed, and leaves in good order.
 
-mod admission;
+pub mod admission;
 pub mod args;
 mod clock;
 pub mod device_lock;
@@ -15,7 +15,7 @@ pub mod outbox;
 pub mod runtime_dir;
 mod serve;
 pub mod state;
-mod stock;
+pub(crate) mod stock;
 
 use std::{
     collections::BTreeSet,
@@ -51,7 +51,7 @@ use crate::{
     evidence::{LaneSpec, Root},
     execute::{Executor, Load, Orders},
     ollama::{Ollama, OllamaUrl, Policy},
-    runtime_dir::Presence,
+    runtime_dir::{Presence, Present, RuntimePlaces},
     state::State,
     stock::Stock,
 };
@@ -94,14 +94,12 @@ pub struct Config {
     pub machine: Option<String>,
     /// Where the hardware is read from.
     pub root: Root,
-    /// Where the device locks are, if not in the usual places.
+    /// Where the device locks are; none: nothing on this host excludes other agents.
     pub lock_dir: Option<PathBuf>,
-    /// Where agents of this machine are listed, if not in the usual places.
-    pub runtime_dir: Option<PathBuf>,
+    /// Where the agents of this machine are listed; none: this one is not.
+    pub runtime: Option<RuntimePlaces>,
     /// Where the key is kept.
     pub state: PathBuf,
-    /// List the agent for the coordinators of this machine.
-    pub present: bool,
 }
 
 /// Says why an agent cannot start.
@@ -161,9 +159,10 @@ impl Agent {
         let incarnation = Incarnation::random()?;
         let ollama = Arc::new(Ollama::with_policy(config.ollama.clone(), Policy::default())?);
         let stock = Stock::take(&config, Arc::clone(&ollama)).await;
-        let state = State::open(&config.state, &config.ollama, stock.birth())?;
+        let (host, port) = config.ollama.host_and_port();
+        let state = State::open(&config.state, &host, port, stock.facts())?;
         let mesh_config = |listen: Vec<SocketAddr>| MeshConfig {
-            key: state.seed(),
+            key: state.key().to_bytes(),
             secret: config.secret.clone(),
             listen,
             role: Role::Agent,
@@ -186,7 +185,7 @@ impl Agent {
         let (executor, orders) = Executor::new(settings, ollama);
         let stop = CancellationToken::new();
         let executing = tokio::spawn(executor.run(stop.clone()));
-        let presence = config.present.then(|| announce_here(&config, &mesh)).flatten();
+        let presence = announce_here(&config, &mesh);
         Ok(Self {
             load: orders.load(),
             mesh,
@@ -304,6 +303,11 @@ impl Agent {
         if let Err(error) = self.mesh.publish(announcement).await {
             tracing::warn!(%error, "an announcement was not sent");
         }
+        if let Some(presence) = &mut self.presence
+            && let Err(error) = presence.refresh()
+        {
+            tracing::warn!(%error, "coordinators of this machine must name this agent with --peer");
+        }
         Ok(period)
     }
 
@@ -363,7 +367,7 @@ pub fn main() -> ExitCode {
 /// The host's name, for a label.
 #[must_use]
 pub fn host_name() -> String {
-    sysinfo::System::host_name().unwrap_or_else(|| "agent".to_owned())
+    sysinfo::System::host_name().unwrap_or_else(|_| "agent".to_owned())
 }
 
 fn execute_args(args: Args) -> Result<(), (u8, anyhow::Error)> {
@@ -429,8 +433,8 @@ fn open_locks(
     devices: &BTreeSet<device_lock::DeviceName>,
     label: &str,
 ) -> Option<Arc<DeviceLocks>> {
-    let directory = device_lock::directory(config.lock_dir.as_deref())?;
-    match DeviceLocks::open(&directory, devices.clone(), label) {
+    let directory = config.lock_dir.as_ref()?;
+    match DeviceLocks::open(directory, devices.clone(), label) {
         Ok(locks) => Some(Arc::new(locks)),
         Err(error) => {
             tracing::warn!(%error, directory = %directory.display(), "no device locks: several coordinators may overlap here");
@@ -440,10 +444,11 @@ fn open_locks(
 }
 
 fn announce_here(config: &Config, mesh: &Mesh) -> Option<Presence> {
-    let address = mesh.listening().into_iter().find(|address| address.ip().is_loopback()).or_else(|| {
-        mesh.listening().first().copied()
-    })?;
-    match Presence::announce(config.runtime_dir.as_deref(), mesh.me(), address) {
+    let listening = mesh.listening();
+    let local = listening.iter().find(|address| address.ip().is_loopback()).or(listening.first())?;
+    let (_, port) = config.ollama.host_and_port();
+    let present = Present { agent: mesh.me(), address: *local, pid: std::process::id(), port };
+    match config.runtime.as_ref()?.announce(present) {
         Ok(presence) => Some(presence),
         Err(error) => {
             tracing::warn!(%error, "coordinators of this machine must name this agent with --peer");

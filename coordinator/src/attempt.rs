@@ -123,7 +123,6 @@ impl Conversation {
                 break;
             }
         }
-        let _ = writer.close().await;
         Ok(())
     }
 

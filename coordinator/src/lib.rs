@@ -4,27 +4,27 @@
 //! (pure), `run` is the loop, `journal` the durable record, `report` what comes out.
 
 pub mod args;
-mod assemble;
-mod attempt;
-mod clock;
+pub mod assemble;
+pub mod attempt;
+pub mod clock;
 pub mod exit;
 pub mod job;
 pub mod journal;
-mod limits;
+pub mod limits;
 pub mod machines;
 pub mod members;
-mod mesh_file;
-mod own_agent;
+pub mod mesh_file;
+pub mod own_agent;
 pub mod plan;
 pub mod progress;
 pub mod report;
-mod resume;
-mod run;
+pub mod resume;
+pub mod run;
 pub mod schedule;
 pub mod settings;
-mod stdout;
-mod stop;
-mod submit;
+pub mod stdout;
+pub mod stop;
+pub mod submit;
 pub mod table;
 pub mod terminal;
 

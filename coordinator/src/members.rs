@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
-use tropa_agent::runtime_dir;
 use tropa_proto::{
     id::AgentId,
     mesh::{self, DialFailure, Mesh, MeshConfig, MeshEvent},
@@ -88,7 +87,7 @@ impl Members {
             failures: BTreeMap::new(),
             multicast: settings.mdns,
         };
-        for present in runtime_dir::list(settings.runtime_dir.as_deref()) {
+        for present in settings.runtime.list() {
             members.present.insert(present.address, present.agent);
             members.mesh.dial(present.address).await;
         }

@@ -39,10 +39,9 @@ impl OwnAgent {
             width: 1,
             machine: None,
             root: Root::live(),
-            lock_dir: None,
-            runtime_dir: None,
+            lock_dir: settings.locks.choose(),
+            runtime: None,
             state: settings.state.clone(),
-            present: false,
         };
         let agent = Agent::start(config).await.context("starting an agent of our own").or_exit(Exit::Io)?;
         let address = agent.address();

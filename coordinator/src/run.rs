@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tropa_proto::{
     bounded::{Blob, Text},
     failure::{Class, Reason},
-    id::{AgentId, AttemptId, ChunkIndex, Incarnation},
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation, MachineId},
     message::{Hello, Outcome, Place, Refusal, Role, Run},
 };
 
@@ -310,7 +310,7 @@ impl Loop<'_> {
     }
 
     fn record(&mut self, attempt: AttemptId, agent: AgentId, incarnation: Incarnation) {
-        let machine = self.installs.get(&agent).map_or_else(String::new, |install| install.machine.short());
+        let machine = self.installs.get(&agent).map_or(MachineId(agent), |install| install.machine);
         let step = Step::Attempt {
             chunk: attempt.chunk,
             no: attempt.no,

@@ -9,7 +9,12 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use etcetera::base_strategy::{BaseStrategy as _, Xdg};
 use serde::Deserialize;
-use tropa_agent::ollama::OllamaUrl;
+use tropa_agent::{
+    args::{lock_places, runtime_places},
+    device_lock::LockPlaces,
+    ollama::OllamaUrl,
+    runtime_dir::RuntimePlaces,
+};
 use tropa_proto::secret::MeshSecret;
 
 use crate::{
@@ -39,8 +44,10 @@ pub struct Settings {
     pub ollama: OllamaUrl,
     /// Believe evidence that an operator declared.
     pub allow_declared: bool,
-    /// Where the agents of this machine are found, if not in the usual places.
-    pub runtime_dir: Option<PathBuf>,
+    /// Where the agents of this machine are listed.
+    pub runtime: RuntimePlaces,
+    /// Where the device locks of this machine may be, for an agent of our own.
+    pub locks: LockPlaces,
     /// Wait at most this long for agents that should be there.
     pub wait: Duration,
     /// One JSON object on stdout.
@@ -104,7 +111,8 @@ impl Settings {
             secret,
             ollama,
             allow_declared: global.allow_declared,
-            runtime_dir: global.runtime_dir.clone(),
+            runtime: runtime_places(global.runtime_dir.as_deref()),
+            locks: lock_places(),
             wait,
             json: global.json,
             progress: global.progress,

@@ -1,0 +1,7 @@
+//! `tropa`, for the tests of the mesh as a whole.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tropa_coordinator::main()
+}
