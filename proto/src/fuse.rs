@@ -2,18 +2,23 @@
 //! output.
 //!
 //! There is no machine id to compute. Typed evidence is collected and judged at two levels: which agents are one
-//! *kernel* ([`kernels`]: live tests, boot ids, boot epochs), and which kernels are one *machine* ([`score`]: rules
-//! of the operator, hard negatives, log odds; [`machines`]: joining with cannot-link). Unknown is a result: pairs
+//! *kernel* (`kernels.rs`: live tests, boot ids, boot epochs), and which kernels are one *machine* (`judge.rs`: rules
+//! of the operator, hard negatives, log odds; `machines.rs`: joining with cannot-link). Unknown is a result: pairs
 //! that nothing decides, and pairs that contradict themselves, are *excluded*, which means scheduled exactly as if
 //! the two were one machine. Evidence that is missing or contradictory counts less hardware, never more.
 //!
-//! Only pairs that share a value, a fact or a rule are scored in advance; the relation of strangers is computed
-//! when somebody asks for it. So fusion stays near linear in the number of agents. The rules are those of
-//! `identity.md` §5, §6, §7, §13 and §14; all its numbers are judgement (§18) and stand in one table, [`score`].
+//! Only pairs that share a value, a fact or a rule are judged in advance; the relation of strangers is computed when
+//! somebody asks for it. So fusion stays near linear in the number of agents. The rules are those of `identity.md`
+//! §5, §6, §7, §13 and §14; all its numbers are judgement (§18) and stand in one table, `score.rs`.
 
 mod groups;
+mod judge;
 mod kernels;
+mod live_tests;
 mod machines;
+mod notices;
+mod pool;
+mod relate;
 mod score;
 mod warnings;
 mod why;
@@ -254,7 +259,7 @@ pub fn fuse(input: &Input) -> Fusion {
     let kernels = Kernels::form(&world, &mut warnings);
     let machines = Machines::form(&world, &kernels, &mut warnings);
     let result = machines::describe(&world, &kernels, &machines);
-    let tests = kernels.tests(&world);
+    let tests = live_tests::proposed(&world, &kernels);
     Fusion { world, kernels, machines, result, warnings: warnings.finish(), tests }
 }
 

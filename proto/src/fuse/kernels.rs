@@ -6,66 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    ClockOffset, Code, LiveTest, Test, TestToRun, Urgency,
+    Code,
     groups::Groups,
+    relate::{KernelRelation, Verdict, relate},
     warnings::Warnings,
-    world::{Agent, World},
+    world::World,
 };
-use crate::{
-    epoch::{EQUAL_WITHIN_NS, EpochComparison},
-    evidence::{Os, Tag},
-    id::AgentId,
-};
-
-/// How far a clock offset may exceed half a round trip: scheduling of the two processes. Judgement.
-const CLOCK_SLACK_NS: u64 = 1_000_000;
-
-/// How many tests are proposed at once; the rest comes when these are done.
-const MAX_TESTS: usize = 4096;
-
-/// What two agents' kernels are to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// One kernel.
-    Same { proof: bool },
-    /// Two kernels.
-    Different { live: bool },
-    /// Not known.
-    Unknown { conflict: bool },
-}
-
-/// Which rule of §5 decided, for `--why`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Because {
-    Rendezvous,
-    BeaconPassed,
-    BeaconFailed,
-    SandwichAgainstClock,
-    SandwichFailed,
-    ClockDisproves,
-    SandwichPassed,
-    BootAgainstEpoch,
-    BootEqual,
-    EpochEqual,
-    BootAndEpochEqual,
-    BootDiffers,
-    EpochDiffers,
-    SystemDiffers,
-    PlatformDiffers,
-    PlatformEqual,
-    WindowsEqual,
-    NotBothAlive,
-    Nothing,
-}
-
-/// The kernel relation of two agents.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct KernelRelation {
-    pub(super) verdict: Verdict,
-    pub(super) because: Because,
-    /// A live test separates two that claim one boot.
-    snapshot: bool,
-}
+use crate::{epoch::EQUAL_WITHIN_NS, evidence::Tag, id::AgentId};
 
 /// The kernels. They are numbered in the order of their smallest agents.
 #[derive(Clone, Debug)]
@@ -82,7 +29,7 @@ pub(super) struct Kernels {
     /// Agent pairs that are the same by themselves, in whatever kernels they came to be.
     pub(super) same: Vec<(usize, usize)>,
     /// Pairs that share an id of the kernel.
-    candidates: Vec<(usize, usize)>,
+    pub(super) candidates: Vec<(usize, usize)>,
 }
 
 impl Kernels {
@@ -133,42 +80,6 @@ impl Kernels {
     /// Passed live tests connect the two.
     pub(super) fn proven(&self, i: usize, j: usize) -> bool {
         self.proofs.of(i) == self.proofs.of(j)
-    }
-
-    /// The live tests that would settle something.
-    pub(super) fn tests(&self, world: &World) -> Vec<TestToRun> {
-        let mut tests = BTreeSet::new();
-        let mut confirmed = BTreeMap::new();
-        for &(i, j) in &self.candidates {
-            let relation = relate(world, i, j);
-            match relation.verdict {
-                Verdict::Unknown { conflict: true } if !self.proven(i, j) => {
-                    let facts = world.between(i, j).facts;
-                    let test = if facts.sandwich.is_none() { LiveTest::Sandwich } else { LiveTest::Beacon };
-                    propose(&mut tests, world, (i, j), Urgency::Conflict, &[test]);
-                }
-                // One test for each agent, against one agent of the kernel that it seems to belong to: linear.
-                Verdict::Same { proof: false } if !self.proven(i, j) && confirmed.insert(j, i).is_none() => {
-                    propose(&mut tests, world, (i, j), Urgency::Confirm, &[LiveTest::Sandwich]);
-                }
-                Verdict::Same { .. } | Verdict::Different { .. } | Verdict::Unknown { .. } => {}
-            }
-        }
-        let undecided = [LiveTest::Rendezvous, LiveTest::ClockOffset, LiveTest::Sandwich];
-        for (a, one) in self.all.iter().enumerate() {
-            for other in &self.all[a + 1..] {
-                if tests.len() >= MAX_TESTS {
-                    break;
-                }
-                let (i, j) = (one[0], other[0]);
-                if relate(world, i, j).verdict == (Verdict::Unknown { conflict: false }) {
-                    let related = shares_something(&world.agents[i], &world.agents[j]);
-                    let urgency = if related { Urgency::Related } else { Urgency::Strangers };
-                    propose(&mut tests, world, (i, j), urgency, &undecided);
-                }
-            }
-        }
-        tests.into_iter().take(MAX_TESTS).collect()
     }
 
     /// Keeps what a pair's own relation says, and warns of it.
@@ -245,114 +156,6 @@ impl Kernels {
     }
 }
 
-/// The kernel relation of two agents by themselves: the first rule that matches.
-pub(super) fn relate(world: &World, i: usize, j: usize) -> KernelRelation {
-    let (one, other) = (&world.agents[i], &world.agents[j]);
-    let facts = world.between(i, j).facts;
-    let boot = one.boot.zip(other.boot).map(|(one, other)| one == other);
-    let epoch = match one.epoch.compare(&other.epoch) {
-        EpochComparison::Equal => Some(true),
-        EpochComparison::Different => Some(false),
-        EpochComparison::NotComparable => None,
-    };
-    let says = |verdict, because| KernelRelation { verdict, because, snapshot: false };
-    let separated = |because| KernelRelation {
-        verdict: Verdict::Different { live: true },
-        because,
-        snapshot: boot == Some(true) || epoch == Some(true),
-    };
-    let (proof, high) = (Verdict::Same { proof: true }, Verdict::Same { proof: false });
-    let (conflict, unknown) = (Verdict::Unknown { conflict: true }, Verdict::Unknown { conflict: false });
-    let disproved = facts.clock.is_some_and(ClockOffset::disproves);
-
-    if facts.rendezvous {
-        return says(proof, Because::Rendezvous);
-    }
-    match facts.beacon {
-        Some(Test::Pass) => return says(proof, Because::BeaconPassed),
-        Some(Test::Fail) => return separated(Because::BeaconFailed),
-        None => {}
-    }
-    match facts.sandwich {
-        Some(Test::Pass) if disproved => return says(conflict, Because::SandwichAgainstClock),
-        Some(Test::Pass) => return says(proof, Because::SandwichPassed),
-        Some(Test::Fail) => return separated(Because::SandwichFailed),
-        None if disproved => return separated(Because::ClockDisproves),
-        None => {}
-    }
-    // What is only now seen to differ says nothing while the one may be the other after a reboot.
-    let differs = |because| {
-        if world.both_alive(i, j) {
-            says(Verdict::Different { live: false }, because)
-        } else {
-            says(unknown, Because::NotBothAlive)
-        }
-    };
-    match (boot, epoch) {
-        (Some(true), Some(false)) | (Some(false), Some(true)) => {
-            return says(conflict, Because::BootAgainstEpoch);
-        }
-        (Some(true), Some(true)) => return says(high, Because::BootAndEpochEqual),
-        (Some(true), None) => return says(high, Because::BootEqual),
-        (None, Some(true)) => return says(high, Because::EpochEqual),
-        (Some(false), _) => return differs(Because::BootDiffers),
-        (None, Some(false)) => return differs(Because::EpochDiffers),
-        (None, None) => {}
-    }
-    if one.os != other.os {
-        return differs(Because::SystemDiffers);
-    }
-    let equal = |pair: Option<(Tag, Tag)>| pair.is_some_and(|(one, other)| one == other);
-    let bare = one.bare && other.bare;
-    match one.platform.zip(other.platform) {
-        Some((one, other)) if one != other => {
-            return says(Verdict::Different { live: false }, Because::PlatformDiffers);
-        }
-        Some(_) if bare => return says(high, Because::PlatformEqual),
-        Some(_) | None => {}
-    }
-    let windows = one.os == Os::Windows && bare;
-    if windows && equal(one.guid.zip(other.guid)) && equal(one.smbios.zip(other.smbios)) {
-        return says(high, Because::WindowsEqual);
-    }
-    says(unknown, Because::Nothing)
-}
-
-impl ClockOffset {
-    /// The clocks are too far apart to be one.
-    fn disproves(self) -> bool {
-        u128::from(self.offset_ns.unsigned_abs()) * 2
-            > u128::from(self.rtt_ns) + 2 * u128::from(CLOCK_SLACK_NS)
-    }
-}
-
-impl Because {
-    /// The reason in words.
-    pub(super) fn text(self) -> &'static str {
-        match self {
-            Self::Rendezvous => "rendezvous passed",
-            Self::BeaconPassed => "file-descriptor beacon passed",
-            Self::BeaconFailed => "file-descriptor beacon failed",
-            Self::SandwichAgainstClock => "counter sandwich passed, yet the clocks differ",
-            Self::SandwichFailed => "counter sandwich failed",
-            Self::ClockDisproves => "clocks differ",
-            Self::SandwichPassed => "counter sandwich passed",
-            Self::BootAgainstEpoch => "boot id and boot epoch contradict each other",
-            Self::BootEqual => "boot id equal",
-            Self::EpochEqual => "boot epoch equal",
-            Self::BootAndEpochEqual => "boot id and boot epoch equal",
-            Self::BootDiffers => "boot ids differ",
-            Self::EpochDiffers => "boot epochs differ",
-            Self::SystemDiffers => "operating systems differ",
-            Self::PlatformDiffers => "platform UUIDs differ",
-            Self::PlatformEqual => "platform UUID equal, both bare metal",
-            Self::WindowsEqual => "MachineGuid and SMBIOS UUID equal, both bare metal",
-            Self::NotBothAlive => "not both heard since the other came: may be one before and after a reboot",
-            Self::Nothing => "nothing decides whether they are one kernel",
-        }
-    }
-}
-
 /// All pairs that may be one kernel or in conflict: those with facts, and those that share an id. Sorted.
 fn candidates(world: &World) -> Vec<(usize, usize)> {
     let mut pairs: BTreeSet<(usize, usize)> = world.pairs().map(|(i, j, _)| (i, j)).collect();
@@ -379,39 +182,4 @@ fn candidates(world: &World) -> Vec<(usize, usize)> {
         pairs.extend(near.filter(|(_, j)| *j != i).map(|&(_, j)| (i.min(j), i.max(j))));
     }
     pairs.into_iter().collect()
-}
-
-fn shares_something(one: &Agent, other: &Agent) -> bool {
-    let (mine, theirs) = (&one.evidence, &other.evidence);
-    let equal = |one: Option<&Tag>, other: Option<&Tag>| one.is_some() && one == other;
-    one.key == other.key
-        || equal(mine.machine_id.value(), theirs.machine_id.value())
-        || equal(one.guid.as_ref(), other.guid.as_ref())
-        || equal(one.smbios.as_ref(), other.smbios.as_ref())
-}
-
-/// Proposes tests for a pair, where they can be run and have not been.
-fn propose(
-    tests: &mut BTreeSet<TestToRun>,
-    world: &World,
-    (i, j): (usize, usize),
-    urgency: Urgency,
-    wanted: &[LiveTest],
-) {
-    let (one, other) = (&world.agents[i], &world.agents[j]);
-    if one.os != other.os || world.held_apart(i, j) {
-        return;
-    }
-    let facts = world.between(i, j).facts;
-    for &test in wanted {
-        let done = match test {
-            LiveTest::Rendezvous => facts.rendezvous,
-            LiveTest::ClockOffset => facts.clock.is_some(),
-            LiveTest::Sandwich => facts.sandwich.is_some(),
-            LiveTest::Beacon => facts.beacon.is_some(),
-        };
-        if !done {
-            tests.insert(TestToRun { urgency, test, a: one.id, b: other.id });
-        }
-    }
 }

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use super::{
     Code, Confidence, Kernel, Kind, Machine, Relation,
     groups::Groups,
+    judge::{Judge, Judged},
     kernels::Kernels,
-    score::{Judged, Scores},
+    notices,
     warnings::Warnings,
     world::World,
 };
-use crate::{device::Device, evidence::Tag, id::MachineId};
+use crate::{device::Device, evidence::Evidence, id::MachineId};
 
 /// The score of an operator's rule: before every sum.
 const RULED: i32 = 1000;
@@ -21,7 +22,7 @@ const RULED: i32 = 1000;
 /// The machines, as groups of kernels.
 #[derive(Clone, Debug)]
 pub(super) struct Machines {
-    pub(super) scores: Scores,
+    pub(super) judge: Judge,
     groups: Groups,
     /// Kernel pairs that were joined directly, with the confidence of the join.
     joins: Vec<(usize, usize, Confidence)>,
@@ -43,14 +44,14 @@ pub(super) enum Gap {
 impl Machines {
     /// Joins kernels by score, highest first, ties by (smaller kernel id, larger).
     pub(super) fn form(world: &World, kernels: &Kernels, warnings: &mut Warnings) -> Self {
-        let scores = Scores::new(world, kernels);
-        let judged: BTreeMap<(usize, usize), Judged> = scores
+        let judge = Judge::new(world, kernels);
+        let judged: BTreeMap<(usize, usize), Judged> = judge
             .candidates()
             .into_iter()
-            .map(|(k, l)| ((k, l), scores.judge(world, kernels, k, l)))
+            .map(|(k, l)| ((k, l), judge.judge(world, kernels, k, l)))
             .collect();
         let mut machines = Self {
-            scores,
+            judge,
             groups: Groups::singletons(kernels.all.len()),
             joins: Vec::new(),
             refused: BTreeSet::new(),
@@ -74,7 +75,7 @@ impl Machines {
                 machines.joins.push((k, l, confidence));
             }
         }
-        machines.warn(world, kernels, &judged, warnings);
+        notices::give(world, kernels, &machines, &judged, warnings);
         machines
     }
 
@@ -91,11 +92,13 @@ impl Machines {
             let confidence = if kernels.proven(i, j) { Confidence::Proof } else { Confidence::High };
             return Relation { kind: Kind::SameKernel, confidence };
         }
-        let own = self.scores.judge(world, kernels, k, l);
+        let own = self.judge.judge(world, kernels, k, l);
         if self.first(k) == self.first(l) {
             let confidence = match own.relation.kind {
                 Kind::SameMachine => own.relation.confidence,
-                Kind::SameKernel | Kind::UnknownExclude | Kind::Distinct => self.weakest_join(k, l),
+                Kind::SameKernel | Kind::UnknownExclude | Kind::Distinct => {
+                    self.weakest_join(k, l).map_or(Confidence::Low, |(_, _, confidence)| confidence)
+                }
             };
             return Relation { kind: Kind::SameMachine, confidence };
         }
@@ -130,7 +133,7 @@ impl Machines {
     pub(super) fn gap(&self, world: &World, kernels: &Kernels, k: usize, l: usize) -> Gap {
         let mut gap = Gap::Open;
         for (k, l) in self.groups.across(k, l) {
-            let own = self.scores.judge(world, kernels, k, l).relation;
+            let own = self.judge.judge(world, kernels, k, l).relation;
             let better = match gap {
                 Gap::Distinct { confidence, .. } => own.confidence > confidence,
                 Gap::Unknown { .. } | Gap::Open => true,
@@ -146,28 +149,23 @@ impl Machines {
         gap
     }
 
-    /// The confidence of the weakest join on the way from one kernel to another of the same machine.
-    fn weakest_join(&self, k: usize, l: usize) -> Confidence {
+    /// The weakest join on the way from one kernel to another of the same machine, nearest to `k` first.
+    pub(super) fn weakest_join(&self, k: usize, l: usize) -> Option<(usize, usize, Confidence)> {
         // Joins form a tree, so there is one way: walk it from `k`, keeping the weakest join so far.
-        let mut reached = BTreeMap::from([(k, Confidence::Proof)]);
+        let mut reached: BTreeMap<usize, Option<(usize, usize, Confidence)>> = BTreeMap::from([(k, None)]);
         let mut open = vec![k];
         while let Some(at) = open.pop() {
             let so_far = reached[&at];
-            for &(a, b, confidence) in &self.joins {
-                let next = if a == at {
-                    b
-                } else if b == at {
-                    a
-                } else {
-                    continue;
-                };
+            for join in self.joins.iter().filter(|join| join.0 == at || join.1 == at) {
+                let next = if join.0 == at { join.1 } else { join.0 };
+                let weakest = so_far.filter(|weakest| weakest.2 <= join.2).unwrap_or(*join);
                 if let Entry::Vacant(place) = reached.entry(next) {
-                    place.insert(so_far.min(confidence));
+                    place.insert(Some(weakest));
                     open.push(next);
                 }
             }
         }
-        reached.get(&l).copied().unwrap_or(Confidence::Low)
+        reached.get(&l).copied().flatten()
     }
 
     /// This pair itself is excluded, whatever is between the machines.
@@ -191,7 +189,7 @@ impl Machines {
     ) -> bool {
         self.groups.across(k, l).map(|(k, l)| (k.min(l), k.max(l))).any(|(k, l)| {
             if confidence == Confidence::Operator {
-                return self.scores.rule(k, l) == Some(false);
+                return self.judge.rule(k, l) == Some(false);
             }
             let forbids = |own: &Judged| {
                 let sure = own.relation.confidence >= Confidence::High;
@@ -199,90 +197,9 @@ impl Machines {
             };
             match judged.get(&(k, l)) {
                 Some(own) => forbids(own),
-                None => forbids(&self.scores.judge(world, kernels, k, l)),
+                None => forbids(&self.judge.judge(world, kernels, k, l)),
             }
         })
-    }
-
-    fn warn(
-        &self,
-        world: &World,
-        kernels: &Kernels,
-        judged: &BTreeMap<(usize, usize), Judged>,
-        warnings: &mut Warnings,
-    ) {
-        for (&(k, l), own) in judged {
-            let (a, b) = (kernels.id(world, k), kernels.id(world, l));
-            if own.measured {
-                warnings.pair(Code::MeasuredSharing, a, b);
-            }
-            if own.rules_contradict {
-                warnings.pair(Code::RulesContradict, a, b);
-            }
-            let ruled_same = self.scores.rule(k, l) == Some(true);
-            if ruled_same && own.hard_negative.is_some() {
-                warnings.pair(Code::OverrideContradictsProof, a, b);
-            }
-        }
-        for &(i, j) in &kernels.same {
-            let (k, l) = (kernels.of(i), kernels.of(j));
-            if k != l && self.scores.rule(k, l) == Some(false) {
-                warnings.pair(Code::OverrideContradictsProof, world.agents[i].id, world.agents[j].id);
-            }
-        }
-        for (i, j, between) in world.pairs() {
-            let contradict =
-                (between.same || between.distinct) && world.ruled_same(i, j) && world.ruled_distinct(i, j);
-            if contradict {
-                warnings.pair(Code::RulesContradict, world.agents[i].id, world.agents[j].id);
-            }
-        }
-        self.scores.warn(world, kernels, warnings);
-        self.warn_of_gpus(world, kernels, warnings);
-        warn_of_agents(world, kernels, warnings);
-    }
-
-    fn warn_of_gpus(&self, world: &World, kernels: &Kernels, warnings: &mut Warnings) {
-        let mut listed: BTreeMap<Tag, BTreeSet<usize>> = BTreeMap::new();
-        for (kernel, pool) in self.scores.pools.iter().enumerate() {
-            for gpu in &pool.gpus {
-                listed.entry(*gpu).or_default().insert(kernel);
-            }
-        }
-        for (gpu, by) in listed {
-            let machines: BTreeSet<usize> = by.iter().map(|kernel| self.first(*kernel)).collect();
-            if machines.len() > 1 {
-                warnings.add(
-                    Code::GpuUuidConflict,
-                    &gpu.0,
-                    by.iter().map(|kernel| kernels.id(world, *kernel)),
-                );
-            }
-        }
-    }
-}
-
-/// The warnings that agents give by themselves, and by their keys.
-fn warn_of_agents(world: &World, kernels: &Kernels, warnings: &mut Warnings) {
-    let mut by_key: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-    for (at, agent) in world.agents.iter().enumerate() {
-        by_key.entry(agent.key).or_default().push(at);
-        if agent.evidence.boot_id.is_virtual() {
-            warnings.add(Code::BootIdVirtualised, &[], [agent.id]);
-        }
-        if agent.flapping {
-            warnings.add(Code::IdentityFlapping, &[], [agent.id]);
-        }
-    }
-    for (key, agents) in by_key {
-        let copy = |i: &&usize| {
-            let elsewhere = |j: &usize| kernels.of(**i) != kernels.of(*j) && world.both_alive(**i, *j);
-            agents.iter().any(elsewhere)
-        };
-        let copies: Vec<_> = agents.iter().filter(copy).map(|at| world.agents[*at].id).collect();
-        if !copies.is_empty() {
-            warnings.add(Code::ClonedAgentKey, &key.0, copies);
-        }
     }
 }
 
@@ -293,7 +210,7 @@ pub(super) fn describe(world: &World, kernels: &Kernels, machines: &Machines) ->
         let mut agents: Vec<usize> =
             group.iter().flat_map(|kernel| kernels.all[*kernel].iter().copied()).collect();
         agents.sort_unstable();
-        let most = |of: fn(&crate::evidence::Evidence) -> u64| {
+        let most = |of: fn(&Evidence) -> u64| {
             agents.iter().map(|at| of(&world.agents[*at].evidence)).max().unwrap_or(0)
         };
         let count = |of| u16::try_from(most(of)).unwrap_or(u16::MAX);
@@ -304,7 +221,7 @@ pub(super) fn describe(world: &World, kernels: &Kernels, machines: &Machines) ->
                 .map(|&kernel| Kernel {
                     id: kernels.id(world, kernel),
                     agents: ids(&kernels.all[kernel]),
-                    bare: machines.scores.pools[kernel].bare,
+                    bare: machines.judge.pools[kernel].bare,
                 })
                 .collect(),
             host_cpus: count(|evidence| u64::from(evidence.cpus.host)),

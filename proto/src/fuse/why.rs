@@ -4,9 +4,11 @@ use std::fmt;
 
 use super::{
     Confidence, Kind, Relation,
-    kernels::{Kernels, relate},
+    judge::Apart,
+    kernels::Kernels,
     machines::{Gap, Machines},
-    score::{Apart, Line},
+    relate::{Verdict, relate},
+    score::Line,
     world::World,
 };
 use crate::{evidence::Reading, id::AgentId};
@@ -47,19 +49,22 @@ pub(super) fn explain(world: &World, kernels: &Kernels, machines: &Machines, i: 
     };
     let (k, l) = (kernels.of(i), kernels.of(j));
     if k == l {
+        if !matches!(relate(world, i, j).verdict, Verdict::Same { .. }) {
+            why.reasons.push(say("joined through others of their kernel"));
+        }
         if relation.confidence == Confidence::Proof {
             why.reasons.push(say("connected by live tests that passed"));
         }
         return why;
     }
-    let own = machines.scores.judge(world, kernels, k, l);
+    let own = machines.judge.judge(world, kernels, k, l);
     let carrier = |(k, l): (usize, usize)| Some((kernels.id(world, k), kernels.id(world, l)));
     match own.apart {
         Apart::Yes => {}
         Apart::Conflict => why.reasons.push(say("what is known about their kernels contradicts itself")),
         Apart::Unknown => why.reasons.push(say("it is not known whether they are two kernels")),
     }
-    if let Some(ruled_same) = machines.scores.rule(k, l) {
+    if let Some(ruled_same) = machines.judge.rule(k, l) {
         why.reasons.push(say(if ruled_same {
             "the operator's rule says same"
         } else {
@@ -79,7 +84,7 @@ pub(super) fn explain(world: &World, kernels: &Kernels, machines: &Machines, i: 
     if machines.first(k) == machines.first(l) {
         if own.relation.kind != Kind::SameMachine {
             why.reasons.push(say("joined through others"));
-            why.inherited_from = carrier((machines.first(k), k.max(l)));
+            why.inherited_from = machines.weakest_join(k, l).and_then(|(k, l, _)| carrier((k, l)));
         }
     } else if machines.refused_or_measured(kernels, i, j, &own) {
         if !own.measured {
