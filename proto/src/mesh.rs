@@ -13,6 +13,8 @@
 mod dial;
 mod driver;
 mod gossip;
+#[cfg(test)]
+mod intruder;
 mod outbox;
 mod question;
 mod reaction;

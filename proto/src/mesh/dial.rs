@@ -27,8 +27,12 @@ const OUTGOING: usize = 8;
 /// Dials at once: half of what may be pending, so that answers to questions find room.
 const FLYING: usize = 16;
 
-/// Targets: as many as agents, and as many neighbours that may be strangers.
-const TARGETS: usize = 2_048;
+/// Targets that the operator named or that announced themselves: more than there may be members.
+const TARGETS: usize = 1_536;
+
+/// Neighbours that mDNS saw and that have not announced themselves. They may be made up, so they have places of
+/// their own; as many as one network has addresses in most homes.
+const NEIGHBOURS: usize = 256;
 
 /// Addresses of one target: six announced, and two seen by mDNS.
 const ADDRESSES: usize = 8;
@@ -46,7 +50,7 @@ pub(super) enum Target {
 #[derive(Debug)]
 pub(super) struct Dialer {
     me: AgentId,
-    /// A coordinator wants all agents, and is known to none of them.
+    /// A coordinator wants all agents, at once: somebody waits for it, and few agents know of it.
     wants_all: bool,
     targets: BTreeMap<Target, Aim>,
     random: u64,
@@ -57,6 +61,8 @@ struct Aim {
     addresses: Vec<SocketAddr>,
     /// Who answered at an address, once somebody has.
     who: Option<AgentId>,
+    /// Only mDNS has seen it.
+    neighbour: bool,
     failures: usize,
     next: Instant,
     flying: bool,
@@ -82,14 +88,24 @@ impl Dialer {
 
     /// Wants whoever is at an address, for ever.
     pub(super) fn keep(&mut self, address: SocketAddr, now: Instant) {
-        self.want(Target::Address(address), &[address], now);
+        self.want(Target::Address(address), &[address], false, now);
     }
 
-    /// Wants an agent. `mutual` says whether it may know of this node too, and dial by itself.
-    pub(super) fn agent(&mut self, agent: AgentId, addresses: &[SocketAddr], mutual: bool, now: Instant) {
+    /// Wants an agent that has announced itself.
+    pub(super) fn announced(&mut self, agent: AgentId, addresses: &[SocketAddr], now: Instant) {
+        self.agent(agent, addresses, false, now);
+    }
+
+    /// Wants whoever mDNS has seen.
+    pub(super) fn neighbour(&mut self, agent: AgentId, address: SocketAddr, now: Instant) {
+        self.agent(agent, &[address], true, now);
+    }
+
+    fn agent(&mut self, agent: AgentId, addresses: &[SocketAddr], neighbour: bool, now: Instant) {
         if agent != self.me && !addresses.is_empty() {
-            let grace = if mutual && self.me > agent { GRACE } else { Duration::ZERO };
-            self.want(Target::Agent(agent), addresses, now + grace);
+            let leave_it = !self.wants_all && self.me > agent;
+            let grace = if leave_it { GRACE } else { Duration::ZERO };
+            self.want(Target::Agent(agent), addresses, neighbour, now + grace);
         }
     }
 
@@ -105,15 +121,19 @@ impl Dialer {
 
     /// Takes the targets whose time has come; of each, [`Dialer::landed`] or [`Dialer::failed`] must follow.
     ///
-    /// Addresses that the operator named come first, then agents in an order that differs from node to node.
+    /// Addresses that the operator named come first, then agents that announced themselves, then what mDNS saw, each
+    /// in an order that differs from node to node.
     pub(super) fn due(&mut self, present: &impl Present, now: Instant) -> Vec<(Target, Vec<SocketAddr>)> {
+        let key = |target: &Target, aim: &Aim| (matches!(target, Target::Agent(_)), aim.neighbour, aim.rank);
         let mut room = self.room(present);
-        let mut due: Vec<_> =
-            self.wanted(present).filter(|(_, aim)| aim.next <= now).map(|(t, aim)| (aim.rank, *t)).collect();
-        due.sort_by_key(|(rank, target)| (matches!(target, Target::Agent(_)), *rank));
+        let mut due: Vec<_> = self
+            .wanted(present)
+            .filter(|(_, aim)| aim.next <= now)
+            .map(|(t, aim)| (key(t, aim), *t))
+            .collect();
+        due.sort_unstable();
         let mut taken = Vec::new();
-        for (_, target) in due {
-            let is_agent = matches!(target, Target::Agent(_));
+        for ((is_agent, ..), target) in due {
             if room.all == 0 || (is_agent && room.agents == 0) {
                 continue;
             }
@@ -173,21 +193,23 @@ impl Dialer {
         }
     }
 
-    fn want(&mut self, target: Target, addresses: &[SocketAddr], next: Instant) {
+    fn want(&mut self, target: Target, addresses: &[SocketAddr], neighbour: bool, next: Instant) {
         let rank = self.random();
-        let full = self.targets.len() >= TARGETS;
-        let aim = match self.targets.get_mut(&target) {
-            Some(aim) => aim,
-            None if full => return,
-            None => self.targets.entry(target).or_insert(Aim {
-                addresses: Vec::new(),
-                who: None,
-                failures: 0,
-                next,
-                flying: false,
-                rank,
-            }),
-        };
+        let bound = if neighbour { NEIGHBOURS } else { TARGETS };
+        let full = || self.targets.values().filter(|aim| aim.neighbour == neighbour).count() >= bound;
+        if !self.targets.contains_key(&target) && full() {
+            return;
+        }
+        let aim = self.targets.entry(target).or_insert(Aim {
+            addresses: Vec::new(),
+            who: None,
+            neighbour,
+            failures: 0,
+            next,
+            flying: false,
+            rank,
+        });
+        aim.neighbour &= neighbour;
         // The newest come first and push out the oldest.
         let mut all = addresses.to_vec();
         all.extend(aim.addresses.iter().filter(|old| !addresses.contains(old)));
@@ -310,13 +332,30 @@ mod tests {
     fn the_higher_of_two_agents_waits_for_the_lower_to_dial() {
         let (now, scene) = (start(), Scene::default());
         let mut dialer = Dialer::new(ME, false, 7);
-        dialer.agent(agent(101), &[address(1)], true, now);
-        dialer.agent(agent(99), &[address(2)], true, now);
-        dialer.agent(agent(98), &[address(3)], false, now);
-        let first: BTreeSet<_> = dialer.due(&scene, now).into_iter().map(|(target, _)| target).collect();
-        assert_eq!(first, [98, 101].map(|number| Target::Agent(agent(number))).into());
+        dialer.announced(agent(101), &[address(1)], now);
+        dialer.announced(agent(99), &[address(2)], now);
+        assert_eq!(dialer.due(&scene, now), [(Target::Agent(agent(101)), vec![address(1)])]);
         assert_eq!(dialer.next_deadline(&scene), Some(now + GRACE));
-        assert_eq!(dialer.due(&scene, now + GRACE).len(), 1);
+        assert_eq!(dialer.due(&scene, now + GRACE), [(Target::Agent(agent(99)), vec![address(2)])]);
+        let mut coordinator = Dialer::new(ME, true, 7);
+        coordinator.announced(agent(99), &[address(2)], now);
+        assert_eq!(coordinator.due(&scene, now).len(), 1, "a coordinator waits for nobody");
+    }
+
+    #[test]
+    fn made_up_neighbours_take_no_place_and_no_turn_from_members() {
+        let (now, scene) = (start(), Scene::default());
+        let mut dialer = Dialer::new(AgentId([0; 32]), false, 7);
+        for number in 0..2_000_u16 {
+            let mut id = [0xff; 32];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            dialer.neighbour(AgentId(id), address(1), now);
+        }
+        assert_eq!(dialer.targets.len(), NEIGHBOURS);
+        dialer.announced(agent(5), &[address(2)], now);
+        dialer.keep(address(3), now);
+        let first: Vec<_> = dialer.due(&scene, now).into_iter().take(2).map(|(target, _)| target).collect();
+        assert_eq!(first, [Target::Address(address(3)), Target::Agent(agent(5))]);
     }
 
     #[test]
@@ -324,9 +363,9 @@ mod tests {
         let (now, mut scene) = (start(), Scene { agents: 90, ..Scene::default() });
         for (wants_all, expected) in [(false, OUTGOING), (true, 90)] {
             scene.connected.clear();
-            let mut dialer = Dialer::new(ME, wants_all, 7);
+            let mut dialer = Dialer::new(AgentId([0; 32]), wants_all, 7);
             for number in 1..=90 {
-                dialer.agent(agent(number), &[address(number.into())], false, now);
+                dialer.announced(agent(number), &[address(number.into())], now);
             }
             loop {
                 let due = dialer.due(&scene, now);
@@ -349,7 +388,7 @@ mod tests {
     fn this_node_itself_is_never_dialled_again() {
         let (now, scene) = (start(), Scene::default());
         let mut dialer = Dialer::new(ME, false, 7);
-        dialer.agent(ME, &[address(1)], false, now);
+        dialer.announced(ME, &[address(1)], now);
         dialer.keep(address(2), now);
         dialer.is_me(&Target::Address(address(2)));
         assert_eq!(dialer.next_deadline(&scene), None);

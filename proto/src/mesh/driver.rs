@@ -239,15 +239,18 @@ impl Driver {
             let now = clock();
             self.act(now);
             let pause = self.next_deadline(now).saturating_duration_since(now);
+            while let Some(place) = (!self.outbox.is_empty()).then(|| events.try_reserve().ok()).flatten() {
+                if let Some(event) = self.outbox.pop() {
+                    place.send(event);
+                }
+            }
             tokio::select! {
                 room = events.reserve(), if !self.outbox.is_empty() => match room {
-                    Ok(place) => {
-                        if let Some(event) = self.outbox.pop() {
-                            place.send(event);
-                        }
-                    }
+                    // The next turn fills it.
+                    Ok(_place) => {}
                     Err(_owner_is_gone) => break None,
                 },
+                () = events.closed() => break None,
                 command = commands.recv() => match command.map(|command| self.obey(command, clock())) {
                     Some(Next::GoOn) => {}
                     Some(Next::Leave(reply)) => break reply,

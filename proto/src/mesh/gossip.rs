@@ -212,7 +212,7 @@ pub(super) fn sign(key: &Keypair, announcement: &Announcement) -> Result<Vec<u8>
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         bounded::Text,
@@ -220,7 +220,11 @@ mod tests {
         id::Incarnation,
     };
 
-    fn announcement(incarnation: u64, seq: u64, state: AgentState) -> Announcement {
+    pub(in crate::mesh) fn envelope(key: &Keypair, announcement: &Announcement) -> Vec<u8> {
+        sign(key, announcement).unwrap()
+    }
+
+    pub(in crate::mesh) fn announcement(incarnation: u64, seq: u64, state: AgentState) -> Announcement {
         Announcement {
             incarnation: Incarnation(incarnation),
             seq,

@@ -94,9 +94,7 @@ impl Driver {
                 } else {
                     let addresses: Vec<SocketAddr> =
                         announcement.addresses.iter().copied().filter(can_be_dialled).collect();
-                    // Nobody is told of a coordinator, so nobody dials it.
-                    let mutual = self.role == Role::Agent;
-                    self.dialer.agent(from, &addresses, mutual, now);
+                    self.dialer.announced(from, &addresses, now);
                 }
                 self.tell(MeshEvent::Announced { from, announcement });
                 MessageAcceptance::Accept
@@ -256,7 +254,7 @@ impl Driver {
             mdns::Event::Discovered(found) => {
                 for (peer, address) in found {
                     if let (Some(agent), Some(address)) = (agent_of(&peer), socket(&address)) {
-                        self.dialer.agent(agent, &[address], true, now);
+                        self.dialer.neighbour(agent, address, now);
                     }
                 }
             }
@@ -275,6 +273,9 @@ impl Driver {
         let flight = self.flights.remove(&connection);
         let Some(agent) = agent_of(&peer) else {
             // Another kind of key: nobody of ours.
+            if let Some(target) = flight.and_then(|flight| flight.target) {
+                self.dialer.failed(&target, now);
+            }
             let _ = self.swarm.disconnect_peer_id(peer);
             return;
         };
