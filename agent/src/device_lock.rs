@@ -69,8 +69,10 @@ pub enum Occupies {
     Gpus,
     /// The model lies in main memory.
     Dram,
-    /// Partly, or not known yet.
+    /// Partly on both.
     Both,
+    /// Not known yet: all that the lane claims.
+    Claimed,
 }
 
 impl DeviceName {
@@ -119,7 +121,13 @@ pub fn occupied(facts: &Facts, what: Occupies) -> BTreeSet<DeviceName> {
             });
         }
     }
-    if what != Occupies::Gpus || gpus.is_empty() || gpus.iter().any(|gpu| gpu.uma) {
+    let in_memory = match what {
+        Occupies::Gpus => false,
+        Occupies::Dram | Occupies::Both => true,
+        Occupies::Claimed => facts.lane.dram,
+    };
+    if in_memory || gpus.is_empty() || gpus.iter().any(|gpu| gpu.uma && what != Occupies::Dram) {
+        // A GPU without memory of its own reaches all of it.
         if facts.lane.numa_nodes.is_empty() || gpus.iter().any(|gpu| gpu.uma) {
             devices.insert(DeviceName::Dram);
         } else {

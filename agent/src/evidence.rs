@@ -17,6 +17,7 @@ pub mod linux;
 pub mod macos;
 pub mod nvidia;
 pub mod platform;
+mod privileged;
 pub mod process;
 mod show;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use tropa_proto::{
 
 pub use files::Root;
 pub use lane::{LaneError, LaneSpec, vram_step};
+pub use privileged::Privileged;
 pub use show::{show, show_json};
 
 use lane::Clues;

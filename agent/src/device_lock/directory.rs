@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn file_systems_of_other_hosts_are_known_by_their_magic_and_procfs_is_not_writable() {
+    fn file_systems_of_other_kernels_are_known_by_their_magic() {
         assert_eq!(network(0x6969), Some("NFS"));
         assert_eq!(network(0xff53_4d42), Some("CIFS"));
         assert_eq!(network(0x0102_1994), None, "tmpfs");

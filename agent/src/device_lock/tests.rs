@@ -278,3 +278,46 @@ fn a_name_from_a_driver_cannot_leave_the_directory() {
     assert_eq!(slice("MIG-4A1C").file_name(), "mig-4a1c");
     assert!(gpu(&"x".repeat(1000)).file_name().len() < 128);
 }
+
+#[test]
+fn what_a_model_occupies_follows_from_where_it_lies() {
+    use tropa_proto::{
+        bounded::{List, Text},
+        evidence::{Gpu, Os},
+    };
+    let gpu = |uuid: Option<&str>, kind, uma| Gpu {
+        vendor: Text::cut("nvidia"),
+        name: Text::cut("x"),
+        uuid: uuid.map(str::to_owned),
+        kind,
+        pci: Some(Text::cut("0000:01:00.0")),
+        memory: 0,
+        uma,
+    };
+    let of = |gpus: Vec<Gpu<String>>, dram, nodes: Vec<u16>, what| {
+        let mut facts = Facts::empty(Os::Linux);
+        facts.lane.gpus = List::new((0..gpus.len()).map(|place| place as u16).collect()).unwrap();
+        facts.lane.dram = dram;
+        facts.lane.numa_nodes = List::new(nodes).unwrap();
+        facts.gpus = List::new(gpus).unwrap();
+        occupied(&facts, what).iter().map(DeviceName::file_name).collect::<Vec<_>>().join(" ")
+    };
+    let full = || vec![gpu(Some("gpu-a"), GpuKind::Full, false)];
+    assert_eq!(of(full(), true, vec![], Occupies::Gpus), "gpu-a");
+    assert_eq!(of(full(), true, vec![], Occupies::Dram), "dram");
+    assert_eq!(of(full(), false, vec![], Occupies::Both), "dram gpu-a");
+    assert_eq!(of(full(), true, vec![], Occupies::Claimed), "dram gpu-a");
+    assert_eq!(of(full(), false, vec![], Occupies::Claimed), "gpu-a", "the operator gave the GPU only");
+    assert_eq!(of(vec![], false, vec![], Occupies::Gpus), "dram", "there is nothing else");
+    assert_eq!(of(vec![], true, vec![0, 1], Occupies::Claimed), "dram-node0 dram-node1");
+    let shared = vec![gpu(Some("gpu-a"), GpuKind::Full, true)];
+    assert_eq!(of(shared, false, vec![1], Occupies::Gpus), "dram gpu-a", "it works in all of the memory");
+    assert_eq!(
+        of(vec![gpu(None, GpuKind::Full, false)], false, vec![], Occupies::Gpus),
+        "gpu-pci-0000:01:00.0"
+    );
+    let virtual_one = vec![gpu(Some("gpu-v"), GpuKind::Vgpu, false)];
+    assert_eq!(of(virtual_one, false, vec![], Occupies::Gpus), "gpu-pci-0000:01:00.0", "its id says nothing");
+    let slice = vec![gpu(Some("mig-1"), GpuKind::Mig { parent: "gpu-a".into() }, false)];
+    assert_eq!(of(slice, false, vec![], Occupies::Gpus), "mig-1");
+}

@@ -32,7 +32,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Dir, FileType, Mode, OFlags, ResolveFlags},
+    fs::{Dir, FileType, Mode, OFlags},
     io::Errno,
 };
 use tropa_proto::{bounded::Text, evidence::Reading};
@@ -45,6 +45,12 @@ pub const MAX_CPUINFO: usize = 1 << 20;
 
 /// Entries of one directory: `/proc` of a busy host has some ten thousand.
 pub const MAX_ENTRIES: usize = 65_536;
+
+/// Opens without the right to read, where the platform can: to look at what is there.
+#[cfg(target_os = "linux")]
+const ANY: OFlags = OFlags::PATH;
+#[cfg(not(target_os = "linux"))]
+const ANY: OFlags = OFlags::empty();
 
 /// The root of a file system: the machine's own, or a directory that stands for another host.
 #[derive(Clone, Debug)]
@@ -136,7 +142,7 @@ impl Root {
     /// Says whether something is there, of whatever kind.
     #[must_use]
     pub fn exists(&self, path: &str) -> bool {
-        self.open(path, OFlags::PATH).is_ok()
+        self.open(path, ANY).is_ok()
     }
 
     /// Reads where a symbolic link points, without following it.
@@ -144,7 +150,7 @@ impl Root {
     pub fn link(&self, path: &str) -> Option<String> {
         let path = Path::new(path);
         let parent = path.parent()?.to_str()?;
-        let directory = self.open(parent, OFlags::DIRECTORY | OFlags::PATH).ok()?;
+        let directory = self.open(parent, OFlags::DIRECTORY | ANY).ok()?;
         let target = rustix::fs::readlinkat(&directory, path.file_name()?, Vec::new()).ok()?;
         target.into_string().ok()
     }
@@ -152,8 +158,9 @@ impl Root {
     /// Gives the device number of the file system that a file lies on.
     #[must_use]
     pub fn device(&self, path: &str) -> Option<u64> {
-        let file = self.open(path, OFlags::PATH).ok()?;
-        rustix::fs::fstat(&file).ok().map(|stat| stat.st_dev)
+        use std::os::unix::fs::MetadataExt as _;
+        let file = File::from(self.open(path, ANY).ok()?);
+        file.metadata().ok().map(|found| found.dev())
     }
 
     fn bytes(&self, path: &str, max: usize, whole: Whole) -> Reading<Vec<u8>> {
@@ -198,7 +205,7 @@ impl Root {
             } else {
                 flags
             };
-            rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+            rustix::fs::openat2(&root, path, flags, Mode::empty(), rustix::fs::ResolveFlags::IN_ROOT)
         }
         #[cfg(not(target_os = "linux"))]
         rustix::fs::open(self.path.join(path), flags, Mode::empty())
