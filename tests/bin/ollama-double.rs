@@ -36,24 +36,31 @@ struct Args {
     /// The version that it says and whose shapes it has
     #[arg(long, default_value = "0.33.0")]
     version: String,
-    /// Its name in time lines
+    /// Its name in time lines; one by chance otherwise
     #[arg(long)]
     name: Option<String>,
+    /// How long a load takes
     #[arg(long, default_value_t = 0)]
     load_ms: u64,
+    /// What every prompt costs besides its tokens
     #[arg(long, default_value_t = 0)]
     first_ms: u64,
+    /// Reading one token of a prompt
     #[arg(long, default_value_t = 20)]
     prefill_us: u64,
+    /// Making one token
     #[arg(long, default_value_t = 2000)]
     decode_us: u64,
     /// How far single times vary, in percent
     #[arg(long, default_value_t = 0)]
     jitter: u64,
+    /// Decides jitter and the probability of faults
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Slots of one loaded model
     #[arg(long, default_value_t = 1)]
     num_parallel: usize,
+    /// Requests that may wait for a load
     #[arg(long, default_value_t = 512)]
     max_queue: usize,
     /// Bytes of video memory

@@ -103,6 +103,29 @@ async fn hanging_up_stops_generation_but_not_the_reading_of_a_prompt() {
 }
 
 #[tokio::test]
+async fn a_device_is_idle_before_its_client_learns_that_the_work_is_done() {
+    let cpu = Device::new("cpu0", Profile::Fair);
+    // One byte at a time: when the first bytes of the last line are here, the rest takes a while.
+    let double = quick().tokens(1).device(&cpu).fault("drip:2").start().await;
+    let mut stream = TcpStream::connect(double.addr()).await.expect("connect");
+    stream.write_all(&post_bytes("/api/chat", &chat_body("x"))).await.expect("send");
+    let mut text = Vec::new();
+    let read = async {
+        while !text.windows(11).any(|part| part == b"\"done\":true") {
+            assert!(
+                stream.read_buf(&mut text).await.expect("read") > 0,
+                "{}",
+                String::from_utf8_lossy(&text)
+            );
+        }
+    };
+    tokio::time::timeout(PATIENCE, read).await.expect("the last line in time");
+    assert!(!text.ends_with(b"0\r\n\r\n"), "it ended before we looked");
+    assert!(cpu.timeline().iter().all(|span| span.end.is_some()), "{:?}", cpu.timeline());
+    assert_eq!(double.in_flight(), 0, "the next request may come now and is no second one");
+}
+
+#[tokio::test]
 async fn the_queue_overflows_only_for_what_is_not_loaded() {
     let double = quick().max_queue(1).load_ms(700).start().await;
     let replies = futures::future::join_all((0..6).map(|_| chat(&double, "x"))).await;

@@ -126,7 +126,6 @@ impl Witness {
 
 /// Nanoseconds during which work of at least two different names went on.
 fn together<'a>(work: impl Iterator<Item = &'a Work>, name: impl Fn(&'a Work) -> &'a str) -> u64 {
-    // Ends sort before starts of the same moment: touching is not overlapping.
     let mut edges: Vec<(u64, bool, &str)> = Vec::new();
     for piece in work {
         edges.push((piece.start_ns, true, name(piece)));
