@@ -234,6 +234,42 @@ fn retrying_failed_chunks_forgets_their_failures_and_gives_a_new_budget() {
 }
 
 #[test]
+fn what_is_queued_is_written_even_where_nobody_listens() {
+    let (_temp, journal) = journal(500);
+    let (writer, reports) = journal.writer().unwrap();
+    drop(reports);
+    for n in 0..500 {
+        writer.submit(Token(0), attempt(n, 1)).unwrap();
+        writer.submit(Token(0), result(n, 1, b"x")).unwrap();
+    }
+    writer.finish();
+    assert_eq!(journal.load().unwrap().finished.done(), 500);
+}
+
+#[test]
+fn an_error_that_is_no_full_disk_is_the_last_report_and_nothing_of_its_steps_stays() {
+    let (_temp, journal) = journal(1);
+    let (writer, mut reports) = journal.writer().unwrap();
+    // Stands for a write that fails: the second statement of a transaction finds its table gone.
+    journal.parts.conn.execute_batch("PRAGMA foreign_keys = OFF; DROP TABLE result;").unwrap();
+    writer.submit(Token(1), attempt(0, 1)).unwrap();
+    writer.submit(Token(2), result(0, 1, b"x")).unwrap();
+    let mut acknowledged = Vec::new();
+    loop {
+        match next(&mut reports) {
+            Some(Committed::Steps(steps)) => acknowledged.extend(steps.iter().map(|(token, _)| token.0)),
+            Some(Committed::Fatal(error)) => break assert_eq!(error.exit_code(), 74),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(next(&mut reports).is_none());
+    let attempts: u32 =
+        journal.parts.conn.query_row("SELECT count(*) FROM attempt", [], |row| row.get(0)).unwrap();
+    assert_eq!(attempts as usize, acknowledged.len());
+    assert!(!acknowledged.contains(&2));
+}
+
+#[test]
 fn the_directory_and_its_files_belong_to_the_user_alone_and_the_key_stays() {
     let (_temp, journal) = journal(1);
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;

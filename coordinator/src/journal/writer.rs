@@ -202,29 +202,32 @@ impl Loop {
             if steps.is_empty() && over.is_err() {
                 return;
             }
-            let report = match commit(&mut self.conn, &steps) {
+            match commit(&mut self.conn, &steps) {
                 Ok(effects) => {
                     let tokens = steps.drain(..).map(|(token, _)| token);
-                    Committed::Steps(tokens.zip(effects).collect())
+                    let done = tokens.zip(effects).collect();
+                    self.report(Committed::Steps(done));
+                    if full {
+                        self.report(Committed::Resumed);
+                    }
+                    full = false;
                 }
                 Err(error) if is_full(&error) && over.is_ok() => {
-                    if !full && self.reports.blocking_send(Committed::DiskFull).is_err() {
-                        return;
+                    if !full {
+                        self.report(Committed::DiskFull);
                     }
                     full = true;
-                    continue;
                 }
-                Err(error) => Committed::Fatal(Error::sql("write to the journal", error)),
-            };
-            let fatal = matches!(report, Committed::Fatal(_));
-            if self.reports.blocking_send(report).is_err() || fatal {
-                return;
+                Err(error) => {
+                    return self.report(Committed::Fatal(Error::sql("write to the journal", error)));
+                }
             }
-            if full && self.reports.blocking_send(Committed::Resumed).is_err() {
-                return;
-            }
-            full = false;
         }
+    }
+
+    /// Waits until the report is taken. Where nobody listens any more, what is queued is still to be written.
+    fn report(&self, report: Committed) {
+        let _ = self.reports.blocking_send(report);
     }
 
     /// Waits for a step and takes with it all that are queued, within the bounds of one transaction.

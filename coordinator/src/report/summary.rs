@@ -105,7 +105,6 @@ impl Summary {
             "repeated_attempts": totals.repeated, "truncated": totals.truncated, "machines": machines,
         })
     }
-
 }
 
 fn plural(word: &str, count: u32) -> String {
