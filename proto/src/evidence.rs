@@ -5,6 +5,7 @@
 //! by a [`Tag`], and only that [`Evidence`] is published. The truth tables go the same way, through the same
 //! functions. The rules are those of `identity.md` §3 and §4.
 
+mod ignore;
 mod keying;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use crate::{
     id::hex,
 };
 
+pub use ignore::{IdKind, Ignore, NotAnIgnore};
 pub use keying::{Key, Salt};
 
 /// How one signal was read. Never does one signal stand in for another silently.

@@ -350,3 +350,6 @@ impl Fusion {
         (i != j).then_some((i.min(j), i.max(j)))
     }
 }
+
+#[cfg(test)]
+mod tests;
