@@ -122,8 +122,8 @@ pub struct PlanArgs {
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub struct JobArgs {
     /// How the input looks: by suffix, else by the first item
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub input: InputKind,
+    #[arg(long = "input", id = "kind", value_name = "KIND", default_value = "auto")]
+    pub kind: InputKind,
     /// The model where an item names none [default: the one that is loaded, else the only one]
     #[arg(short, long, value_name = "NAME", env = "TROPA_MODEL")]
     pub model: Option<String>,
@@ -227,4 +227,16 @@ pub async fn resolve(peer: &str) -> anyhow::Result<Vec<SocketAddr>> {
     use anyhow::Context as _;
     let found = tokio::net::lookup_host(peer).await.with_context(|| format!("--peer {peer}: not HOST:PORT, or not known"))?;
     Ok(found.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Args::command().debug_assert();
+    }
 }

@@ -1,6 +1,10 @@
 //! The coordinator among the members of a mesh: joins it, keeps the roster, and asks each agent what it has.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
@@ -51,6 +55,8 @@ pub struct Members {
     present: BTreeMap<SocketAddr, AgentId>,
     /// Addresses that were named and have neither connected nor failed.
     named: usize,
+    /// Agents that have connected and not yet been heard: their announcement comes with the first roster.
+    unheard: BTreeSet<AgentId>,
     failures: BTreeMap<SocketAddr, DialFailure>,
     multicast: bool,
 }
@@ -84,6 +90,7 @@ impl Members {
             answered,
             present: BTreeMap::new(),
             named: 0,
+            unheard: BTreeSet::new(),
             failures: BTreeMap::new(),
             multicast: settings.mdns,
         };
@@ -160,7 +167,8 @@ impl Members {
         let settles = if self.multicast { MULTICAST_SETTLES } else { Duration::ZERO };
         let mut limit = at_most;
         while self.clock.now().saturating_sub(started) < limit {
-            let settled = self.present.is_empty() && self.named == 0 && self.roster.undescribed().is_empty();
+            let reached = self.present.is_empty() && self.named == 0 && self.unheard.is_empty();
+            let settled = reached && self.roster.undescribed().is_empty();
             if settled && !self.roster.is_empty() {
                 // Everybody known is there; only multicast may bring more.
                 limit = limit.min(settles);
@@ -177,11 +185,15 @@ impl Members {
         match event {
             MeshEvent::Announced { from, announcement } => {
                 self.asked.remove(&from);
+                self.unheard.remove(&from);
                 self.roster.announced(from, *announcement, self.clock.now());
                 Change::Roster
             }
             MeshEvent::Connected(agent) => {
                 self.asked.remove(&agent);
+                if !self.roster.knows(agent) {
+                    self.unheard.insert(agent);
+                }
                 self.roster.connected(agent, true);
                 let before = self.present.len();
                 self.present.retain(|_, present| *present != agent);
@@ -191,6 +203,7 @@ impl Members {
                 Change::Nothing
             }
             MeshEvent::Disconnected(agent) => {
+                self.unheard.remove(&agent);
                 self.roster.connected(agent, false);
                 Change::Disconnected(agent)
             }

@@ -125,7 +125,7 @@ fn private_dir(path: &Path) -> Result<(), Failed> {
 
 fn options(args: &JobArgs) -> JobOptions {
     JobOptions {
-        format: match args.input {
+        format: match args.kind {
             InputKind::Auto => Format::Auto,
             InputKind::Batch => Format::Batch,
             InputKind::Jsonl => Format::Jsonl,

@@ -215,6 +215,12 @@ impl Roster {
         self.entries.values().map(Entry::dies_at).min()
     }
 
+    /// Whether this agent is there.
+    #[must_use]
+    pub fn knows(&self, agent: AgentId) -> bool {
+        self.entries.contains_key(&agent)
+    }
+
     /// How many agents there are.
     #[must_use]
     pub fn len(&self) -> usize {
