@@ -15,6 +15,7 @@ mod driver;
 mod gossip;
 #[cfg(test)]
 mod intruder;
+mod news;
 mod outbox;
 mod question;
 mod reaction;

@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 use libp2p::{
     Swarm,
     core::transport::{ListenerId, TransportError},
-    gossipsub::{IdentTopic, PublishError},
+    gossipsub::IdentTopic,
     identity::Keypair,
     request_response::{InboundRequestId, OutboundRequestId, ResponseChannel},
     swarm::{
@@ -29,7 +29,8 @@ use tokio::{
 use super::{
     Command, MeshConfig, MeshError, MeshEvent,
     dial::{Dialer, Present, Target},
-    gossip::{self, Ledger, SignError},
+    gossip::Ledger,
+    news::{Pulls, Said},
     outbox::Outbox,
     swarm::{self, Behaviour, multiaddr, peer_of},
 };
@@ -37,7 +38,7 @@ use crate::{
     bounded::Blob,
     chunk_stream::behaviour::{OpenError, Opened},
     id::AgentId,
-    message::{Announcement, Answer, Question, Role},
+    message::{Answer, Question, Role},
     secret::{MeshSecret, public_prologue},
 };
 
@@ -53,25 +54,8 @@ const GOODBYE: Duration = Duration::from_millis(300);
 /// How long connections get to close.
 const CLOSING: Duration = Duration::from_millis(500);
 
-/// When the first announcement is said again: single early messages get lost while the mesh forms
-/// (`libp2p.md` §3.4).
-const ECHOES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
-
-/// When, after the first connection, other peers are asked for their rosters (`libp2p.md` §3.4).
-const EARLY_PULLS: [Duration; 3] =
-    [Duration::from_millis(500), Duration::from_millis(1_500), Duration::from_secs(3)];
-
-/// How often one random peer is asked for its roster, which repairs whatever gossip lost.
-const PULL_PERIOD: Duration = Duration::from_secs(15);
-
-/// Roster pulls at once (`libp2p.md` §3.4).
-const PULLS: usize = 3;
-
 /// Envelopes of rosters whose signatures are checked in one turn, about 2 ms of work.
 const CHECKS: usize = 32;
-
-/// Roster envelopes that wait to be checked: one page per pull.
-const UNCHECKED: usize = PULLS * 512;
 
 /// Dials of addresses given by [`super::Mesh::dial`] at once.
 const SINGLE_DIALS: usize = 64;
@@ -96,11 +80,11 @@ pub(super) struct Driver {
     pub(super) unchecked: VecDeque<Blob<4096>>,
     pub(super) listening: watch::Sender<Vec<SocketAddr>>,
     pub(super) role: Role,
+    pub(super) key: Keypair,
+    pub(super) topic: IdentTopic,
+    pub(super) said: Said,
+    pub(super) random: u64,
     me: AgentId,
-    key: Keypair,
-    topic: IdentTopic,
-    said: Said,
-    random: u64,
 }
 
 /// The present connections, and who is there.
@@ -138,26 +122,6 @@ pub(super) enum Asking {
     Owner(AgentId, oneshot::Sender<Result<Answer, MeshError>>),
     /// A page of a roster.
     Pull { agent: AgentId, from: u32 },
-}
-
-/// Whose roster to ask for, and when.
-#[derive(Debug)]
-pub(super) struct Pulls {
-    /// These, as soon as there is room.
-    pub(super) queue: BTreeSet<AgentId>,
-    /// One at random, at these times.
-    pub(super) times: BTreeSet<Instant>,
-    pub(super) flying: usize,
-}
-
-/// What became of the own announcement.
-#[derive(Debug, Default)]
-struct Said {
-    latest: Option<Vec<u8>>,
-    /// Nobody listened yet.
-    unheard: bool,
-    ever: bool,
-    echoes: BTreeSet<Instant>,
 }
 
 enum Next {
@@ -206,7 +170,7 @@ impl Driver {
             questions: BTreeMap::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
-            pulls: Pulls { queue: BTreeSet::new(), times: [now + PULL_PERIOD].into(), flying: 0 },
+            pulls: Pulls::new(now),
             unchecked: VecDeque::new(),
             listening,
             role: config.role,
@@ -313,11 +277,7 @@ impl Driver {
         for envelope in self.unchecked.drain(..self.unchecked.len().min(CHECKS)).collect::<Vec<_>>() {
             self.hear(&envelope, None, now);
         }
-        let echoes = self.said.echoes.len();
-        self.said.echoes.retain(|time| *time > now);
-        if self.said.unheard || self.said.echoes.len() < echoes {
-            self.say(now);
-        }
+        self.repeat(now);
         for (target, addresses) in self.dialer.due(&self.links, now) {
             self.launch(Some(target), &addresses, now);
         }
@@ -359,50 +319,6 @@ impl Driver {
             Command::Shutdown(reply) => return Next::Leave(Some(reply)),
         }
         Next::GoOn
-    }
-
-    fn publish(&mut self, announcement: &Announcement, now: Instant) -> Result<(), MeshError> {
-        let envelope = gossip::sign(&self.key, announcement).map_err(|error| match error {
-            SignError::Codec(error) => MeshError::Invalid(error),
-            SignError::Key(error) => MeshError::Stack(error.to_string()),
-        })?;
-        self.ledger.say(announcement, envelope.clone(), now);
-        self.said.latest = Some(envelope);
-        self.say(now);
-        Ok(())
-    }
-
-    /// Gossips what was last published.
-    pub(super) fn say(&mut self, now: Instant) {
-        let Some(envelope) = self.said.latest.clone() else { return };
-        match self.swarm.behaviour_mut().gossip.publish(self.topic.hash(), envelope) {
-            Ok(_) => {
-                self.said.unheard = false;
-                if !self.said.ever {
-                    self.said.ever = true;
-                    self.said.echoes = ECHOES.map(|later| now + later).into();
-                }
-            }
-            Err(PublishError::NoPeersSubscribedToTopic | PublishError::AllQueuesFull(_)) => {
-                self.said.unheard = true;
-            }
-            Err(
-                error @ (PublishError::Duplicate
-                | PublishError::SigningError(_)
-                | PublishError::MessageTooLarge
-                | PublishError::TransformFailed(_)),
-            ) => {
-                self.said.unheard = false;
-                tracing::warn!(%error, "gossip refused an announcement");
-            }
-        }
-    }
-
-    /// Says what nobody has heard yet.
-    pub(super) fn say_again(&mut self, now: Instant) {
-        if self.said.unheard {
-            self.say(now);
-        }
     }
 
     fn ask(&mut self, agent: AgentId, question: Question, reply: oneshot::Sender<Result<Answer, MeshError>>) {
@@ -478,45 +394,6 @@ impl Driver {
             }
             Err(error) => self.crashed(flight, expected, &error, now),
         }
-    }
-
-    fn pull(&mut self, now: Instant) {
-        while let Some(time) = self.pulls.times.first().copied().filter(|time| *time <= now) {
-            self.pulls.times.remove(&time);
-            if self.pulls.times.iter().all(|other| *other <= now) {
-                self.pulls.times.insert(now + PULL_PERIOD);
-            }
-            if let Some(agent) = self.random_link() {
-                self.pulls.queue.insert(agent);
-            }
-        }
-        while self.pulls.flying < PULLS && self.unchecked.len() < UNCHECKED {
-            let Some(agent) = self.pulls.queue.pop_first() else { break };
-            self.pull_page(agent, 0);
-        }
-    }
-
-    /// Asks a connected peer for one page of its roster.
-    pub(super) fn pull_page(&mut self, agent: AgentId, from: u32) {
-        let Some(peer) = peer_of(&agent).filter(|_| self.links.connected(&agent)) else { return };
-        let id = self.swarm.behaviour_mut().questions.send_request(&peer, Question::Roster { from });
-        self.questions.insert(id, Asking::Pull { agent, from });
-        self.pulls.flying += 1;
-    }
-
-    /// Asks a new peer for its roster, and, where it is the first, others soon after.
-    pub(super) fn pull_from(&mut self, agent: AgentId, now: Instant) {
-        if self.links.connected.len() == 1 {
-            self.pulls.times.extend(EARLY_PULLS.map(|later| now + later));
-        }
-        self.pulls.queue.insert(agent);
-    }
-
-    fn random_link(&mut self) -> Option<AgentId> {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let links = self.links.connected.len();
-        let place = usize::try_from(self.random >> 33).ok()?.checked_rem(links)?;
-        self.links.connected.iter().nth(place).copied()
     }
 
     /// Lets the last announcement out, then closes everything.

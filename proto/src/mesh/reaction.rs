@@ -162,7 +162,7 @@ impl Driver {
                     verdict,
                 );
             }
-            gossipsub::Event::Subscribed { .. } => self.say_again(now),
+            gossipsub::Event::Subscribed { .. } => self.repeat(now),
             gossipsub::Event::Unsubscribed { .. }
             | gossipsub::Event::GossipsubNotSupported { .. }
             | gossipsub::Event::SlowPeer { .. } => {}
