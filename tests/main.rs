@@ -1,7 +1,9 @@
 //! Every test of the mesh as a whole, in one binary: one link instead of one per file.
 #![expect(clippy::unwrap_used, reason = "a test, or what it calls, fails by a panic")]
 
+mod conformance;
 mod double_own;
+mod failure_modes;
 mod floors;
 mod identity;
 mod identity_properties;
