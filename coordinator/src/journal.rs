@@ -251,6 +251,16 @@ fn chunk_hash(endpoint: Endpoint, body: &[u8]) -> [u8; 32] {
     hash.finalize().into()
 }
 
+/// Gives the hash that stands beside a result: over its chunk and its body, so that a row that damage has moved to
+/// another chunk is noticed.
+fn result_hash(chunk: u32, body: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(b"tropa.result/1\0");
+    hash.update(chunk.to_le_bytes());
+    hash.update(body);
+    hash.finalize().into()
+}
+
 fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }

@@ -12,7 +12,9 @@ use tropa_proto::{
     message::Endpoint,
 };
 
-use super::{Error, Finished, Job, Journal, Kind, State, chunk_hash, endpoint_from_name, sha256};
+use super::{
+    Error, Finished, Job, Journal, Kind, State, chunk_hash, endpoint_from_name, result_hash, sha256,
+};
 
 /// Where a job stands: enough to go on with it.
 #[derive(Clone, Debug, Default)]
@@ -275,15 +277,16 @@ impl Journal {
             .conn
             .prepare_cached(
                 "SELECT c.idx, c.model, c.origin, r.kind, r.no, r.class, r.model_fingerprint, r.model_digest,
-                        r.done_reason, r.prompt_tokens, r.output_tokens, r.metrics, r.detail, r.sha256, r.body
+                        r.done_reason, r.prompt_tokens, r.output_tokens, r.metrics, r.detail, r.sha256, r.body,
+                        (SELECT item FROM chunk NOT INDEXED WHERE idx = c.idx)
                  FROM chunk c JOIN result r ON r.idx = c.idx WHERE c.item = ?1",
             )
             .map_err(sql)?;
         let found = query
             .query_row([index], |row| {
-                let head: (u32, String, Option<String>, String) =
-                    (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-                if head.3 == "failed" {
+                let head: (u32, String, Option<String>, Option<u32>) =
+                    (row.get(0)?, row.get(1)?, row.get(2)?, row.get(15)?);
+                if row.get_ref(3)?.as_str()? == "failed" {
                     let class = row.get(5)?;
                     let detail = row.get::<_, Option<String>>(12)?.unwrap_or_default();
                     return Ok((head, Decided::Failed(FailedRow { no: row.get(4)?, class, detail }), None));
@@ -303,9 +306,13 @@ impl Journal {
             })
             .optional()
             .map_err(sql)?;
-        let Some(((chunk, model, origin, _), decided, sha)) = found else { return Ok(None) };
+        let Some(((chunk, model, origin, own), decided, sha)) = found else { return Ok(None) };
+        if own != Some(index) {
+            // The index led here, and the row itself says otherwise; the quick check does not compare the two.
+            return Err(Error::Damaged(format!("the index of items leads from {index} to another item")));
+        }
         if let Decided::Done(done) = &decided
-            && sha != Some(sha256(&done.body))
+            && sha != Some(result_hash(chunk, &done.body))
         {
             return Err(Error::Damaged(format!("the result of item {index} does not have its hash")));
         }

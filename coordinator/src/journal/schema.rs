@@ -4,7 +4,8 @@
 //! running if and only if it has an attempt without `class`. The tables are those of `reliability.md` §7.2 with
 //! these additions, which the result file needs and nothing else decides by: `chunk.endpoint` and `chunk.origin`
 //! (what the item was called and how its answer is to be shaped), `attempt.machine` and `attempt.reason`,
-//! `result.metrics` (times of the deciding attempt, JSON) and `result.detail` (words of a failure).
+//! `result.metrics` (times of the deciding attempt, JSON) and `result.detail` (words of a failure). `attempt.machine`
+//! is the whole id; `result.sha256` covers the number of the chunk and the body.
 
 use std::path::Path;
 

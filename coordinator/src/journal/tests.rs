@@ -17,6 +17,8 @@ use tropa_proto::{
 
 use super::*;
 
+mod damage;
+
 const JOB: JobId = JobId([0xa1; 16]);
 
 fn chunk(n: u32) -> Result<NewChunk, Error> {

@@ -22,7 +22,7 @@ use tropa_proto::{
     message::{Fingerprint, Outcome},
 };
 
-use super::{Error, State, sha256};
+use super::{Error, State, result_hash};
 
 /// Steps that may wait for the writer. A coordinator has a few per lane under way; a thousand lanes fit.
 pub const QUEUE: usize = 4096;
@@ -343,7 +343,7 @@ fn result(
             outcome.prompt_tokens,
             outcome.output_tokens,
             metrics(outcome),
-            sha256(&done.body),
+            result_hash(chunk.0, &done.body),
             done.body
         ]);
     let effect = judge(inserted)?;
