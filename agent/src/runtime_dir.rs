@@ -95,8 +95,12 @@ impl RuntimePlaces {
     /// Removes files of agents that are gone, where it may.
     #[must_use]
     pub fn list(&self) -> Vec<Present> {
-        let mut present: Vec<Present> =
-            self.0.iter().filter(|place| is_trusted(place)).flat_map(|p| here(p)).collect();
+        let mut present: Vec<Present> = self
+            .0
+            .iter()
+            .filter(|place| is_trusted(place) && place.parent().is_none_or(is_trusted))
+            .flat_map(|p| here(p))
+            .collect();
         present.sort();
         present.dedup_by_key(|present| present.agent);
         present
@@ -203,7 +207,8 @@ fn make(place: &Path) -> io::Result<()> {
 
 /// A real directory, root's or ours, that not everybody may write to.
 fn is_trusted(directory: &Path) -> bool {
-    fs::symlink_metadata(directory).is_ok_and(|found| may_trust(&found, rustix::process::geteuid().as_raw()))
+    let own = rustix::process::geteuid().as_raw();
+    fs::symlink_metadata(directory).is_ok_and(|found| may_trust(&found, own))
 }
 
 fn may_trust(found: &fs::Metadata, own: u32) -> bool {

@@ -174,7 +174,6 @@ fn shares_memory(name: &str) -> bool {
 }
 
 fn card(device: &nvml_wrapper::Device<'_>) -> Card {
-    use nvml_wrapper::enum_wrappers::device::GpuVirtualizationMode;
     let slices = (0..device.mig_device_count().unwrap_or(0).min(MAX_SLICES))
         .filter_map(|index| device.mig_device_by_index(index).ok())
         .map(|slice| Slice {
@@ -189,10 +188,22 @@ fn card(device: &nvml_wrapper::Device<'_>) -> Card {
         name: device.name().unwrap_or_default(),
         pci: device.pci_info().map(|pci| pci.bus_id).unwrap_or_default(),
         memory: device.memory_info().ok().map(|memory| memory.total),
-        is_virtual: matches!(device.virtualization_mode(), Ok(GpuVirtualizationMode::Vgpu)),
+        is_virtual: is_virtual(device),
         slices,
         processes: processes(device),
     }
+}
+
+/// A virtual GPU inside a guest; the library tells on Linux only.
+#[cfg(target_os = "linux")]
+fn is_virtual(device: &nvml_wrapper::Device<'_>) -> bool {
+    use nvml_wrapper::enum_wrappers::device::GpuVirtualizationMode;
+    matches!(device.virtualization_mode(), Ok(GpuVirtualizationMode::Vgpu))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_virtual(_: &nvml_wrapper::Device<'_>) -> bool {
+    false
 }
 
 fn processes(device: &nvml_wrapper::Device<'_>) -> Vec<Process> {
