@@ -98,6 +98,13 @@ impl EpochTrack {
     /// Compares two agents. Symmetric.
     #[must_use]
     pub fn compare(&self, other: &Self) -> EpochComparison {
+        // The latest comparison decides equality, and it is between the latest samples.
+        if let (Some(ours), Some(theirs)) = (self.samples.back(), other.samples.back())
+            && ours.0.abs_diff(theirs.0) <= COMPARABLE_WITHIN
+            && ours.1.abs_diff(theirs.1) <= EQUAL_WITHIN_NS
+        {
+            return EpochComparison::Equal;
+        }
         let mut verdict = EpochComparison::NotComparable;
         let mut differs_since = None;
         for (at, ours, theirs) in comparisons(&self.samples, &other.samples) {

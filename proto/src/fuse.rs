@@ -259,7 +259,7 @@ pub fn fuse(input: &Input) -> Fusion {
     let kernels = Kernels::form(&world, &mut warnings);
     let machines = Machines::form(&world, &kernels, &mut warnings);
     let result = machines::describe(&world, &kernels, &machines);
-    let tests = live_tests::proposed(&world, &kernels);
+    let tests = live_tests::proposed(&world, &kernels, &machines);
     Fusion { world, kernels, machines, result, warnings: warnings.finish(), tests }
 }
 
@@ -334,7 +334,9 @@ impl Fusion {
     /// Says whether work of two agents on these lanes may overlap in time: the answer that the scheduler needs.
     #[must_use]
     pub fn may_overlap(&self, a: (AgentId, &Lane), b: (AgentId, &Lane)) -> bool {
-        !conflict(a.1, b.1, self.together(a.0, b.0))
+        // Most lanes conflict in any case or in none, and then nobody needs to know where the two are.
+        let if_one_machine = conflict(a.1, b.1, true);
+        !if_one_machine || (!conflict(a.1, b.1, false) && !self.together(a.0, b.0))
     }
 
     /// Why two agents are what they are to each other: every line that counted, with its number, and what could not

@@ -1,8 +1,10 @@
-//! How long fusion takes for 10, 100 and 1,000 agents of a mixed world, and how it grows.
+//! How long fusion takes for 10, 100 and 1,000 agents, and how it grows.
 //!
-//! The world repeats what homes, offices and racks look like: bare machines with containers, a hypervisor with the
+//! *Mixed* repeats what homes, offices and racks look like: bare machines with containers, a hypervisor with the
 //! guests that it lists, copies of one VM image, cloud VMs, WSL beside its Windows, a container that can read
-//! nothing. Prints the best of several runs in milliseconds. `cargo bench -p tropa-tests --bench fusion`.
+//! nothing. The others are the extremes: all agents on one kernel, every agent a bare machine of its own, agents that
+//! can read nothing. Prints the best of several runs in milliseconds, and what asking for the exclusion of every pair
+//! would cost. `cargo bench -p tropa-tests --bench fusion`.
 
 use std::{
     hint::black_box,
@@ -21,25 +23,32 @@ use tropa_proto::{
 /// Runs of each size; the best is printed, since everything else is other work on the machine.
 const RUNS: u32 = 5;
 
+/// One way to make the agent with a number.
+type Kind = fn(u32) -> Member;
+
 #[expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 fn main() {
+    let worlds: [(&str, Kind); 4] =
+        [("mixed", mixed), ("one kernel", one_kernel), ("strangers", stranger), ("unreadable", unreadable)];
     println!(
-        "{:>7} {:>9} {:>12} {:>10} {:>14}",
-        "agents", "machines", "fusion (ms)", "growth", "all pairs (ms)"
+        "{:<11} {:>7} {:>9} {:>12} {:>7} {:>15}",
+        "world", "agents", "machines", "fusion (ms)", "growth", "all pairs (ms)"
     );
-    let mut before: Option<Duration> = None;
-    for agents in [10, 100, 1000] {
-        let input = world(agents);
-        let (best, fusion) = best(&input);
-        let growth =
-            before.map_or("-".to_owned(), |last| format!("{:.1}", best.as_secs_f64() / last.as_secs_f64()));
-        println!(
-            "{agents:>7} {:>9} {:>12.3} {growth:>10} {:>14.3}",
-            fusion.machines().len(),
-            best.as_secs_f64() * 1e3,
-            pairs(&fusion).as_secs_f64() * 1e3,
-        );
-        before = Some(best);
+    for (name, member) in worlds {
+        let mut before: Option<Duration> = None;
+        for agents in [10, 100, 1000] {
+            let input = Input { members: (0..agents).map(member).collect(), ..Input::default() };
+            let (best, fusion) = best(&input);
+            let growth = before
+                .map_or(String::new(), |last| format!("{:.1}", best.as_secs_f64() / last.as_secs_f64()));
+            println!(
+                "{name:<11} {agents:>7} {:>9} {:>12.3} {growth:>7} {:>15.3}",
+                fusion.machines().len(),
+                best.as_secs_f64() * 1e3,
+                pairs(&fusion).as_secs_f64() * 1e3,
+            );
+            before = Some(best);
+        }
     }
 }
 
@@ -62,12 +71,27 @@ fn pairs(fusion: &Fusion) -> Duration {
     start.elapsed()
 }
 
-/// Ten kinds of agents, again and again; each ten are a site of their own.
-fn world(agents: u32) -> Input {
-    Input { members: (0..agents).map(|at| member(at / 10, at % 10, at)).collect(), ..Input::default() }
+fn one_kernel(at: u32) -> Member {
+    let mut evidence = Evidence::empty(Os::Linux);
+    evidence.hypervisor = Hypervisor::None;
+    evidence.boot_id = Reading::Value(tag(1, 0, 0));
+    member(at, evidence, Reading::Value(1_790_000_000_000_000_000 + i64::from(at % 5)))
 }
 
-fn member(site: u32, kind: u32, at: u32) -> Member {
+fn stranger(at: u32) -> Member {
+    let mut evidence = Evidence::empty(Os::Linux);
+    evidence.hypervisor = Hypervisor::None;
+    evidence.boot_id = Reading::Value(tag(1, at, 0));
+    member(at, evidence, Reading::Value(1_790_000_000_000_000_000 + i64::from(at) * 1_000_000))
+}
+
+fn unreadable(at: u32) -> Member {
+    member(at, Evidence::empty(Os::Linux), Reading::Absent)
+}
+
+/// Ten kinds of agents, again and again; each ten are a site of their own.
+fn mixed(at: u32) -> Member {
+    let (site, kind) = (at / 10, at % 10);
     let mut evidence = Evidence::empty(Os::Linux);
     // Kernel 0 is a bare machine with containers, 1 its guest, and so on.
     let (kernel, hypervisor) = match kind {
@@ -108,6 +132,10 @@ fn member(site: u32, kind: u32, at: u32) -> Member {
     let epoch =
         1_790_000_000_000_000_000 + i64::from(site) * 1_000_000_000_000 + i64::from(kernel) * 1_000_000_000;
     let epoch = if matches!(kind, 7 | 9) { Reading::Absent } else { Reading::Value(epoch) };
+    member(at, evidence, epoch)
+}
+
+fn member(at: u32, evidence: Evidence, epoch: Reading<i64>) -> Member {
     let mut id = [0; 32];
     id[..4].copy_from_slice(&at.to_be_bytes());
     Member {

@@ -26,10 +26,8 @@ pub(super) struct Kernels {
     pub(super) refused: BTreeSet<(usize, usize)>,
     /// Agent pairs in conflict: by `KERNEL_CONFLICT`, or refused.
     pub(super) conflicts: BTreeSet<(usize, usize)>,
-    /// Agent pairs that are the same by themselves, in whatever kernels they came to be.
-    pub(super) same: Vec<(usize, usize)>,
-    /// Pairs that share an id of the kernel.
-    pub(super) candidates: Vec<(usize, usize)>,
+    /// Pairs that share an id of the kernel, or about which something is known; sorted.
+    pub(super) related: Vec<(usize, usize, KernelRelation)>,
 }
 
 impl Kernels {
@@ -43,11 +41,10 @@ impl Kernels {
             all: Vec::new(),
             refused: BTreeSet::new(),
             conflicts: BTreeSet::new(),
-            same: Vec::new(),
-            candidates: candidates(world),
+            related: Vec::new(),
         };
         let related: Vec<(usize, usize, KernelRelation)> =
-            kernels.candidates.iter().map(|&(i, j)| (i, j, relate(world, i, j))).collect();
+            candidates(world).into_iter().map(|(i, j)| (i, j, relate(world, i, j))).collect();
         for (i, j, relation) in &related {
             kernels.note(world, *i, *j, relation, warnings);
         }
@@ -62,8 +59,8 @@ impl Kernels {
         for (i, j, _) in same(false) {
             kernels.join_by_id(world, *i, *j, warnings);
         }
-        kernels.same = same(true).chain(same(false)).map(|(i, j, _)| (*i, *j)).collect();
         kernels.number(n);
+        kernels.related = related;
         kernels
     }
 
@@ -158,7 +155,7 @@ impl Kernels {
 
 /// All pairs that may be one kernel or in conflict: those with facts, and those that share an id. Sorted.
 fn candidates(world: &World) -> Vec<(usize, usize)> {
-    let mut pairs: BTreeSet<(usize, usize)> = world.pairs().map(|(i, j, _)| (i, j)).collect();
+    let mut pairs: Vec<(usize, usize)> = world.pairs().map(|(i, j, _)| (i, j)).collect();
     let mut by_id: BTreeMap<(u8, Tag), Vec<usize>> = BTreeMap::new();
     let mut by_epoch: Vec<(i64, usize)> = Vec::new();
     for (at, agent) in world.agents.iter().enumerate() {
@@ -181,5 +178,7 @@ fn candidates(world: &World) -> Vec<(usize, usize)> {
             by_epoch[at + 1..].iter().take_while(|(other, _)| other.abs_diff(epoch) <= EQUAL_WITHIN_NS);
         pairs.extend(near.filter(|(_, j)| *j != i).map(|&(_, j)| (i.min(j), i.max(j))));
     }
-    pairs.into_iter().collect()
+    pairs.sort_unstable();
+    pairs.dedup();
+    pairs
 }

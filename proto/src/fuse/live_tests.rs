@@ -1,12 +1,14 @@
 //! Which live tests would settle something (`identity.md` §9). They run over direct streams, driven by whoever owns
 //! the streams; this only says what is worth asking, most urgent first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{
-    LiveTest, TestToRun, Urgency,
+    Kind, LiveTest, TestToRun, Urgency,
+    judge::Apart,
     kernels::Kernels,
-    relate::{Verdict, relate},
+    machines::Machines,
+    relate::Verdict,
     world::{Agent, World},
 };
 use crate::evidence::Tag;
@@ -14,41 +16,55 @@ use crate::evidence::Tag;
 /// How many tests are proposed at once; the rest comes when these are done.
 const MAX_TESTS: usize = 4096;
 
-/// The live tests that would settle something: one confirmation for each agent, and what is undecided between
-/// kernels, by one agent of each.
-pub(super) fn proposed(world: &World, kernels: &Kernels) -> Vec<TestToRun> {
+/// The live tests that would settle something.
+pub(super) fn proposed(world: &World, kernels: &Kernels, machines: &Machines) -> Vec<TestToRun> {
     let mut tests = BTreeSet::new();
-    let mut confirmed = BTreeMap::new();
-    for &(i, j) in &kernels.candidates {
-        let relation = relate(world, i, j);
+    within_kernels(world, kernels, &mut tests);
+    between_kernels(world, kernels, machines, &mut tests);
+    tests.into_iter().take(MAX_TESTS).collect()
+}
+
+/// What contradicts itself, and one confirmation for each agent, against one agent of the kernel that it seems to
+/// belong to: linear.
+fn within_kernels(world: &World, kernels: &Kernels, tests: &mut BTreeSet<TestToRun>) {
+    let mut confirmed = BTreeSet::new();
+    for &(i, j, relation) in &kernels.related {
+        if kernels.proven(i, j) {
+            continue;
+        }
         match relation.verdict {
-            Verdict::Unknown { conflict: true } if !kernels.proven(i, j) => {
-                let facts = world.between(i, j).facts;
-                let test = if facts.sandwich.is_none() { LiveTest::Sandwich } else { LiveTest::Beacon };
-                propose(&mut tests, world, (i, j), Urgency::Conflict, &[test]);
+            Verdict::Unknown { conflict: true } => {
+                let tried = world.between(i, j).facts.sandwich.is_some();
+                let test = if tried { LiveTest::Beacon } else { LiveTest::Sandwich };
+                propose(tests, world, (i, j), Urgency::Conflict, &[test]);
             }
-            // One test for each agent, against one agent of the kernel that it seems to belong to: linear.
-            Verdict::Same { proof: false } if !kernels.proven(i, j) && confirmed.insert(j, i).is_none() => {
-                propose(&mut tests, world, (i, j), Urgency::Confirm, &[LiveTest::Sandwich]);
+            Verdict::Same { .. } if confirmed.insert(j) => {
+                propose(tests, world, (i, j), Urgency::Confirm, &[LiveTest::Sandwich]);
             }
             Verdict::Same { .. } | Verdict::Different { .. } | Verdict::Unknown { .. } => {}
         }
     }
-    let undecided = [LiveTest::Rendezvous, LiveTest::ClockOffset, LiveTest::Sandwich];
-    for (a, one) in kernels.all.iter().enumerate() {
-        for other in &kernels.all[a + 1..] {
+}
+
+/// What nothing decides, by one agent of each kernel. Two genuine boot ids always decide, so only kernels without
+/// one are looked at.
+fn between_kernels(world: &World, kernels: &Kernels, machines: &Machines, tests: &mut BTreeSet<TestToRun>) {
+    let tests_of_pair = [LiveTest::Rendezvous, LiveTest::ClockOffset, LiveTest::Sandwich];
+    let has_boot = |k: usize| kernels.all[k].iter().any(|at| world.agents[*at].boot.is_some());
+    for k in (0..kernels.all.len()).filter(|k| !has_boot(*k)) {
+        for l in (0..kernels.all.len()).filter(|l| *l > k || has_boot(*l)) {
             if tests.len() >= MAX_TESTS {
-                break;
+                return;
             }
-            let (i, j) = (one[0], other[0]);
-            if relate(world, i, j).verdict == (Verdict::Unknown { conflict: false }) {
+            let judged = machines.judge.judge(world, kernels, k, l);
+            if judged.apart == Apart::Unknown && judged.relation.kind != Kind::Distinct {
+                let (i, j) = (kernels.all[k.min(l)][0], kernels.all[k.max(l)][0]);
                 let related = shares_something(&world.agents[i], &world.agents[j]);
                 let urgency = if related { Urgency::Related } else { Urgency::Strangers };
-                propose(&mut tests, world, (i, j), urgency, &undecided);
+                propose(tests, world, (i, j), urgency, &tests_of_pair);
             }
         }
     }
-    tests.into_iter().take(MAX_TESTS).collect()
 }
 
 fn shares_something(one: &Agent, other: &Agent) -> bool {

@@ -9,6 +9,7 @@ use super::{
     kernels::Kernels,
     machines::Machines,
     pool::Pool,
+    relate::Verdict,
     warnings::Warnings,
     world::World,
 };
@@ -60,9 +61,10 @@ impl Notices<'_> {
     }
 
     fn of_rules(&mut self) {
-        for &(i, j) in &self.kernels.same {
+        for &(i, j, relation) in &self.kernels.related {
             let (k, l) = (self.kernels.of(i), self.kernels.of(j));
-            if k != l && self.machines.judge.rule(k, l) == Some(false) {
+            let same = k != l && matches!(relation.verdict, Verdict::Same { .. });
+            if same && self.machines.judge.rule(k, l) == Some(false) {
                 self.warnings.pair(Code::OverrideContradictsProof, self.id(i), self.id(j));
             }
         }
