@@ -33,7 +33,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tropa_proto::evidence::{Facts, GpuKind};
+use tropa_proto::{
+    evidence::{Facts, GpuKind},
+    message::Loaded,
+};
 
 pub use directory::LockPlaces;
 use lock_file::{LockFile, Mode, Plan};
@@ -73,6 +76,19 @@ pub enum Occupies {
     Both,
     /// Not known yet: all that the lane claims.
     Claimed,
+}
+
+impl Occupies {
+    /// Says what a model occupies from how `/api/ps` shows it lie in memory; not loaded: not known.
+    #[must_use]
+    pub fn of(loaded: Option<Loaded>) -> Self {
+        match loaded {
+            Some(Loaded { size: 0, .. }) | None => Self::Claimed,
+            Some(Loaded { size_vram: 0, .. }) => Self::Dram,
+            Some(loaded) if loaded.size_vram >= loaded.size => Self::Gpus,
+            Some(_) => Self::Both,
+        }
+    }
 }
 
 impl DeviceName {

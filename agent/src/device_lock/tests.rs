@@ -321,3 +321,13 @@ fn what_a_model_occupies_follows_from_where_it_lies() {
     let slice = vec![gpu(Some("mig-1"), GpuKind::Mig { parent: "gpu-a".into() }, false)];
     assert_eq!(of(slice, false, vec![], Occupies::Gpus), "mig-1");
 }
+
+#[test]
+fn where_a_model_lies_follows_from_its_two_sizes() {
+    let of = |size, size_vram| Occupies::of(Some(Loaded { size, size_vram, context: 0 }));
+    assert_eq!(of(10, 10), Occupies::Gpus);
+    assert_eq!(of(10, 0), Occupies::Dram);
+    assert_eq!(of(10, 4), Occupies::Both);
+    assert_eq!(of(0, 0), Occupies::Claimed);
+    assert_eq!(Occupies::of(None), Occupies::Claimed);
+}
