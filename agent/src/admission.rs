@@ -9,6 +9,8 @@
 //! nobody can cancel, read or acknowledge what is not his. Every attempt of this incarnation stays known, so that
 //! a `Run` that comes twice is executed once (`reliability.md` §3).
 
+mod event;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
@@ -21,6 +23,8 @@ use tropa_proto::{
     id::{AgentId, AttemptId, Incarnation},
     message::{Failure, Place, Refusal},
 };
+
+pub use self::event::{Action, Event, Key};
 
 /// Attempts that stay known: a day of work at one a second. Beyond it the one that ended first is forgotten.
 pub const MAX_KNOWN: usize = 65_536;
@@ -44,92 +48,6 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// When a coordinator that found all places taken may ask again: a quarter of the shortest usual chunk.
 const RETRY_MS: u32 = 250;
-
-/// An attempt of one sender.
-pub type Key = (AgentId, AttemptId);
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A `Run` arrived.
-    Run {
-        /// Which attempt.
-        key: Key,
-        /// The incarnation that it is meant for.
-        incarnation: Incarnation,
-        /// What tells runners apart, or why its body is refused.
-        runner: Result<String, Failure>,
-        /// The outbox can take another result.
-        room: bool,
-    },
-    /// A `Cancel` arrived.
-    Cancel(Key),
-    /// An `Ack` arrived.
-    Ack(Key),
-    /// Somebody else holds the devices; the name that he gives.
-    LaneBlocked(String),
-    /// The devices are ours; `dirty` where earlier holders left requests to settle.
-    LaneHeld {
-        /// There is something to settle.
-        dirty: bool,
-    },
-    /// The devices cannot be locked; says why.
-    LaneFailed(String),
-    /// Everything that was to be settled is over.
-    Settled,
-    /// The attempt could not be started because its settle record could not be written.
-    NotStarted(Key, String),
-    /// The engine's stream ended: its place is free. `may_run` where the request may still run there.
-    Ended {
-        /// Which attempt.
-        key: Key,
-        /// Settle before anything else starts.
-        may_run: bool,
-    },
-    /// The attempt is over: its result is in the outbox, or this is why there is none.
-    Finished(Key, Option<Failure>),
-    /// The outbox gave the result up after its time.
-    Expired(Key),
-    /// Take nothing new; says why.
-    Drain(String),
-    /// Time has passed.
-    Tick {
-        /// Somebody waits for the devices that we hold.
-        someone_waits: bool,
-        /// The lock files are no longer where they were locked.
-        displaced: bool,
-    },
-}
-
-/// What is to be done, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Say where the attempt is.
-    Accept(Key, Place),
-    /// Say that nothing was started, and forget the attempt.
-    Refuse(Key, Refusal),
-    /// Say why the attempt failed.
-    Fail(Key, Failure),
-    /// Send the result from the outbox.
-    Deliver(Key),
-    /// Forget the result.
-    Discard(Key),
-    /// Send the request to the engine.
-    Start {
-        /// Which attempt.
-        key: Key,
-        /// How long it has waited for the devices and for settling.
-        waited: Duration,
-    },
-    /// Hang up on a running request.
-    HangUp(Key),
-    /// Take the locks of the lane.
-    Acquire,
-    /// Give them back, or give up waiting for them.
-    Release,
-    /// Prove that nothing runs any more of what was hung up on or left behind.
-    Settle,
-}
 
 /// Where a known attempt is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -504,11 +422,15 @@ impl Admission {
         actions.push(Action::Start { key, waited });
     }
 
-    /// Says whether an attempt of the peer finds a place: a free one at the engine, or the peer's next.
+    /// Says whether an attempt of the peer finds a place: the peer's next, or one that becomes a running one as
+    /// soon as the devices are ours.
     fn has_place(&self, peer: AgentId) -> bool {
-        let next_is_free = !self.queues.contains_key(&peer);
-        let engine_is_free = self.running.len() + self.queued() < self.width;
-        engine_is_free || (next_is_free && self.queues.len() < MAX_PEERS)
+        let held = self.queues.get(&peer).map(VecDeque::len);
+        let free_at_engine = self.width.saturating_sub(self.running.len());
+        match held {
+            Some(held) => held < 1 + free_at_engine,
+            None => self.queues.len() < MAX_PEERS,
+        }
     }
 
     fn place_of_queued(&self) -> Place {

@@ -317,3 +317,13 @@ fn no_order_of_events_breaks_the_rules() {
         }
     }
 }
+
+#[test]
+fn an_attempt_and_its_next_are_both_taken_before_the_devices_are_ours() {
+    let (mut admission, at) = (Admission::new(ME, 1), now());
+    assert!(admission.handle(run(key(1, 1), "m"), at).contains(&Action::Acquire));
+    let next = admission.handle(run(key(1, 2), "m"), at);
+    assert!(!next.iter().any(|action| matches!(action, Action::Refuse(..))), "{next:?}");
+    let third = admission.handle(run(key(1, 3), "m"), at);
+    assert_eq!(third, [Action::Refuse(key(1, 3), Refusal::Busy { retry_ms: RETRY_MS })]);
+}
