@@ -7,5 +7,6 @@ mod failure_modes;
 mod floors;
 mod identity;
 mod identity_properties;
+mod jobs;
 mod real_engine;
 mod schedule;
