@@ -10,6 +10,7 @@
 //! a `Run` that comes twice is executed once (`reliability.md` §3).
 
 mod event;
+mod state;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -25,6 +26,7 @@ use tropa_proto::{
 };
 
 pub use self::event::{Action, Event, Key};
+use self::state::{Lane, Queued, State};
 
 /// Attempts that stay known: a day of work at one a second. Beyond it the one that ended first is forgotten.
 pub const MAX_KNOWN: usize = 65_536;
@@ -48,44 +50,6 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// When a coordinator that found all places taken may ask again: a quarter of the shortest usual chunk.
 const RETRY_MS: u32 = 250;
-
-/// Where a known attempt is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum State {
-    Queued(Queued),
-    Running { runner: String },
-    Checking,
-    Done,
-    Failed(Box<Failure>),
-    Acknowledged,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Queued {
-    runner: String,
-    /// Since when it has waited for the devices or for settling.
-    waits: Option<Instant>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Lane {
-    Free,
-    Asked {
-        holder: Option<String>,
-    },
-    Held {
-        since: Instant,
-        idle: Option<Instant>,
-        look: Instant,
-    },
-    Settling {
-        since: Instant,
-    },
-    /// Nothing starts; when the last running one has ended, the locks go back.
-    Yielding {
-        since: Instant,
-    },
-}
 
 /// The state of admission at one install.
 #[derive(Debug)]

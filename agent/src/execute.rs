@@ -8,171 +8,42 @@
 //! A caller that goes away does not stop an attempt: its reports fall on the floor, its result waits in the
 //! outbox, and the same `Run` sent again subscribes anew. Only a `Cancel` cancels.
 
+mod orders;
+mod progress;
+mod records;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    os::unix::fs::MetadataExt as _,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use bytes::Bytes;
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tropa_proto::{
-    bounded::{Blob, Text},
-    id::{AgentId, AttemptId, Incarnation},
-    message::{Failure, FromAgent, MAX_RESULT_FRAME, Run},
-};
+use tropa_proto::message::{Failure, FromAgent, MAX_RESULT_FRAME};
 
+pub use self::orders::{Ended, Load, Orders, Settings};
+use self::{
+    orders::{MAX_ORDERS, Order, RunOrder},
+    progress::{Reports, Ticker, frames},
+    records::{
+        SETTLE_LEAST, SETTLE_MOST, network_namespace, options_hash, record_name, settle_one, warn_record,
+    },
+};
 use crate::{
     admission::{Action, Admission, Event, Key},
     clock::now,
-    device_lock::{DeviceLocks, DeviceName, Held, LockError, SettleRecord},
-    ollama::{Completed, Ollama, OllamaUrl, Policy, Progress, Request, Settled, Unfinished},
+    device_lock::{Held, LockError, SettleRecord},
+    ollama::{Completed, Ollama, Progress, Request, Unfinished},
     outbox::{Finished, Outbox},
 };
 
-/// Orders on their way to the driver; it takes them in microseconds, so more would only hide a fault.
-const MAX_ORDERS: usize = 256;
-
 /// Results on their way to slow readers. Beyond it a result waits in the outbox until it is asked for again.
 const MAX_DELIVERIES: usize = 1024;
-
-/// Between two reports of progress of one attempt (`reliability.md` §3: at most four a second).
-const PROGRESS: Duration = Duration::from_millis(250);
-
-/// Bytes of text that wait for the next report of progress; the rest is not shown.
-const MAX_SHOWN: usize = 16_384;
-
-/// Places in the channel of reports that progress leaves free, for the frames that matter.
-const RESERVED: usize = 4;
-
-/// The least time for settling, where hardly anything of the attempt's own limit is left: a load may have to end
-/// first.
-const SETTLE_LEAST: Duration = Duration::from_secs(30);
-
-/// The most that a record of somebody else may ask us to wait: what a long answer on a slow machine takes. Without
-/// a bound a broken record would close the lane for ever.
-const SETTLE_MOST: Duration = Duration::from_secs(60 * 60);
-
-/// What an executor is made of.
-#[derive(Debug)]
-pub struct Settings {
-    /// This run of the agent.
-    pub incarnation: Incarnation,
-    /// How many attempts the install holds at once; 0 counts as 1.
-    pub width: u16,
-    /// The locks of this agent's devices; `None` where there is no directory for them.
-    pub locks: Option<Arc<DeviceLocks>>,
-    /// The devices that an attempt occupies.
-    pub devices: BTreeSet<DeviceName>,
-}
-
-/// How much there is at present.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Attempts at the engine.
-    pub running: usize,
-    /// Attempts that wait for a place, for the devices or for settling.
-    pub queued: usize,
-    /// Attempts whose digest is being checked.
-    pub checking: usize,
-    /// Results that wait for their `Ack`.
-    pub waiting_results: usize,
-    /// Something is being settled.
-    pub settling: bool,
-    /// The last settling ended without proof: a request that nobody waits for may still run.
-    pub unsettled: bool,
-}
-
-/// Where orders for an executor go. A clone is another way in.
-#[derive(Clone, Debug)]
-pub struct Orders {
-    orders: mpsc::Sender<Order>,
-    load: watch::Receiver<Load>,
-    policy: Policy,
-}
-
-/// Says that the executor has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("handing an order to the executor failed: it has ended")]
-pub struct Ended;
-
-#[derive(Debug)]
-enum Order {
-    Run(Box<RunOrder>),
-    Cancel(Key, mpsc::Sender<FromAgent>),
-    Ack(Key),
-    Drain(String),
-}
-
-#[derive(Debug)]
-struct RunOrder {
-    key: Key,
-    incarnation: Incarnation,
-    request: Result<Request, Failure>,
-    show_text: bool,
-    reports: mpsc::Sender<FromAgent>,
-}
-
-impl Orders {
-    /// Hands a `Run` over. Everything about the attempt is reported to `reports`, which should have room for
-    /// eight frames and is never waited for; a closed one stops nothing.
-    ///
-    /// Known attempts answer with their present state: their place, their result again, or their failure.
-    ///
-    /// # Errors
-    /// When the executor has ended.
-    pub async fn run(&self, from: AgentId, run: Run, reports: mpsc::Sender<FromAgent>) -> Result<(), Ended> {
-        let (key, incarnation, show_text) = ((from, run.attempt), run.incarnation, run.show_text);
-        // Reading the body may take a millisecond; here it costs the caller's task and not the driver's.
-        let request = Request::check(run, self.policy.allow_remote_models);
-        self.send(Order::Run(Box::new(RunOrder { key, incarnation, request, show_text, reports }))).await
-    }
-
-    /// Cancels: what waits is dropped, what runs is hung up on. An attempt of another sender is unknown.
-    ///
-    /// # Errors
-    /// When the executor has ended.
-    pub async fn cancel(
-        &self,
-        from: AgentId,
-        attempt: AttemptId,
-        reports: mpsc::Sender<FromAgent>,
-    ) -> Result<(), Ended> {
-        self.send(Order::Cancel((from, attempt), reports)).await
-    }
-
-    /// Says that the result is committed: it is forgotten.
-    ///
-    /// # Errors
-    /// When the executor has ended.
-    pub async fn ack(&self, from: AgentId, attempt: AttemptId) -> Result<(), Ended> {
-        self.send(Order::Ack((from, attempt))).await
-    }
-
-    /// Takes nothing new from now on and gives back what has not started; what runs goes on.
-    ///
-    /// # Errors
-    /// When the executor has ended.
-    pub async fn drain(&self, why: &str) -> Result<(), Ended> {
-        self.send(Order::Drain(why.to_owned())).await
-    }
-
-    /// Gives the present load, which also tells when it changes.
-    #[must_use]
-    pub fn load(&self) -> watch::Receiver<Load> {
-        self.load.clone()
-    }
-
-    async fn send(&self, order: Order) -> Result<(), Ended> {
-        self.orders.send(order).await.map_err(|_| Ended)
-    }
-}
 
 /// The attempts at one install.
 #[derive(Debug)]
@@ -212,9 +83,6 @@ struct Attempt {
     wait_ms: u32,
 }
 
-/// Where the reports of one attempt go; replaced when the same `Run` comes again.
-type Reports = Arc<Mutex<mpsc::Sender<FromAgent>>>;
-
 /// The end of something that runs beside the loop.
 enum End {
     Stream(Key, Result<Completed, Unfinished>),
@@ -250,7 +118,7 @@ impl Executor {
             orders,
             load,
         };
-        (executor, Orders { orders: order_sender, load: load_receiver, policy })
+        (executor, Orders::new(order_sender, load_receiver, policy))
     }
 
     /// Works until `stop`, or until every [`Orders`] is gone. What then still runs is hung up on; its settle
@@ -580,75 +448,6 @@ impl Executor {
         let spent = attempt.started.map_or(Duration::ZERO, |started| now() - started);
         attempt.request.limits.deadline.saturating_sub(spent).clamp(SETTLE_LEAST, SETTLE_MOST)
     }
-}
-
-/// Tells of progress, at most four times a second, where the channel has room to spare.
-struct Ticker {
-    attempt: AttemptId,
-    reports: Reports,
-    show_text: bool,
-    pending: String,
-    last: Instant,
-}
-
-impl Ticker {
-    fn line(&mut self, progress: Progress<'_>) {
-        if self.show_text && self.pending.len() < MAX_SHOWN {
-            self.pending.push_str(progress.text);
-        }
-        let at = now();
-        if at < self.last + PROGRESS {
-            return;
-        }
-        self.last = at;
-        let text = Text::cut(&self.pending);
-        let frame = FromAgent::Tokens { attempt: self.attempt, count: progress.count, text };
-        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        if reports.capacity() > RESERVED && reports.try_send(frame).is_ok() {
-            self.pending.clear();
-        }
-    }
-}
-
-/// Proves one record over, or waits for as long as it may run; says whether it is proved.
-async fn settle_one(ollama: &Ollama, netns: u64, record: &SettleRecord, limit: Duration) -> bool {
-    let here = record.netns == netns;
-    if here && record.endpoint == ollama.base().to_string() {
-        return ollama.settle(&record.model, limit).await != Settled::Unsettled;
-    }
-    let other = OllamaUrl::parse(&record.endpoint, false).ok().and_then(|url| Ollama::new(url).ok());
-    match other.filter(|_| here) {
-        Some(other) => other.settle(&record.model, limit).await != Settled::Unsettled,
-        // Out of reach: another network namespace.
-        None => {
-            tokio::time::sleep(limit).await;
-            false
-        }
-    }
-}
-
-fn frames(result: &Bytes) -> impl Iterator<Item = FromAgent> + Send {
-    let pieces = result.chunks(MAX_RESULT_FRAME);
-    pieces.filter_map(|piece| Blob::new(piece.to_vec()).ok()).map(FromAgent::Body)
-}
-
-/// The key of a settle record: sender and attempt, since attempts of two senders are two.
-fn record_name((from, attempt): &Key) -> String {
-    format!("{from}/{}/{}/{}", attempt.job, attempt.chunk.0, attempt.no)
-}
-
-fn options_hash(runner: &str) -> String {
-    use sha2::Digest as _;
-    tropa_proto::id::hex(&sha2::Sha256::digest(runner)[..8])
-}
-
-fn warn_record(error: &LockError) {
-    tracing::warn!(error = error as &dyn std::error::Error, "writing a settle record failed");
-}
-
-/// The inode of our network namespace, in which the address of the install is meant; 0 where there is none.
-fn network_namespace() -> u64 {
-    std::fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
 }
 
 fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {

@@ -6,11 +6,14 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Semaphore, time::timeout};
 use tropa_proto::{
+    bounded::Blob,
     failure::Reason,
-    message::{Endpoint, Outcome, Place, Refusal},
+    id::{AgentId, Incarnation},
+    message::{Endpoint, Outcome, Place, Refusal, Run},
 };
 
 use super::*;
+use crate::device_lock::{DeviceLocks, DeviceName};
 use crate::ollama::{
     raw_server::{Play, Server, end, json as whole, line, ndjson},
     sample::{chat, run},

@@ -1,0 +1,94 @@
+//! What admission hears and what it wants done: the whole interface of its core.
+
+use std::time::Duration;
+
+use tropa_proto::{
+    id::{AgentId, AttemptId, Incarnation},
+    message::{Failure, Place, Refusal},
+};
+
+/// An attempt of one sender.
+pub type Key = (AgentId, AttemptId);
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A `Run` arrived.
+    Run {
+        /// Which attempt.
+        key: Key,
+        /// The incarnation that it is meant for.
+        incarnation: Incarnation,
+        /// What tells runners apart, or why its body is refused.
+        runner: Result<String, Failure>,
+        /// The outbox can take another result.
+        room: bool,
+    },
+    /// A `Cancel` arrived.
+    Cancel(Key),
+    /// An `Ack` arrived.
+    Ack(Key),
+    /// Somebody else holds the devices; the name that he gives.
+    LaneBlocked(String),
+    /// The devices are ours; `dirty` where earlier holders left requests to settle.
+    LaneHeld {
+        /// There is something to settle.
+        dirty: bool,
+    },
+    /// The devices cannot be locked; says why.
+    LaneFailed(String),
+    /// Everything that was to be settled is over.
+    Settled,
+    /// The attempt could not be started because its settle record could not be written.
+    NotStarted(Key, String),
+    /// The engine's stream ended: its place is free. `may_run` where the request may still run there.
+    Ended {
+        /// Which attempt.
+        key: Key,
+        /// Settle before anything else starts.
+        may_run: bool,
+    },
+    /// The attempt is over: its result is in the outbox, or this is why there is none.
+    Finished(Key, Option<Failure>),
+    /// The outbox gave the result up after its time.
+    Expired(Key),
+    /// Take nothing new; says why.
+    Drain(String),
+    /// Time has passed.
+    Tick {
+        /// Somebody waits for the devices that we hold.
+        someone_waits: bool,
+        /// The lock files are no longer where they were locked.
+        displaced: bool,
+    },
+}
+
+/// What is to be done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Say where the attempt is.
+    Accept(Key, Place),
+    /// Say that nothing was started, and forget the attempt.
+    Refuse(Key, Refusal),
+    /// Say why the attempt failed.
+    Fail(Key, Failure),
+    /// Send the result from the outbox.
+    Deliver(Key),
+    /// Forget the result.
+    Discard(Key),
+    /// Send the request to the engine.
+    Start {
+        /// Which attempt.
+        key: Key,
+        /// How long it has waited for the devices and for settling.
+        waited: Duration,
+    },
+    /// Hang up on a running request.
+    HangUp(Key),
+    /// Take the locks of the lane.
+    Acquire,
+    /// Give them back, or give up waiting for them.
+    Release,
+    /// Prove that nothing runs any more of what was hung up on or left behind.
+    Settle,
+}

@@ -1,0 +1,137 @@
+//! The way into an executor, and what can be seen of it from outside.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::sync::{mpsc, watch};
+use tropa_proto::{
+    id::{AgentId, AttemptId, Incarnation},
+    message::{Failure, FromAgent, Run},
+};
+
+use crate::{
+    admission::Key,
+    device_lock::{DeviceLocks, DeviceName},
+    ollama::{Policy, Request},
+};
+
+/// Orders on their way to the driver; it takes them in microseconds, so more would only hide a fault.
+pub(super) const MAX_ORDERS: usize = 256;
+
+/// What an executor is made of.
+#[derive(Debug)]
+pub struct Settings {
+    /// This run of the agent.
+    pub incarnation: Incarnation,
+    /// How many attempts the install holds at once; 0 counts as 1.
+    pub width: u16,
+    /// The locks of this agent's devices; `None` where there is no directory for them.
+    pub locks: Option<Arc<DeviceLocks>>,
+    /// The devices that an attempt occupies.
+    pub devices: BTreeSet<DeviceName>,
+}
+
+/// How much there is at present.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Attempts at the engine.
+    pub running: usize,
+    /// Attempts that wait for a place, for the devices or for settling.
+    pub queued: usize,
+    /// Attempts whose digest is being checked.
+    pub checking: usize,
+    /// Results that wait for their `Ack`.
+    pub waiting_results: usize,
+    /// Something is being settled.
+    pub settling: bool,
+    /// The last settling ended without proof: a request that nobody waits for may still run.
+    pub unsettled: bool,
+}
+
+/// Where orders for an executor go. A clone is another way in.
+#[derive(Clone, Debug)]
+pub struct Orders {
+    orders: mpsc::Sender<Order>,
+    load: watch::Receiver<Load>,
+    policy: Policy,
+}
+
+/// Says that the executor has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("handing an order to the executor failed: it has ended")]
+pub struct Ended;
+
+#[derive(Debug)]
+pub(super) enum Order {
+    Run(Box<RunOrder>),
+    Cancel(Key, mpsc::Sender<FromAgent>),
+    Ack(Key),
+    Drain(String),
+}
+
+#[derive(Debug)]
+pub(super) struct RunOrder {
+    pub(super) key: Key,
+    pub(super) incarnation: Incarnation,
+    pub(super) request: Result<Request, Failure>,
+    pub(super) show_text: bool,
+    pub(super) reports: mpsc::Sender<FromAgent>,
+}
+
+impl Orders {
+    pub(super) fn new(orders: mpsc::Sender<Order>, load: watch::Receiver<Load>, policy: Policy) -> Self {
+        Self { orders, load, policy }
+    }
+
+    /// Hands a `Run` over. Everything about the attempt is reported to `reports`, which should have room for
+    /// eight frames and is never waited for; a closed one stops nothing.
+    ///
+    /// Known attempts answer with their present state: their place, their result again, or their failure.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn run(&self, from: AgentId, run: Run, reports: mpsc::Sender<FromAgent>) -> Result<(), Ended> {
+        let (key, incarnation, show_text) = ((from, run.attempt), run.incarnation, run.show_text);
+        // Reading the body may take a millisecond; here it costs the caller's task and not the driver's.
+        let request = Request::check(run, self.policy.allow_remote_models);
+        self.send(Order::Run(Box::new(RunOrder { key, incarnation, request, show_text, reports }))).await
+    }
+
+    /// Cancels: what waits is dropped, what runs is hung up on. An attempt of another sender is unknown.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn cancel(
+        &self,
+        from: AgentId,
+        attempt: AttemptId,
+        reports: mpsc::Sender<FromAgent>,
+    ) -> Result<(), Ended> {
+        self.send(Order::Cancel((from, attempt), reports)).await
+    }
+
+    /// Says that the result is committed: it is forgotten.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn ack(&self, from: AgentId, attempt: AttemptId) -> Result<(), Ended> {
+        self.send(Order::Ack((from, attempt))).await
+    }
+
+    /// Takes nothing new from now on and gives back what has not started; what runs goes on.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn drain(&self, why: &str) -> Result<(), Ended> {
+        self.send(Order::Drain(why.to_owned())).await
+    }
+
+    /// Gives the present load, which also tells when it changes.
+    #[must_use]
+    pub fn load(&self) -> watch::Receiver<Load> {
+        self.load.clone()
+    }
+
+    async fn send(&self, order: Order) -> Result<(), Ended> {
+        self.orders.send(order).await.map_err(|_| Ended)
+    }
+}
