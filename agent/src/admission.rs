@@ -172,6 +172,10 @@ impl Admission {
                 self.running.remove(&key);
                 self.known.remove(&key);
                 actions.push(Action::Refuse(key, Refusal::Draining(Text::cut(&why))));
+                // The locks are not what they were; with new ones the next attempt may fare better.
+                if let Lane::Held { since, .. } = self.lane {
+                    self.lane = Lane::Yielding { since };
+                }
             }
             Event::Ended { key, may_run } => {
                 if self.running.remove(&key) {

@@ -353,11 +353,14 @@ impl Executor {
 
     fn start(&mut self, key: Key, waited: Duration) -> Option<Event> {
         let record = self.record(&key);
-        if let (Some(held), Some(record)) = (&self.held, record)
-            && let Err(error) = held.record(record)
-        {
-            warn_record(&error);
-            return Some(Event::NotStarted(key, format!("the settle record was not written: {error}")));
+        if let (Some(held), Some(record)) = (&self.held, record) {
+            if !held.is_in_place() {
+                return Some(Event::NotStarted(key, "the lock files were replaced".to_owned()));
+            }
+            if let Err(error) = held.record(record) {
+                warn_record(&error);
+                return Some(Event::NotStarted(key, format!("the settle record was not written: {error}")));
+            }
         }
         let attempt = self.attempts.get_mut(&key)?;
         attempt.started = Some(now());

@@ -39,7 +39,7 @@ pub enum Event {
     LaneFailed(String),
     /// Everything that was to be settled is over.
     Settled,
-    /// The attempt could not be started because its settle record could not be written.
+    /// The attempt was not started: the locks are not in their place, or its settle record could not be written.
     NotStarted(Key, String),
     /// The engine's stream ended: its place is free. `may_run` where the request may still run there.
     Ended {

@@ -208,6 +208,16 @@ fn locks_that_fail_give_everything_back() {
 }
 
 #[test]
+fn an_attempt_that_could_not_start_is_given_back_and_the_locks_are_taken_anew() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(2, 1), "m"), at);
+    let actions = admission.handle(Event::NotStarted(key(1, 1), "disk".to_owned()), at);
+    let refused = Action::Refuse(key(1, 1), Refusal::Draining(Text::cut("disk")));
+    assert_eq!(actions, [refused, Action::Release, Action::Acquire]);
+    assert!(!admission.knows(&key(1, 1)), "nothing was started, so it may come again");
+}
+
+#[test]
 fn known_attempts_are_bounded_and_the_earliest_end_is_forgotten_first() {
     let (mut admission, at) = busy(1);
     let wrong = failure(Reason::BadRequest, "x");

@@ -313,6 +313,28 @@ async fn what_a_dead_agent_left_at_the_engine_is_settled_by_the_next() {
 }
 
 #[tokio::test]
+async fn nothing_starts_under_locks_that_were_wiped_and_the_next_order_gets_new_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let install = Install::start().await;
+    let (orders, fingerprint) = install.executor(1, Some(locks(directory.path(), "x"))).await;
+    let mut first = Stream::new(1, "one", fingerprint);
+    first.send(&orders).await;
+    first.until(&Place::Running).await;
+    let mut second = Stream::new(2, "two", fingerprint);
+    second.send(&orders).await;
+    second.until(&Place::Next).await;
+    for entry in std::fs::read_dir(directory.path()).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    install.gate.add_permits(2);
+    first.result().await;
+    while !matches!(second.next().await, FromAgent::Refused(_, Refusal::Draining(_))) {}
+    assert_eq!(install.chats(), 1);
+    second.send(&orders).await;
+    assert_eq!(second.result().await.1["message"]["content"], "two");
+}
+
+#[tokio::test]
 async fn a_width_of_three_runs_three_and_one_waits() {
     let install = Install::start().await;
     let (orders, fingerprint) = install.executor(3, None).await;
