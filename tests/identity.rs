@@ -30,6 +30,12 @@ fn truth_tables_of_fusion_come_out_right() {
     println!("fusion.json: {rows} rows come out right");
 }
 
+/// Rows of our own in the form of the truth tables: one for each rule that the given ones do not need.
+#[test]
+fn further_truth_tables_of_fusion_come_out_right() {
+    check_in(own_cases(), "further_fusion.json", |row: &FusionRow| (row.id, &row.situation, row.wrong()));
+}
+
 #[test]
 fn truth_tables_of_lanes_come_out_right() {
     let rows = check("lanes.json", |row: &LanesRow| (row.id, &row.situation, row.wrong()));
@@ -42,10 +48,21 @@ fn truth_tables_of_continuity_come_out_right() {
     println!("continuity.json: {rows} rows come out right");
 }
 
-/// Runs all rows of a table and fails with those that come out wrong; says how many there were.
+fn own_cases() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("cases")
+}
+
+/// Checks a table of the folder that `TROPA_CASES` names, else of our own.
 fn check<R: DeserializeOwned>(table: &str, run: impl Fn(&R) -> (u32, &String, Option<String>)) -> usize {
-    let folder = std::env::var_os("TROPA_CASES")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("cases"), PathBuf::from);
+    check_in(std::env::var_os("TROPA_CASES").map_or_else(own_cases, PathBuf::from), table, run)
+}
+
+/// Runs all rows of a table and fails with those that come out wrong; says how many there were.
+fn check_in<R: DeserializeOwned>(
+    folder: PathBuf,
+    table: &str,
+    run: impl Fn(&R) -> (u32, &String, Option<String>),
+) -> usize {
     let text =
         fs::read_to_string(folder.join(table)).unwrap_or_else(|error| panic!("reading {table}: {error}"));
     let rows: Vec<R> = serde_json::from_str(&text).unwrap_or_else(|error| panic!("parsing {table}: {error}"));
