@@ -1,5 +1,6 @@
 //! The mesh as a whole, under test: what several test files need, and nothing that ships.
 
+pub mod demo;
 pub mod harness;
 pub mod ollama_double;
 pub mod real_ollama;

@@ -179,7 +179,7 @@ impl Agent {
         } else {
             mesh::start(mesh_config(config.listen.clone())).await?
         };
-        let devices = occupied(stock.facts(), Occupies::Both);
+        let devices = occupied(stock.facts(), Occupies::Claimed);
         let locks = open_locks(&config, &devices, &config.label);
         let settings = execute::Settings { incarnation, width: config.width, locks: locks.clone(), devices };
         let (executor, orders) = Executor::new(settings, ollama);

@@ -81,7 +81,10 @@ fn usage(error: &clap::Error) -> ExitCode {
 #[expect(clippy::print_stderr, reason = "messages go to stderr")]
 fn complain(failed: &Failed) -> ExitCode {
     // The chain of sources, outermost action first; text from peers and engines is escaped.
-    eprintln!("tropa: {}", terminal::escaped(&format!("{:#}", failed.error)));
+    let text = format!("{:#}", failed.error);
+    for (at, line) in text.lines().enumerate() {
+        eprintln!("{}{}", if at == 0 { "tropa: " } else { "" }, terminal::escaped(line));
+    }
     failed.exit.into()
 }
 

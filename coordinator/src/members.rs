@@ -34,8 +34,6 @@ type Described = (AgentId, Hashes, Option<Description>);
 pub enum Change {
     /// Somebody came, left, or has other models or devices.
     Roster,
-    /// The direct connection to an agent is gone.
-    Disconnected(AgentId),
     /// Nothing that a job must know.
     Nothing,
 }
@@ -200,12 +198,13 @@ impl Members {
                 if self.present.len() == before {
                     self.named = self.named.saturating_sub(1);
                 }
-                Change::Nothing
+                Change::Roster
             }
             MeshEvent::Disconnected(agent) => {
                 self.unheard.remove(&agent);
                 self.roster.connected(agent, false);
-                Change::Disconnected(agent)
+                tracing::info!(agent = agent.short(), "the connection to an agent is gone");
+                Change::Roster
             }
             MeshEvent::DialFailed { address, why } => {
                 if self.present.remove(&address).is_none() {

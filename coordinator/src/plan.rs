@@ -333,6 +333,10 @@ fn row(view: &View, install: &Install, models: &[Pinned], at_work: &BTreeSet<Age
 pub fn reason_out(out: &Out, label: &str) -> (String, String) {
     match out {
         Out::NotDescribed => ("its agent has not yet said what it has".to_owned(), "wait a moment".to_owned()),
+        Out::Unreachable => (
+            "there is no connection to its agent".to_owned(),
+            format!("is tropa-agent still running on {label}, and does the network reach it?"),
+        ),
         Out::Draining => ("its agent is leaving".to_owned(), format!("start the agent on {label} again")),
         Out::Declared => (
             "its hardware is declared, not read".to_owned(),

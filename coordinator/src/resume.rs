@@ -189,7 +189,11 @@ pub(crate) async fn work(
             show(&summary, &names, to_file, settings)?;
             Ok(if summary.has_failed() { Exit::SomeFailed } else { Exit::Done })
         }
-        End::Stopped(_) | End::Stuck(_) => conclude(end, &journal),
+        End::Stopped(_) | End::Stuck(_) => {
+            // What is finished and due goes out; the rest comes with the next run.
+            output.finish(&journal).or_exit(Exit::Io)?;
+            conclude(end, &journal)
+        }
     };
     if end.is_ok() {
         let mut journal = journal;

@@ -174,11 +174,6 @@ impl Loop<'_> {
     fn on_change(&mut self, change: &Change) -> Result<(), Failed> {
         match change {
             Change::Nothing => Ok(()),
-            Change::Disconnected(agent) => {
-                // Its streams end by themselves and say so; nothing new is opened until it is back.
-                tracing::info!(agent = agent.short(), "the connection to an agent is gone");
-                Ok(())
-            }
             Change::Roster => {
                 let view = self.run.members.view();
                 let installs = plan::installs(view, &self.run.models);

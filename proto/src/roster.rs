@@ -33,6 +33,8 @@ pub type Hashes = ([u8; 32], [u8; 32]);
 pub struct Roster {
     accept_declared: bool,
     entries: BTreeMap<AgentId, Entry>,
+    /// Everybody with a direct connection, heard or not.
+    connections: BTreeSet<AgentId>,
     epochs: EpochWatch,
     facts: BTreeMap<(AgentId, AgentId), PairFacts>,
     rules: BTreeSet<(AgentId, AgentId, Rule)>,
@@ -47,7 +49,6 @@ struct Entry {
     evidence: Arc<Evidence>,
     inventory: Option<Arc<Inventory>>,
     described: Option<Hashes>,
-    connected: bool,
 }
 
 /// The roster, grouped.
@@ -102,6 +103,8 @@ pub struct Install {
 pub enum Out {
     /// Its agent has not been asked yet what it has.
     NotDescribed,
+    /// There is no direct connection to its agent, or no longer.
+    Unreachable,
     /// Its agent is leaving.
     Draining,
     /// Its evidence was declared by an operator, and this coordinator does not accept that.
@@ -149,7 +152,6 @@ impl Roster {
                     evidence: Arc::new(Evidence::from_core(&announcement.core)),
                     inventory: None,
                     described: None,
-                    connected: false,
                     announcement,
                 };
                 self.entries.insert(agent, entry);
@@ -179,10 +181,9 @@ impl Roster {
 
     /// Notes whether there is a direct connection: an agent with one is judged by that and not by silence.
     pub fn connected(&mut self, agent: AgentId, connected: bool) {
-        if let Some(entry) = self.entries.get_mut(&agent)
-            && entry.connected != connected
-        {
-            entry.connected = connected;
+        let changed =
+            if connected { self.connections.insert(agent) } else { self.connections.remove(&agent) };
+        if changed {
             self.view = None;
         }
     }
@@ -197,12 +198,8 @@ impl Roster {
 
     /// Takes out who has been silent for too long, and says who that was.
     pub fn expire(&mut self, now: Duration) -> Vec<AgentId> {
-        let silent: Vec<AgentId> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.dies_at() <= now)
-            .map(|(agent, _)| *agent)
-            .collect();
+        let silent: Vec<AgentId> =
+            self.entries.keys().copied().filter(|agent| self.dies_at(agent) <= now).collect();
         for agent in &silent {
             self.forget(*agent);
         }
@@ -212,7 +209,7 @@ impl Roster {
     /// When the next agent expires, if nothing is heard of it.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.entries.values().map(Entry::dies_at).min()
+        self.entries.keys().map(|agent| self.dies_at(agent)).min()
     }
 
     /// Whether this agent is there.
@@ -268,7 +265,7 @@ impl Roster {
             },
             epoch: self.epochs.track(*agent),
             first_heard: entry.first_heard,
-            last_heard: entry.alive_at(),
+            last_heard: self.alive_at(agent, entry),
             flapping: false,
         });
         let members = members.collect();
@@ -305,11 +302,11 @@ impl Roster {
             inventory: entry.inventory.clone(),
             evidence: Arc::clone(&entry.evidence),
             rivals: BTreeSet::new(),
-            out: self.out(entry),
+            out: self.out(&agent, entry),
         })
     }
 
-    fn out(&self, entry: &Entry) -> Option<Out> {
+    fn out(&self, agent: &AgentId, entry: &Entry) -> Option<Out> {
         if entry.announcement.state != AgentState::Ready {
             return Some(Out::Draining);
         }
@@ -317,6 +314,9 @@ impl Roster {
             return Some(Out::Declared);
         }
         let Some(inventory) = &entry.inventory else { return Some(Out::NotDescribed) };
+        if !self.connections.contains(agent) {
+            return Some(Out::Unreachable);
+        }
         match &inventory.engine {
             EngineState::Up => None,
             EngineState::Down(why) => Some(Out::Down(why.to_string())),
@@ -329,24 +329,24 @@ impl Roster {
         self.accept_declared || !(entry.announcement.core.declared || entry.evidence.declared)
     }
 
-    fn label(&self, agent: AgentId) -> String {
-        self.entries.get(&agent).map_or_else(|| agent.short(), |entry| entry.announcement.label.to_string())
-    }
-}
-
-impl Entry {
     /// Until when the agent is known to have been alive: with a direct connection, until now, since the end of a
     /// process ends its connections within 100 ms (`libp2p.md` §0).
-    fn alive_at(&self) -> Duration {
-        if self.connected { Duration::MAX } else { self.heard }
+    fn alive_at(&self, agent: &AgentId, entry: &Entry) -> Duration {
+        if self.connections.contains(agent) { Duration::MAX } else { entry.heard }
     }
 
-    fn dies_at(&self) -> Duration {
-        if self.connected {
-            return Duration::MAX;
+    fn dies_at(&self, agent: &AgentId) -> Duration {
+        match self.entries.get(agent) {
+            Some(entry) if !self.connections.contains(agent) => {
+                let period = Duration::from_millis(u64::from(entry.announcement.period_ms));
+                entry.heard + period.mul_f64(SILENT_PERIODS)
+            }
+            Some(_) | None => Duration::MAX,
         }
-        let period = Duration::from_millis(u64::from(self.announcement.period_ms));
-        self.heard + period.mul_f64(SILENT_PERIODS)
+    }
+
+    fn label(&self, agent: AgentId) -> String {
+        self.entries.get(&agent).map_or_else(|| agent.short(), |entry| entry.announcement.label.to_string())
     }
 }
 
@@ -448,11 +448,32 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_gets_work_only_while_there_is_a_connection_to_it_and_it_has_said_what_it_has() {
+        let mut roster = Roster::new(false);
+        roster.connected(agent(1), true);
+        roster.announced(agent(1), announcement(1, 1), at(0));
+        assert_eq!(roster.view().installs[0].out, Some(Out::NotDescribed));
+        let inventory = Inventory {
+            engine: EngineState::Up,
+            version: Text::cut("0.24.0"),
+            models: List::default(),
+            cut: false,
+        };
+        let (hashes, evidence) = (([0; 32], [0; 32]), Evidence::empty(Os::Linux));
+        assert_eq!(roster.undescribed(), [(agent(1), hashes)]);
+        roster.described(agent(1), hashes, Description { evidence, inventory });
+        assert_eq!(roster.view().installs[0].out, None);
+        roster.connected(agent(1), false);
+        assert_eq!(roster.view().installs[0].out, Some(Out::Unreachable));
+    }
+
+    #[test]
     fn declared_evidence_gets_no_work_unless_it_is_accepted() {
         for accepted in [false, true] {
             let mut declared = announcement(1, 1);
             declared.core.declared = true;
             let mut roster = Roster::new(accepted);
+            roster.connected(agent(1), true);
             roster.announced(agent(1), declared, at(0));
             assert_eq!(roster.view().installs[0].out == Some(Out::Declared), !accepted);
         }
