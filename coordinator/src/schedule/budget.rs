@@ -125,7 +125,8 @@ mod tests {
         let mut over = None;
         for no in 1..=MAX_ATTEMPTS {
             let (agent, &machine) = agent(u8::try_from(no).unwrap());
-            let class = [Class::Lost, Class::EngineDown, Class::Incomplete, Class::RunnerCrash][no as usize % 4];
+            let class =
+                [Class::Lost, Class::EngineDown, Class::Incomplete, Class::RunnerCrash][no as usize % 4];
             if let Verdict::Over(_) = history.after(no, class, agent, &machine) {
                 over = Some(no);
                 break;

@@ -10,7 +10,7 @@ use std::{
 
 use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
 
-use super::Schedule;
+use super::{Schedule, Status};
 
 /// A broken rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Schedule {
     pub fn check(&self) -> Result<(), Violation> {
         let mut sent: BTreeMap<AgentId, usize> = BTreeMap::new();
         let mut chunks: BTreeSet<ChunkIndex> = BTreeSet::new();
-        for (attempt, active) in &self.active {
+        for (attempt, active) in self.holdings.iter() {
             if active.occupies() {
                 // A predecessor's attempts are taken over as they are.
                 *sent.entry(active.agent).or_default() += usize::from(!active.adopted);
@@ -54,10 +54,10 @@ impl Schedule {
                 }
             }
         }
-        let closed = self.status.iter().filter(|status| matches!(status, super::Status::Closed)).count();
-        let unfinished = self.status.len() - closed;
-        if unfinished != self.unfinished {
-            return Err(Violation::Count(self.unfinished, unfinished));
+        let count = |wanted| self.status.iter().filter(|status| **status == wanted).count();
+        let (open, finishing) = (count(Status::Open), count(Status::Finished));
+        if (open + finishing, finishing) != (self.unfinished, self.finishing) {
+            return Err(Violation::Count(self.unfinished, open + finishing));
         }
         Ok(())
     }

@@ -1,0 +1,105 @@
+//! Who holds which attempts now, counted by install, so that a decision looks at one install and its rivals only.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use tropa_proto::id::{AgentId, AttemptId};
+
+/// Where an attempt is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Its row is on its way to the disk.
+    Recording,
+    /// Its row is on disk.
+    Recorded,
+    /// The agent has it, or may have it.
+    Sent,
+    /// The same, and it has been told to stop.
+    Cancelling,
+}
+
+/// An attempt that has not ended.
+#[derive(Clone, Debug)]
+pub(super) struct Active {
+    pub(super) agent: AgentId,
+    pub(super) stage: Stage,
+    /// The agent says that it is at the engine.
+    pub(super) running: bool,
+    /// It was sent by a predecessor of this coordinator.
+    pub(super) adopted: bool,
+    pub(super) since: Duration,
+}
+
+/// All attempts that have not ended.
+#[derive(Debug, Default)]
+pub(super) struct Holdings {
+    active: BTreeMap<AttemptId, Active>,
+    by_agent: BTreeMap<AgentId, BTreeSet<AttemptId>>,
+}
+
+impl Active {
+    /// The agent has it, or may have it.
+    pub(super) fn occupies(&self) -> bool {
+        matches!(self.stage, Stage::Sent | Stage::Cancelling)
+    }
+}
+
+impl Holdings {
+    pub(super) fn insert(&mut self, attempt: AttemptId, active: Active) {
+        self.by_agent.entry(active.agent).or_default().insert(attempt);
+        self.active.insert(attempt, active);
+    }
+
+    pub(super) fn remove(&mut self, attempt: &AttemptId) -> Option<Active> {
+        let active = self.active.remove(attempt)?;
+        if let Some(held) = self.by_agent.get_mut(&active.agent) {
+            held.remove(attempt);
+            if held.is_empty() {
+                self.by_agent.remove(&active.agent);
+            }
+        }
+        Some(active)
+    }
+
+    pub(super) fn get(&self, attempt: &AttemptId) -> Option<&Active> {
+        self.active.get(attempt)
+    }
+
+    /// To change its stage; its agent stays.
+    pub(super) fn get_mut(&mut self, attempt: &AttemptId) -> Option<&mut Active> {
+        self.active.get_mut(attempt)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.active.is_empty()
+    }
+
+    /// All of them, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&AttemptId, &Active)> {
+        self.active.iter()
+    }
+
+    /// Those of one install, in order.
+    pub(super) fn of(&self, agent: &AgentId) -> impl Iterator<Item = (&AttemptId, &Active)> {
+        let held = self.by_agent.get(agent).into_iter().flatten();
+        held.filter_map(|attempt| Some((attempt, self.active.get(attempt)?)))
+    }
+
+    /// Whether this install holds anything.
+    pub(super) fn holds(&self, agent: &AgentId) -> bool {
+        self.by_agent.contains_key(agent)
+    }
+
+    /// The installs that hold anything, in order.
+    pub(super) fn holders(&self) -> impl Iterator<Item = &AgentId> {
+        self.by_agent.keys()
+    }
+
+    /// The attempts of one chunk: numbers rise within it.
+    pub(super) fn of_chunk(&self, attempt: AttemptId) -> impl Iterator<Item = AttemptId> {
+        let range = AttemptId { no: 0, ..attempt }..=AttemptId { no: u32::MAX, ..attempt };
+        self.active.range(range).map(|(attempt, _)| *attempt)
+    }
+}

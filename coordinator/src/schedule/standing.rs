@@ -1,0 +1,75 @@
+//! What the job has learned of one install: failures, pauses, models that it turned out to lack, its pace.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tropa_proto::{failure::Class, id::Incarnation};
+
+use super::ModelIndex;
+
+/// First and longest pause of an install that refused as busy or failed twice in a row (`ollama-api.md` §4.1).
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// What the job has learned of one install.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Standing {
+    failures_in_a_row: u32,
+    pauses: u32,
+    /// Nothing new before this time.
+    pub(super) pause_until: Duration,
+    /// It refused as another incarnation or as draining; another incarnation in the roster lifts it.
+    pub(super) closed_for: Option<Incarnation>,
+    /// Models that it turned out not to have.
+    pub(super) without: BTreeSet<ModelIndex>,
+    last_finish: Option<Duration>,
+    /// Smoothed time between two results; zero until two have come.
+    pub(super) interval: Duration,
+}
+
+impl Standing {
+    /// A result came.
+    pub(super) fn finished(&mut self, now: Duration) {
+        (self.failures_in_a_row, self.pauses) = (0, 0);
+        if let Some(last) = self.last_finish.replace(now) {
+            self.interval = smoothed(self.interval, now.saturating_sub(last));
+        }
+    }
+
+    /// An attempt ended without a result: what that says of the install (`ollama-api.md` §4.1).
+    pub(super) fn failed(&mut self, model: ModelIndex, class: Class, now: Duration) {
+        match class {
+            Class::NoModel | Class::Denied => {
+                self.without.insert(model);
+            }
+            Class::EngineDown | Class::LoadFailed => self.pause(now, Duration::ZERO),
+            Class::RunnerCrash | Class::EngineError | Class::Stalled | Class::Deadline => {
+                self.failures_in_a_row += 1;
+                if self.failures_in_a_row >= 2 {
+                    self.pause(now, Duration::ZERO);
+                }
+            }
+            Class::Busy
+            | Class::Lost
+            | Class::Incomplete
+            | Class::TooLong
+            | Class::BadRequest
+            | Class::ResultTooLarge
+            | Class::Cancelled
+            | Class::Superseded
+            | Class::NeedFailed
+            | Class::Poison
+            | Class::Crashed => {}
+        }
+    }
+
+    /// Nothing new for a while, longer each time until a result comes.
+    pub(super) fn pause(&mut self, now: Duration, at_least: Duration) {
+        let doubled = PAUSE.0 * 2u32.saturating_pow(self.pauses.min(6));
+        self.pause_until = now + doubled.max(at_least).min(PAUSE.1);
+        self.pauses += 1;
+    }
+}
+
+/// Weighs the new measurement with a quarter; the first one counts whole.
+pub(super) fn smoothed(old: Duration, new: Duration) -> Duration {
+    if old.is_zero() { new } else { (old * 3 + new) / 4 }
+}
