@@ -22,11 +22,7 @@ use tokio::{
     time::Instant,
 };
 use tropa_agent::{
-    Agent, Config,
-    device_lock::LockPlaces,
-    evidence::Root,
-    ollama::OllamaUrl,
-    runtime_dir::RuntimePlaces,
+    Agent, Config, device_lock::LockPlaces, evidence::Root, ollama::OllamaUrl, runtime_dir::RuntimePlaces,
 };
 use tropa_coordinator::{
     args::{Global, JobArgs, OutputArgs, RunArgs, When},
@@ -73,13 +69,19 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<()> {
     let say = Say { text: !options.json };
     let place = Place::new()?;
-    say.line("Three Ollama installs, with doubles in place of the engines: all times below are SIMULATED engines;");
-    say.line("mesh, evidence, plan, journal and results are the real thing. Two installs are on this machine,");
+    say.line(
+        "Three Ollama installs, with doubles in place of the engines: all times below are SIMULATED engines;",
+    );
+    say.line(
+        "mesh, evidence, plan, journal and results are the real thing. Two installs are on this machine,",
+    );
     say.line("the third is declared to be on another one.\n");
 
     let doubles = Doubles::start().await;
     let mut agents = Vec::new();
-    for (label, double, far) in [("one", &doubles.one, false), ("two", &doubles.two, false), ("far", &doubles.far, true)] {
+    for (label, double, far) in
+        [("one", &doubles.one, false), ("two", &doubles.two, false), ("far", &doubles.far, true)]
+    {
         agents.push(Running::start(&place, label, double.addr(), far).await?);
     }
     let report = roster(&place).await?;
@@ -111,18 +113,21 @@ pub async fn run(options: Options) -> Result<()> {
 
     let real = real(&options, &place, say).await?;
     if options.json {
-        print(&json!({
-            "schema": "tropa.demo/1",
-            "installs": report.installs,
-            "machines": report.machines.len(),
-            "chunks": results.len(),
-            "failed": failed,
-            "overlap_ms": u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX),
-            "sequential_s": rounded(sequential),
-            "by_address_s": rounded(by_address),
-            "tropa_s": rounded(tropa),
-            "real": real,
-        }).to_string())?;
+        print(
+            &json!({
+                "schema": "tropa.demo/1",
+                "installs": report.installs,
+                "machines": report.machines.len(),
+                "chunks": results.len(),
+                "failed": failed,
+                "overlap_ms": u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX),
+                "sequential_s": rounded(sequential),
+                "by_address_s": rounded(by_address),
+                "tropa_s": rounded(tropa),
+                "real": real,
+            })
+            .to_string(),
+        )?;
     }
     Ok(())
 }
@@ -193,7 +198,11 @@ impl Doubles {
                 .device(device.clone())
                 .start()
         };
-        Self { one: double("one", &here).await, two: double("two", &here).await, far: double("far", &there).await }
+        Self {
+            one: double("one", &here).await,
+            two: double("two", &here).await,
+            far: double("far", &there).await,
+        }
     }
 
     fn all(&self) -> [&Double; 3] {
@@ -277,11 +286,20 @@ async fn roster(place: &Place) -> Result<Report> {
 }
 
 /// Runs a job through the coordinator's own code.
-async fn job(place: &Place, input: &Path, out: &Path, ollama: Option<(&str, Option<&str>)>, declared: bool) -> Result<()> {
+async fn job(
+    place: &Place,
+    input: &Path,
+    out: &Path,
+    ollama: Option<(&str, Option<&str>)>,
+    declared: bool,
+) -> Result<()> {
     let settings = place.settings(ollama.map(|(url, _)| url), declared)?;
     let args = RunArgs {
         input: input.to_owned(),
-        job: JobArgs { model: ollama.and_then(|(_, model)| model.map(ToOwned::to_owned)), ..JobArgs::default() },
+        job: JobArgs {
+            model: ollama.and_then(|(_, model)| model.map(ToOwned::to_owned)),
+            ..JobArgs::default()
+        },
         output: OutputArgs { output: Some(out.to_owned()), as_completed: false },
     };
     match submit::run(args, &settings, Clock::start()).await {
@@ -330,7 +348,10 @@ async fn ask(address: SocketAddr, prompt: &str) -> Result<()> {
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    anyhow::ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"done\":true"), "no answer: {answer}");
+    anyhow::ensure!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("\"done\":true"),
+        "no answer: {answer}"
+    );
     Ok(())
 }
 

@@ -111,7 +111,13 @@ impl World {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn agent(&self, label: &str, ollama: SocketAddr, hardware: Hardware, more: &[&str]) -> Result<Running> {
+    pub fn agent(
+        &self,
+        label: &str,
+        ollama: SocketAddr,
+        hardware: Hardware,
+        more: &[&str],
+    ) -> Result<Running> {
         let mut command = Command::new(&self.programs.agent);
         self.at_home(&mut command);
         command.arg("--ollama").arg(format!("http://{ollama}"));
@@ -278,7 +284,10 @@ pub fn declare(root: &Path, number: u8) -> Result<()> {
         ("sys/class/dmi/id/product_name", "Home Box\n".to_owned()),
         ("sys/class/dmi/id/board_vendor", "ASUS\n".to_owned()),
         ("sys/devices/system/node/node0/cpulist", "0\n".to_owned()),
-        ("tropa/epoch_ns", format!("{}\n", 1_790_000_000_000_000_000_i64 + i64::from(number) * 1_000_000_000)),
+        (
+            "tropa/epoch_ns",
+            format!("{}\n", 1_790_000_000_000_000_000_i64 + i64::from(number) * 1_000_000_000),
+        ),
     ];
     for (file, content) in files {
         let path = root.join(file);

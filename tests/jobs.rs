@@ -122,15 +122,14 @@ fn an_agent_that_dies_loses_its_chunks_to_another_machine() {
         .tropa(&["run", input.to_str().unwrap(), "--allow-declared", "-o", out.to_str().unwrap()])
         .spawn()
         .unwrap();
-    wait_until("both machines work", || {
-        world.witness().is_ok_and(|witness| !witness.parallel().is_zero())
-    })
-    .unwrap();
+    wait_until("both machines work", || world.witness().is_ok_and(|witness| !witness.parallel().is_zero()))
+        .unwrap();
     home.kill();
     assert_eq!(job.wait().unwrap().code(), Some(0));
     let rows = results(&fs::read_to_string(&out).unwrap()).unwrap();
     assert_eq!(indices(&rows), (0..10).collect::<Vec<_>>());
-    let repeated: Vec<&Value> = rows.iter().filter(|row| row["tropa"]["attempt"].as_u64() > Some(1)).collect();
+    let repeated: Vec<&Value> =
+        rows.iter().filter(|row| row["tropa"]["attempt"].as_u64() > Some(1)).collect();
     assert!(!repeated.is_empty(), "the chunk that ran on the dead agent ran again elsewhere");
     assert!(repeated.iter().any(|row| row["tropa"]["attempts"][0]["class"] == "lost"), "{repeated:?}");
 }
@@ -141,7 +140,8 @@ fn a_killed_coordinator_resumes_and_runs_no_committed_chunk_again() {
     let double = world.double("cpu", &["--decode-us", "4000", "--tokens", "20"]).unwrap();
     let _agent = world.agent("den", double.address, Hardware::This, &[]).unwrap();
     let input = world.file("prompts.txt", &prompts(12)).unwrap();
-    let mut job = world.tropa(&["run", input.to_str().unwrap()]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut job =
+        world.tropa(&["run", input.to_str().unwrap()]).stdout(std::process::Stdio::null()).spawn().unwrap();
     let done = || {
         let listed = world.run(&["jobs", "--json"]).unwrap();
         let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
@@ -171,7 +171,8 @@ fn a_killed_coordinator_resumes_and_runs_no_committed_chunk_again() {
 #[test]
 fn a_job_is_locked_while_it_runs_and_an_agent_leaves_without_losing_work() {
     let world = world();
-    let doubles = [world.double("cpu1", &["--decode-us", "20000"]).unwrap(), world.double("cpu2", &[]).unwrap()];
+    let doubles =
+        [world.double("cpu1", &["--decode-us", "20000"]).unwrap(), world.double("cpu2", &[]).unwrap()];
     let mut home = world.agent("home", doubles[0].address, Hardware::Declared(1), &[]).unwrap();
     let _office = world.agent("office", doubles[1].address, Hardware::Declared(2), &[]).unwrap();
     let input = world.file("prompts.txt", &prompts(8)).unwrap();
@@ -191,6 +192,9 @@ fn a_job_is_locked_while_it_runs_and_an_agent_leaves_without_losing_work() {
     assert_eq!(job.wait().unwrap().code(), Some(0));
     let rows = results(&fs::read_to_string(&out).unwrap()).unwrap();
     assert_eq!(indices(&rows), (0..8).collect::<Vec<_>>());
-    let lost = rows.iter().flat_map(|row| row["tropa"]["attempts"].as_array().unwrap()).filter(|a| a["class"] == "lost");
+    let lost = rows
+        .iter()
+        .flat_map(|row| row["tropa"]["attempts"].as_array().unwrap())
+        .filter(|a| a["class"] == "lost");
     assert_eq!(lost.count(), 0, "what ran when the agent was asked to leave was handed over");
 }

@@ -280,7 +280,9 @@ fn a_resumed_job_adopts_what_still_runs_and_repeats_nothing_that_is_closed() {
     assert_eq!(actions[0], Action::Send(running, agent(0)));
     let recorded: Vec<u32> = actions
         .iter()
-        .filter_map(|action| if let Action::Record(attempt, ..) = action { Some(attempt.chunk.0) } else { None })
+        .filter_map(
+            |action| if let Action::Record(attempt, ..) = action { Some(attempt.chunk.0) } else { None },
+        )
         .collect();
     assert_eq!(recorded, [2]);
     let _ = schedule.handle(Event::Accepted(running, Place::Running), Duration::ZERO);

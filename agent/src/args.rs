@@ -96,7 +96,9 @@ pub enum ArgsError {
     #[error("the address of Ollama, {0}, cannot be used")]
     Ollama(String, #[source] UrlError),
     /// An agent without a secret listens on loopback only.
-    #[error("--listen {0} needs a mesh secret: `tropa mesh new` makes one; without it an agent listens on loopback only")]
+    #[error(
+        "--listen {0} needs a mesh secret: `tropa mesh new` makes one; without it an agent listens on loopback only"
+    )]
     Exposed(SocketAddr),
     /// The devices of the install cannot be read.
     #[error("--lane cannot be used")]
@@ -142,7 +144,9 @@ impl Args {
     pub fn resolve(self) -> Result<Config, ArgsError> {
         let places = Xdg::new().map_err(ArgsError::Home)?;
         let secret = self.secret(&places)?;
-        if let Some(exposed) = self.listen.iter().find(|address| secret.is_none() && !address.ip().is_loopback()) {
+        if let Some(exposed) =
+            self.listen.iter().find(|address| secret.is_none() && !address.ip().is_loopback())
+        {
             return Err(ArgsError::Exposed(*exposed));
         }
         let ollama = self.ollama_url()?;
@@ -152,9 +156,9 @@ impl Args {
             Some(directory) => LockPlaces { system: directory, user: None },
             None => lock_places(),
         };
-        let state = self.state_dir.unwrap_or_else(|| {
-            places.state_dir().unwrap_or_else(|| places.data_dir()).join("tropa")
-        });
+        let state = self
+            .state_dir
+            .unwrap_or_else(|| places.state_dir().unwrap_or_else(|| places.data_dir()).join("tropa"));
         Ok(Config {
             mdns: secret.is_some() && !self.no_mdns,
             ollama,

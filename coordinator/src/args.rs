@@ -225,7 +225,9 @@ pub enum MeshCommand {
 /// When the text is not of that form, or the name does not resolve; names the text.
 pub async fn resolve(peer: &str) -> anyhow::Result<Vec<SocketAddr>> {
     use anyhow::Context as _;
-    let found = tokio::net::lookup_host(peer).await.with_context(|| format!("--peer {peer}: not HOST:PORT, or not known"))?;
+    let found = tokio::net::lookup_host(peer)
+        .await
+        .with_context(|| format!("--peer {peer}: not HOST:PORT, or not known"))?;
     Ok(found.collect())
 }
 

@@ -73,7 +73,11 @@ pub async fn machines(args: &MachinesArgs, settings: &Settings, clock: Clock) ->
     let mut assembly = Assembly::gather(settings, passing_key()?, clock).await?;
     let report = Report::of(assembly.members.view());
     assembly.finish().await;
-    if settings.json { print_json(&report)? } else { print(&report.text(args.why))? }
+    if settings.json {
+        print_json(&report)?
+    } else {
+        print(&report.text(args.why))?
+    }
     Ok(if report.machines.is_empty() { Exit::NothingCanRun } else { Exit::Done })
 }
 

@@ -45,7 +45,13 @@ pub struct Attempt {
 impl Attempt {
     /// Opens a stream to the agent and sends the run. Reports go to `reports`, with the attempt's id.
     #[must_use]
-    pub fn start(mesh: Mesh, agent: AgentId, hello: Hello, run: Run, reports: mpsc::Sender<(AttemptId, Report)>) -> Self {
+    pub fn start(
+        mesh: Mesh,
+        agent: AgentId,
+        hello: Hello,
+        run: Run,
+        reports: mpsc::Sender<(AttemptId, Report)>,
+    ) -> Self {
         // At most one Cancel and one Ack are ever sent.
         let (orders, inbox) = mpsc::channel(2);
         let id = run.attempt;

@@ -49,7 +49,8 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     log(&args.global);
-    let outcome = Settings::resolve(&args.global).and_then(|settings| execute(args.command, &settings, clock));
+    let outcome =
+        Settings::resolve(&args.global).and_then(|settings| execute(args.command, &settings, clock));
     match outcome {
         Ok(exit) => exit.into(),
         Err(failed) => complain(&failed),
@@ -95,15 +96,15 @@ fn log(global: &Global) {
         (false, 1) => "info",
         (false, _) => "debug",
     };
-    let filter = EnvFilter::new(format!(
-        "error,tropa_coordinator={level},tropa_agent={level},tropa_proto={level}"
-    ));
+    let filter =
+        EnvFilter::new(format!("error,tropa_coordinator={level},tropa_agent={level},tropa_proto={level}"));
     let colour = match global.color {
         When::Always => true,
         When::Never => false,
         When::Auto => {
             use std::io::IsTerminal as _;
-            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            std::io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         }
     };
     // A second call, in a test, changes nothing.

@@ -168,7 +168,8 @@ impl Report {
         }
         for warning in self.warnings.iter().filter(|warning| why || !warning.information) {
             let level = if warning.information { "note" } else { "warning" };
-            let _ = writeln!(text, "{level} {}: {}. Fix: {}", warning.code, escaped(&warning.text), warning.fix);
+            let _ =
+                writeln!(text, "{level} {}: {}. Fix: {}", warning.code, escaped(&warning.text), warning.fix);
         }
         let _ = writeln!(text, "\n{}", self.summary);
         text
@@ -224,9 +225,10 @@ impl Report {
 
 fn machine_row(view: &View, machine: &Machine, working: &BTreeSet<AgentId>) -> MachineRow {
     let members: Vec<&Install> = machine.agents.iter().filter_map(|agent| view.install(*agent)).collect();
-    let described = view.fusion.as_ref().and_then(|fusion| {
-        fusion.machines().iter().find(|described| described.id == machine.id)
-    });
+    let described = view
+        .fusion
+        .as_ref()
+        .and_then(|fusion| fusion.machines().iter().find(|described| described.id == machine.id));
     MachineRow {
         id: machine.id.short(),
         name: machine.name.clone(),
@@ -329,11 +331,15 @@ fn relations(view: &View, fusion: &Fusion) -> Vec<RelationRow> {
     }
     pairs.sort_by_key(|(kind, a, b)| (*kind, a.agent, b.agent));
     pairs.truncate(MAX_PAIRS);
-    pairs.into_iter().filter_map(|(_, a, b)| Some(relation_row(view, a, b, &fusion.why(a.agent, b.agent)?))).collect()
+    pairs
+        .into_iter()
+        .filter_map(|(_, a, b)| Some(relation_row(view, a, b, &fusion.why(a.agent, b.agent)?)))
+        .collect()
 }
 
 fn relation_row(view: &View, a: &Install, b: &Install, why: &Why) -> RelationRow {
-    let label = |agent: AgentId| view.install(agent).map_or_else(|| agent.short(), |install| install.label.clone());
+    let label =
+        |agent: AgentId| view.install(agent).map_or_else(|| agent.short(), |install| install.label.clone());
     RelationRow {
         agents: [a.agent.short(), b.agent.short()],
         labels: [a.label.clone(), b.label.clone()],
@@ -350,7 +356,8 @@ fn relation_row(view: &View, a: &Install, b: &Install, why: &Why) -> RelationRow
 }
 
 fn warnings(view: &View, fusion: &Fusion) -> Vec<WarningRow> {
-    let label = |agent: &AgentId| view.install(*agent).map_or_else(|| agent.short(), |install| install.label.clone());
+    let label =
+        |agent: &AgentId| view.install(*agent).map_or_else(|| agent.short(), |install| install.label.clone());
     let rows = fusion.warnings().iter().map(|warning| WarningRow {
         code: warning.code.text(),
         agents: warning.agents.iter().map(label).collect(),

@@ -182,7 +182,8 @@ pub fn pin(view: &View, name: &str, need: Need) -> Result<Pinned, PinError> {
         vote.0.insert(install.machine);
         vote.1 = vote.1.max(model.context);
     }
-    let chosen = votes.iter().max_by_key(|(print, (machines, _))| (machines.len(), std::cmp::Reverse(**print)));
+    let chosen =
+        votes.iter().max_by_key(|(print, (machines, _))| (machines.len(), std::cmp::Reverse(**print)));
     let Some((fingerprint, (_, context))) = chosen else {
         return Err(PinError::Unable { name, what: need.verb() });
     };
@@ -332,7 +333,9 @@ fn row(view: &View, install: &Install, models: &[Pinned], at_work: &BTreeSet<Age
 #[must_use]
 pub fn reason_out(out: &Out, label: &str) -> (String, String) {
     match out {
-        Out::NotDescribed => ("its agent has not yet said what it has".to_owned(), "wait a moment".to_owned()),
+        Out::NotDescribed => {
+            ("its agent has not yet said what it has".to_owned(), "wait a moment".to_owned())
+        }
         Out::Unreachable => (
             "there is no connection to its agent".to_owned(),
             format!("is tropa-agent still running on {label}, and does the network reach it?"),
@@ -340,7 +343,8 @@ pub fn reason_out(out: &Out, label: &str) -> (String, String) {
         Out::Draining => ("its agent is leaving".to_owned(), format!("start the agent on {label} again")),
         Out::Declared => (
             "its hardware is declared, not read".to_owned(),
-            "in a testbed, pass --allow-declared; elsewhere start its agent without --evidence-root".to_owned(),
+            "in a testbed, pass --allow-declared; elsewhere start its agent without --evidence-root"
+                .to_owned(),
         ),
         Out::Down(why) => {
             (format!("its Ollama does not answer: {why}"), format!("start Ollama on {label}: ollama serve"))
@@ -379,9 +383,17 @@ fn reason_shared(view: &View, install: &Install, at_work: &BTreeSet<AgentId>) ->
     let Some(holder) = install.rivals.intersection(at_work).next() else {
         return ("shares a device".to_owned(), String::new());
     };
-    let name = view.installs.iter().find(|other| other.agent == *holder).map_or_else(String::new, |i| i.label.clone());
+    let name = view
+        .installs
+        .iter()
+        .find(|other| other.agent == *holder)
+        .map_or_else(String::new, |i| i.label.clone());
     (
-        format!("adds nothing beside {name} ({}): {}", holder.short(), view.why_together(install.agent, *holder)),
+        format!(
+            "adds nothing beside {name} ({}): {}",
+            holder.short(),
+            view.why_together(install.agent, *holder)
+        ),
         "an agent on another machine would make the job faster".to_owned(),
     )
 }

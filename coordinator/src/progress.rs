@@ -87,9 +87,9 @@ impl Progress {
                     String::new()
                 });
                 for (id, machine) in &snapshot.machines {
-                    let bar = machines.entry(*id).or_insert_with(|| {
-                        all.add(ProgressBar::new_spinner().with_style(style("  {msg}")))
-                    });
+                    let bar = machines
+                        .entry(*id)
+                        .or_insert_with(|| all.add(ProgressBar::new_spinner().with_style(style("  {msg}"))));
                     bar.set_message(machine_line(machine, now));
                 }
             }
@@ -129,7 +129,8 @@ fn style(template: &str) -> ProgressStyle {
 fn machine_line(machine: &MachineProgress, now: Duration) -> String {
     let tokens = machine.tokens + machine.tokens_running;
     let rate = tokens as f64 / now.as_secs_f64().max(1.0);
-    let note = if machine.note.is_empty() { String::new() } else { format!("    {}", escaped(&machine.note)) };
+    let note =
+        if machine.note.is_empty() { String::new() } else { format!("    {}", escaped(&machine.note)) };
     format!("{:<16} {:>6} done    {rate:>7.1} tokens/s{note}", escaped(&machine.name), machine.done)
 }
 

@@ -211,7 +211,9 @@ fn conclude(end: End, journal: &Journal) -> Outcome {
         }
         End::Stuck(why) => {
             let id = journal.job().id.short();
-            let error = anyhow!("nothing here can run the rest of the job; what is done is kept\n{why}go on with: tropa resume {id}");
+            let error = anyhow!(
+                "nothing here can run the rest of the job; what is done is kept\n{why}go on with: tropa resume {id}"
+            );
             Err(error).or_exit(Exit::NothingCanRun)
         }
     }
@@ -255,7 +257,10 @@ fn announce(journal: &Journal, purpose: &Purpose, progress: &Progress, settings:
 
 fn with_hint(failed: Failed, journal: &Journal) -> Failed {
     let id = journal.job().id.short();
-    Failed { exit: failed.exit, error: failed.error.context(format!("job {id} stopped; go on with: tropa resume {id}")) }
+    Failed {
+        exit: failed.exit,
+        error: failed.error.context(format!("job {id} stopped; go on with: tropa resume {id}")),
+    }
 }
 
 /// The state of the scheduler as the journal tells it.
@@ -270,7 +275,8 @@ fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule, Failed> {
         .map(|name| pinned_as(name).with_context(|| format!("the journal names no fingerprint for {name}")))
         .collect::<Result<_, _>>()
         .or_exit(Exit::Io)?;
-    let of_chunk = places.iter().map(|place| index.get(usize::from(*place)).copied().unwrap_or(ModelIndex(0)));
+    let of_chunk =
+        places.iter().map(|place| index.get(usize::from(*place)).copied().unwrap_or(ModelIndex(0)));
     let id = journal.job().id;
     let mut schedule = Schedule::new(id, of_chunk.collect());
     let resume = journal.load().or_code()?;
@@ -287,9 +293,8 @@ fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule, Failed> {
         }
     }
     let unfinished = resume.open.iter().filter(|open| !resume.finished.contains(open.chunk));
-    let open = unfinished.map(|open| {
-        (AttemptId { job: id, chunk: open.chunk, no: open.no }, (open.agent, open.incarnation))
-    });
+    let open = unfinished
+        .map(|open| (AttemptId { job: id, chunk: open.chunk, no: open.no }, (open.agent, open.incarnation)));
     schedule.resume(closed, history, open.collect());
     Ok(schedule)
 }
@@ -302,10 +307,8 @@ fn pinned(model: &crate::submit::SpecModel) -> Result<Pinned, Failed> {
 }
 
 fn same_input(input: &std::path::Path, spec: &Spec) -> Result<(), Failed> {
-    let hash = job::file_sha256(input).map_err(|error| Failed {
-        exit: exit_of(error.exit_code()),
-        error: error.into(),
-    })?;
+    let hash = job::file_sha256(input)
+        .map_err(|error| Failed { exit: exit_of(error.exit_code()), error: error.into() })?;
     let hash = tropa_proto::id::hex(&hash);
     if hash == spec.input_sha256 {
         return Ok(());

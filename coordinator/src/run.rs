@@ -547,4 +547,3 @@ fn refusal_text(refusal: &Refusal) -> String {
         Refusal::Stale(_) => "the agent has been restarted".to_owned(),
     }
 }
-

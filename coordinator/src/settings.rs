@@ -97,7 +97,8 @@ impl Settings {
         let config = places.config_dir().join("tropa");
         let state = places.state_dir().unwrap_or_else(|| places.data_dir()).join("tropa");
         let file = File::read(global.config.as_deref(), &config)?;
-        let secret = find_secret(global.mesh_secret_file.as_ref().or(file.mesh_secret_file.as_ref()), &config)?;
+        let secret =
+            find_secret(global.mesh_secret_file.as_ref().or(file.mesh_secret_file.as_ref()), &config)?;
         let ollama = ollama(global.ollama.as_ref().or(file.ollama.as_ref()))?;
         let wait = match global.wait.or(file.wait) {
             None => WAIT,
@@ -185,9 +186,9 @@ fn ollama(named: Option<&String>) -> Result<OllamaUrl, Failed> {
         return OllamaUrl::parse(url, false).with_context(|| format!("--ollama {url}")).or_exit(Exit::Usage);
     }
     match std::env::var("OLLAMA_HOST") {
-        Ok(host) if !host.is_empty() => {
-            OllamaUrl::from_ollama_host(&host, false).with_context(|| format!("OLLAMA_HOST={host}")).or_exit(Exit::Usage)
-        }
+        Ok(host) if !host.is_empty() => OllamaUrl::from_ollama_host(&host, false)
+            .with_context(|| format!("OLLAMA_HOST={host}"))
+            .or_exit(Exit::Usage),
         Ok(_) | Err(_) => Ok(OllamaUrl::default()),
     }
 }

@@ -91,7 +91,11 @@ pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outc
     });
     assembly.finish().await;
     let plan = outcome?;
-    if settings.json { print_json(&plan)? } else { print(&plan.text(args.why))? }
+    if settings.json {
+        print_json(&plan)?
+    } else {
+        print(&plan.text(args.why))?
+    }
     Ok(if plan.at_once == 0 { Exit::NothingCanRun } else { Exit::Done })
 }
 
@@ -110,7 +114,8 @@ async fn prepare(input: &Path, args: &JobArgs, settings: &Settings, id: JobId) -
             job::prepare(Input::File(&input), &copy, options)
         };
         prepared.with_context(|| input.display().to_string()).map_err(|error| {
-            let exit = error.downcast_ref::<job::Error>().map_or(Exit::Io, |error| exit_of(error.exit_code()));
+            let exit =
+                error.downcast_ref::<job::Error>().map_or(Exit::Io, |error| exit_of(error.exit_code()));
             Failed { exit, error }
         })
     });

@@ -30,8 +30,7 @@ struct Args {
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let options =
-        Options { json: args.json, prompt: args.prompt, ollama: args.ollama, model: args.model };
+    let options = Options { json: args.json, prompt: args.prompt, ollama: args.ollama, model: args.model };
     match run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
