@@ -4,6 +4,8 @@
 //! an attempt is on disk before it is sent, a result is on disk before it is acknowledged. Commits run beside the
 //! next chunk and cost the lane nothing.
 
+mod effects;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
@@ -11,23 +13,21 @@ use std::{
 
 use tokio::sync::mpsc;
 use tropa_proto::{
-    bounded::{Blob, Text},
-    failure::{Class, Reason},
-    id::{AgentId, AttemptId, ChunkIndex, Incarnation, MachineId},
-    message::{Hello, Outcome, Place, Refusal, Role, Run},
+    failure::Reason,
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation},
+    message::{Outcome, Place, Refusal},
 };
 
 use crate::{
     attempt::{Attempt, Report},
     clock::Clock,
     exit::{Exit, Failed, OrExit as _},
-    journal::{Committed, Done, Effect, Journal, Step, Token, Writer},
-    limits::Limits,
+    journal::{Committed, Journal, Step, Token, Writer},
     members::{Change, Members},
     plan::{self, Pinned},
     progress::{MachineProgress, Progress, Snapshot},
     report::Output,
-    schedule::{Action, Event, Install, ModelIndex, Schedule},
+    schedule::{Event, Install, ModelIndex, Schedule},
     stop::{Stop, Stopped},
 };
 
@@ -80,7 +80,10 @@ struct Loop<'a> {
     reports: mpsc::Sender<(AttemptId, Report)>,
     attempts: BTreeMap<AttemptId, Live>,
     results: BTreeMap<AttemptId, (Box<Outcome>, Vec<u8>)>,
+    /// Why attempts failed, until the scheduler has judged them.
     details: BTreeMap<AttemptId, (Option<Reason>, String)>,
+    /// What each agent said last when it did not bring a result, for a job that gets stuck.
+    last_words: BTreeMap<AgentId, String>,
     installs: BTreeMap<AgentId, Install>,
     lanes: BTreeMap<AgentId, String>,
     snapshot: Snapshot,
@@ -128,6 +131,7 @@ impl Runner<'_> {
             attempts: BTreeMap::new(),
             results: BTreeMap::new(),
             details: BTreeMap::new(),
+            last_words: BTreeMap::new(),
             installs: BTreeMap::new(),
             lanes: BTreeMap::new(),
             snapshot: Snapshot { total, ..Snapshot::default() },
@@ -155,9 +159,13 @@ impl Runner<'_> {
         };
         at_work.run.progress.finish();
         let Loop { writer, .. } = at_work;
-        // What is queued goes to the disk; its reports are of no use any more.
+        // What is queued goes to the disk; its reports are of no use any more. Who is told to stop at once does not
+        // wait for a disk that may be full.
         drop(committed);
-        writer.finish();
+        match end {
+            End::Stopped(Stopped { at_once: true, .. }) => drop(writer),
+            End::Done | End::Stopped(_) | End::Stuck(_) => writer.finish(),
+        }
         Ok(end)
     }
 }
@@ -168,8 +176,6 @@ impl Loop<'_> {
         (self.snapshot.done, self.snapshot.failed) = (done, failed);
         self.on_change(&Change::Roster)
     }
-
-    // ---- what happens -----------------------------------------------------------------------------------------
 
     fn on_change(&mut self, change: &Change) -> Result<(), Failed> {
         match change {
@@ -206,7 +212,7 @@ impl Loop<'_> {
                 self.tell(Event::Accepted(attempt, place))
             }
             Report::Refused(refusal) => {
-                self.details.insert(attempt, (None, refusal_text(&refusal)));
+                self.note(attempt, None, refusal_text(&refusal));
                 self.attempts.remove(&attempt);
                 self.tell(Event::Refused(attempt, refusal))
             }
@@ -221,14 +227,14 @@ impl Loop<'_> {
                 self.tell(Event::Finished(attempt))
             }
             Report::Failed(failure) => {
-                self.details.insert(attempt, (Some(failure.reason), failure.detail.to_string()));
+                self.note(attempt, Some(failure.reason), failure.detail.to_string());
                 if let Some(live) = self.attempts.remove(&attempt) {
                     live.attempt.acknowledge();
                 }
                 self.tell(Event::Failed(attempt, failure.reason))
             }
             Report::Lost(why) => {
-                self.details.insert(attempt, (None, why));
+                self.note(attempt, None, why);
                 self.attempts.remove(&attempt);
                 if self.results.contains_key(&attempt) {
                     // The result is here; only its acknowledgement did not get through.
@@ -276,160 +282,13 @@ impl Loop<'_> {
         Ok(None)
     }
 
-    // ---- what follows -----------------------------------------------------------------------------------------
-
-    /// Tells the scheduler and does what it says.
-    fn tell(&mut self, event: Event) -> Result<(), Failed> {
-        let now = self.now();
-        for action in self.schedule.handle(event, now) {
-            match action {
-                Action::Record(attempt, agent, incarnation) => self.record(attempt, agent, incarnation),
-                Action::Send(attempt, agent) => self.send(attempt, agent)?,
-                Action::Cancel(attempt, _) => {
-                    if let Some(live) = self.attempts.get(&attempt) {
-                        live.attempt.cancel();
-                    }
-                }
-                Action::End(attempt, class) => self.ended(attempt, class),
-                Action::Fail(chunk, attempt, class) => self.fail(chunk, attempt, class),
-                Action::Commit(attempt) => self.commit(attempt),
-                Action::Drop(attempt) => {
-                    self.results.remove(&attempt);
-                    if let Some(live) = self.attempts.remove(&attempt) {
-                        live.attempt.acknowledge();
-                    }
-                }
-            }
+    /// Keeps why an attempt failed.
+    fn note(&mut self, attempt: AttemptId, reason: Option<Reason>, why: String) {
+        if let Some(live) = self.attempts.get(&attempt) {
+            self.last_words.insert(live.agent, why.clone());
         }
-        Ok(())
+        self.details.insert(attempt, (reason, why));
     }
-
-    fn record(&mut self, attempt: AttemptId, agent: AgentId, incarnation: Incarnation) {
-        let machine = self.installs.get(&agent).map_or(MachineId(agent), |install| install.machine);
-        let step = Step::Attempt {
-            chunk: attempt.chunk,
-            no: attempt.no,
-            agent,
-            incarnation,
-            machine,
-            lane: self.lanes.get(&agent).cloned().unwrap_or_default(),
-            now_ms: self.run.clock.wall_ms(),
-        };
-        self.submit(step, After::Recorded(attempt));
-    }
-
-    fn send(&mut self, attempt: AttemptId, agent: AgentId) -> Result<(), Failed> {
-        let chunk = self.run.journal.chunk(attempt.chunk).or_exit(Exit::Io)?;
-        let index = self.model_of(attempt.chunk, &chunk.model);
-        let Some(install) = self.installs.get(&agent) else {
-            self.details.insert(attempt, (None, "the agent has left".to_owned()));
-            let lost = (attempt, Report::Lost("the agent has left".to_owned()));
-            // The channel holds far more than the attempts of one turn.
-            let _ = self.reports.try_send(lost);
-            return Ok(());
-        };
-        let limits = Limits::of(&chunk.body, index.is_some_and(|index| install.warm.contains(&index)));
-        let pinned = index.and_then(|ModelIndex(index)| self.run.models.get(usize::from(index)));
-        let run = Run {
-            attempt,
-            incarnation: install.incarnation,
-            endpoint: chunk.endpoint,
-            model: Text::cut(&chunk.model),
-            fingerprint: pinned.map_or([0; 32], |pinned| pinned.fingerprint),
-            deadline_ms: limits.deadline_ms,
-            first_token_ms: limits.first_token_ms,
-            idle_ms: limits.idle_ms,
-            show_text: false,
-            body: Blob::new(chunk.body).or_exit(Exit::Input)?,
-        };
-        let hello = Hello { incarnation: self.incarnation, role: Role::Coordinator };
-        let mesh = self.run.members.mesh().clone();
-        let live = Live {
-            attempt: Attempt::start(mesh, agent, hello, run, self.reports.clone()),
-            agent,
-            tokens: 0,
-            note: String::new(),
-        };
-        self.attempts.insert(attempt, live);
-        Ok(())
-    }
-
-    fn ended(&mut self, attempt: AttemptId, class: Class) {
-        let (reason, detail) = self.details.get(&attempt).cloned().unwrap_or_default();
-        self.attempts.remove(&attempt);
-        let step = Step::Ended {
-            chunk: attempt.chunk,
-            no: attempt.no,
-            class,
-            reason,
-            detail,
-            now_ms: self.run.clock.wall_ms(),
-        };
-        self.submit(step, After::Nothing);
-    }
-
-    fn fail(&mut self, chunk: ChunkIndex, attempt: AttemptId, class: Class) {
-        let (_, detail) = self.details.remove(&attempt).unwrap_or_default();
-        let after = After::Closed { chunk, attempt, done: false, tokens: 0, agent: None };
-        self.submit(Step::Failed { chunk, no: Some(attempt.no), class, detail }, after);
-    }
-
-    fn commit(&mut self, attempt: AttemptId) {
-        let Some((outcome, body)) = self.results.remove(&attempt) else { return };
-        let fingerprint = self.fingerprint_of(attempt.chunk);
-        let agent = self.attempts.get(&attempt).map(|live| live.agent);
-        let after = After::Closed {
-            chunk: attempt.chunk,
-            attempt,
-            done: true,
-            tokens: u64::from(outcome.output_tokens),
-            agent,
-        };
-        let done = Box::new(Done { fingerprint, outcome: *outcome, body });
-        let step =
-            Step::Result { chunk: attempt.chunk, no: attempt.no, done, now_ms: self.run.clock.wall_ms() };
-        self.submit(step, after);
-    }
-
-    fn after(&mut self, after: After, effect: Effect) -> Result<(), Failed> {
-        match after {
-            After::Nothing => Ok(()),
-            After::Recorded(attempt) => self.tell(Event::Recorded(attempt)),
-            After::Closed { chunk, attempt, done, tokens, agent } => {
-                if let Some(live) = self.attempts.remove(&attempt) {
-                    live.attempt.acknowledge();
-                }
-                self.details.remove(&attempt);
-                if effect == Effect::First {
-                    self.count(done, tokens, agent);
-                    self.run.output.committed(self.run.journal, chunk).or_exit(Exit::Io)?;
-                }
-                self.tell(Event::Committed(chunk))
-            }
-        }
-    }
-
-    fn submit(&mut self, step: Step, after: After) {
-        let token = Token(self.next_token);
-        self.next_token += 1;
-        if !matches!(after, After::Nothing) {
-            self.tokens.insert(token, after);
-        }
-        self.backlog.push_back((token, step));
-        self.flush();
-    }
-
-    /// Hands steps to the writer in order, as many as it takes.
-    fn flush(&mut self) {
-        while let Some((token, step)) = self.backlog.pop_front() {
-            if let Err(step) = self.writer.submit(token, step) {
-                self.backlog.push_front((token, *step));
-                break;
-            }
-        }
-    }
-
-    // ---- where the job stands ---------------------------------------------------------------------------------
 
     fn end(&mut self) -> Result<Option<End>, Failed> {
         self.flush();
@@ -467,9 +326,9 @@ impl Loop<'_> {
             return "no agent is left; start one beside an Ollama: tropa-agent".to_owned();
         }
         let mut text = plan::plan(view, items, &wanted, 0).text(true);
-        let refused: BTreeSet<String> = self.details.values().map(|(_, detail)| detail.clone()).collect();
+        let refused: BTreeSet<&String> = self.last_words.values().collect();
         for detail in refused.into_iter().filter(|detail| !detail.is_empty()).take(4) {
-            text.push_str(&format!("{}\n", crate::terminal::escaped(&detail)));
+            text.push_str(&format!("{}\n", crate::terminal::escaped(detail)));
         }
         text
     }
@@ -525,16 +384,6 @@ impl Loop<'_> {
 
     fn now(&self) -> Duration {
         self.run.clock.now().saturating_sub(self.started)
-    }
-
-    fn model_of(&self, _chunk: ChunkIndex, name: &str) -> Option<ModelIndex> {
-        let named = (0..).zip(&self.run.models).find(|(_, pinned)| pinned.name.eq_ignore_ascii_case(name));
-        named.map(|(index, _)| ModelIndex(index))
-    }
-
-    fn fingerprint_of(&self, chunk: ChunkIndex) -> [u8; 32] {
-        let ModelIndex(index) = self.schedule.model_of(chunk);
-        self.run.models.get(usize::from(index)).map_or([0; 32], |pinned| pinned.fingerprint)
     }
 }
 

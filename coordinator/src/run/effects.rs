@@ -1,0 +1,180 @@
+//! The actions of the scheduler, done: steps for the journal, streams to agents, results and failures committed.
+
+use tropa_proto::{
+    bounded::{Blob, Text},
+    failure::Class,
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation, MachineId},
+    message::{Hello, Role, Run},
+};
+
+use super::{After, Live, Loop};
+use crate::{
+    attempt::{Attempt, Report},
+    exit::{Exit, Failed, OrExit as _},
+    journal::{Done, Effect, Step, Token},
+    limits::Limits,
+    schedule::{Action, Event, ModelIndex},
+};
+
+impl Loop<'_> {
+    /// Tells the scheduler and does what it says.
+    pub(super) fn tell(&mut self, event: Event) -> Result<(), Failed> {
+        let now = self.now();
+        for action in self.schedule.handle(event, now) {
+            match action {
+                Action::Record(attempt, agent, incarnation) => self.record(attempt, agent, incarnation),
+                Action::Send(attempt, agent) => self.send(attempt, agent)?,
+                Action::Cancel(attempt, _) => {
+                    if let Some(live) = self.attempts.get(&attempt) {
+                        live.attempt.cancel();
+                    }
+                }
+                Action::End(attempt, class) => self.ended(attempt, class),
+                Action::Fail(chunk, attempt, class) => self.fail(chunk, attempt, class),
+                Action::Commit(attempt) => self.commit(attempt),
+                Action::Drop(attempt) => {
+                    self.results.remove(&attempt);
+                    if let Some(live) = self.attempts.remove(&attempt) {
+                        live.attempt.acknowledge();
+                    }
+                }
+            }
+        }
+        // Whatever was to be said of them has been handed to the journal.
+        self.details.clear();
+        Ok(())
+    }
+
+    fn record(&mut self, attempt: AttemptId, agent: AgentId, incarnation: Incarnation) {
+        let machine = self.installs.get(&agent).map_or(MachineId(agent), |install| install.machine);
+        let step = Step::Attempt {
+            chunk: attempt.chunk,
+            no: attempt.no,
+            agent,
+            incarnation,
+            machine,
+            lane: self.lanes.get(&agent).cloned().unwrap_or_default(),
+            now_ms: self.run.clock.wall_ms(),
+        };
+        self.submit(step, After::Recorded(attempt));
+    }
+
+    fn send(&mut self, attempt: AttemptId, agent: AgentId) -> Result<(), Failed> {
+        let chunk = self.run.journal.chunk(attempt.chunk).or_exit(Exit::Io)?;
+        let index = self.model_named(&chunk.model);
+        let Some(install) = self.installs.get(&agent) else {
+            let lost = (attempt, Report::Lost("the agent has left".to_owned()));
+            // The channel holds far more than the attempts of one turn.
+            let _ = self.reports.try_send(lost);
+            return Ok(());
+        };
+        let limits = Limits::of(&chunk.body, index.is_some_and(|index| install.warm.contains(&index)));
+        let pinned = index.and_then(|ModelIndex(index)| self.run.models.get(usize::from(index)));
+        let run = Run {
+            attempt,
+            incarnation: install.incarnation,
+            endpoint: chunk.endpoint,
+            model: Text::cut(&chunk.model),
+            fingerprint: pinned.map_or([0; 32], |pinned| pinned.fingerprint),
+            deadline_ms: limits.deadline_ms,
+            first_token_ms: limits.first_token_ms,
+            idle_ms: limits.idle_ms,
+            show_text: false,
+            body: Blob::new(chunk.body).or_exit(Exit::Input)?,
+        };
+        let hello = Hello { incarnation: self.incarnation, role: Role::Coordinator };
+        let mesh = self.run.members.mesh().clone();
+        let live = Live {
+            attempt: Attempt::start(mesh, agent, hello, run, self.reports.clone()),
+            agent,
+            tokens: 0,
+            note: String::new(),
+        };
+        self.attempts.insert(attempt, live);
+        Ok(())
+    }
+
+    fn ended(&mut self, attempt: AttemptId, class: Class) {
+        let (reason, detail) = self.details.get(&attempt).cloned().unwrap_or_default();
+        self.attempts.remove(&attempt);
+        let step = Step::Ended {
+            chunk: attempt.chunk,
+            no: attempt.no,
+            class,
+            reason,
+            detail,
+            now_ms: self.run.clock.wall_ms(),
+        };
+        self.submit(step, After::Nothing);
+    }
+
+    fn fail(&mut self, chunk: ChunkIndex, attempt: AttemptId, class: Class) {
+        let (_, detail) = self.details.remove(&attempt).unwrap_or_default();
+        let after = After::Closed { chunk, attempt, done: false, tokens: 0, agent: None };
+        self.submit(Step::Failed { chunk, no: Some(attempt.no), class, detail }, after);
+    }
+
+    fn commit(&mut self, attempt: AttemptId) {
+        let Some((outcome, body)) = self.results.remove(&attempt) else { return };
+        let fingerprint = self.fingerprint_of(attempt.chunk);
+        let agent = self.attempts.get(&attempt).map(|live| live.agent);
+        let after = After::Closed {
+            chunk: attempt.chunk,
+            attempt,
+            done: true,
+            tokens: u64::from(outcome.output_tokens),
+            agent,
+        };
+        let done = Box::new(Done { fingerprint, outcome: *outcome, body });
+        let step =
+            Step::Result { chunk: attempt.chunk, no: attempt.no, done, now_ms: self.run.clock.wall_ms() };
+        self.submit(step, after);
+    }
+
+    pub(super) fn after(&mut self, after: After, effect: Effect) -> Result<(), Failed> {
+        match after {
+            After::Nothing => Ok(()),
+            After::Recorded(attempt) => self.tell(Event::Recorded(attempt)),
+            After::Closed { chunk, attempt, done, tokens, agent } => {
+                if let Some(live) = self.attempts.remove(&attempt) {
+                    live.attempt.acknowledge();
+                }
+                if effect == Effect::First {
+                    self.count(done, tokens, agent);
+                    self.run.output.committed(self.run.journal, chunk).or_exit(Exit::Io)?;
+                }
+                self.tell(Event::Committed(chunk))
+            }
+        }
+    }
+
+    fn submit(&mut self, step: Step, after: After) {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        if !matches!(after, After::Nothing) {
+            self.tokens.insert(token, after);
+        }
+        self.backlog.push_back((token, step));
+        self.flush();
+    }
+
+    /// Hands steps to the writer in order, as many as it takes.
+    pub(super) fn flush(&mut self) {
+        while let Some((token, step)) = self.backlog.pop_front() {
+            if let Err(step) = self.writer.submit(token, step) {
+                self.backlog.push_front((token, *step));
+                break;
+            }
+        }
+    }
+
+    fn model_named(&self, name: &str) -> Option<ModelIndex> {
+        let named = (0..).zip(&self.run.models).find(|(_, pinned)| pinned.name.eq_ignore_ascii_case(name));
+        named.map(|(index, _)| ModelIndex(index))
+    }
+
+    fn fingerprint_of(&self, chunk: ChunkIndex) -> [u8; 32] {
+        let ModelIndex(index) = self.schedule.model_of(chunk);
+        self.run.models.get(usize::from(index)).map_or([0; 32], |pinned| pinned.fingerprint)
+    }
+}
