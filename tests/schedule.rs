@@ -44,6 +44,8 @@ struct World {
     now: Duration,
     /// What each agent holds, in order; the first `width` run.
     held: BTreeMap<AgentId, Vec<AttemptId>>,
+    /// What the engine has ended and the agent still checks.
+    checking: Vec<AttemptId>,
     recording: Vec<AttemptId>,
     committing: Vec<ChunkIndex>,
     ended: BTreeMap<ChunkIndex, Result<(), Class>>,
@@ -58,6 +60,7 @@ impl World {
             schedule: Schedule::new(JOB, vec![ModelIndex(0); chunks]),
             now: Duration::ZERO,
             held: BTreeMap::new(),
+            checking: Vec::new(),
             recording: Vec::new(),
             committing: Vec::new(),
             ended: BTreeMap::new(),
@@ -147,6 +150,17 @@ impl World {
                     self.tell(Event::Refused(attempt, Refusal::Busy { retry_ms: 10 }));
                 }
             }
+            12 | 13 => {
+                if let Some(attempt) = self.take_held(pick) {
+                    self.checking.push(attempt);
+                    self.tell(Event::Accepted(attempt, Place::Checking));
+                }
+            }
+            14 | 15 if !self.checking.is_empty() => {
+                let attempt = self.checking.remove(pick % self.checking.len());
+                let failed = pick % 3 == 0;
+                self.tell(if failed { Event::Failed(attempt, reason) } else { Event::Finished(attempt) });
+            }
             _ => {
                 self.now += Duration::from_millis(100);
                 self.tell(Event::Tick);
@@ -164,6 +178,8 @@ impl World {
                 self.tell(Event::Recorded(attempt));
             } else if let Some(chunk) = self.committing.pop() {
                 self.tell(Event::Committed(chunk));
+            } else if let Some(attempt) = self.checking.pop() {
+                self.tell(Event::Finished(attempt));
             } else if let Some(attempt) = self.take_held(0) {
                 self.tell(Event::Finished(attempt));
             } else {
@@ -195,7 +211,7 @@ proptest! {
         devices in prop::collection::vec(prop::collection::btree_set(0u8..4, 1..3), 1..6),
         widths in prop::collection::vec(1usize..4, 6),
         chunks in 1usize..40,
-        steps in prop::collection::vec((0u8..14, any::<usize>(), any_reason()), 0..300),
+        steps in prop::collection::vec((0u8..18, any::<usize>(), any_reason()), 0..300),
     ) {
         let mut world = World::new(chunks, devices, &widths);
         for (kind, pick, reason) in steps {
@@ -268,6 +284,23 @@ fn the_next_attempt_is_sent_ahead_so_that_the_lane_never_waits() {
         world.tell(Event::Recorded(attempt));
     }
     assert_eq!(world.held[&agent(0)].len(), 2);
+}
+
+#[test]
+fn a_lane_is_free_as_soon_as_the_engine_is_whatever_is_still_checked() {
+    let shared = vec![BTreeSet::from([0]), BTreeSet::from([0])];
+    let mut world = World::new(5, shared, &[1, 1]);
+    let mut ran = 0;
+    while ran < 5 {
+        while let Some(attempt) = world.recording.pop() {
+            world.tell(Event::Recorded(attempt));
+        }
+        let attempt = world.take_held(0).expect("the lane never waits for a check");
+        world.checking.push(attempt);
+        world.tell(Event::Accepted(attempt, Place::Checking));
+        ran += 1;
+    }
+    world.run_out();
 }
 
 #[test]

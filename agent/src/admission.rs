@@ -181,6 +181,9 @@ impl Admission {
                 if self.running.remove(&key) {
                     self.checking += 1;
                     self.known.insert(key, State::Checking);
+                    if !may_run {
+                        actions.push(Action::Accept(key, Place::Checking));
+                    }
                 }
                 self.unsettled |= may_run;
             }
@@ -234,7 +237,8 @@ impl Admission {
         if let Some(state) = self.known.get(&key) {
             actions.push(match state {
                 State::Queued(_) => Action::Accept(key, self.place_of_queued()),
-                State::Running { .. } | State::Checking => Action::Accept(key, Place::Running),
+                State::Running { .. } => Action::Accept(key, Place::Running),
+                State::Checking => Action::Accept(key, Place::Checking),
                 State::Done => Action::Deliver(key),
                 State::Failed(failure) => Action::Fail(key, failure.as_ref().clone()),
                 State::Acknowledged => Action::Fail(key, failure(Reason::Cancelled, "it was acknowledged")),

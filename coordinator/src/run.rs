@@ -204,7 +204,7 @@ impl Loop<'_> {
             Report::Accepted(place) => {
                 if let Some(live) = self.attempts.get_mut(&attempt) {
                     live.note = match &place {
-                        Place::Running | Place::Next => String::new(),
+                        Place::Running | Place::Next | Place::Checking => String::new(),
                         Place::Waiting(holder) => format!("waiting for {}", &**holder),
                         Place::Settling => "waiting for an old request to end".to_owned(),
                     };

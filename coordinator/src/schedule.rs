@@ -186,6 +186,7 @@ impl Schedule {
         match event {
             Event::Roster(installs) => self.on_roster(installs, now, &mut actions),
             Event::Recorded(attempt) => self.on_recorded(attempt, now),
+            Event::Accepted(attempt, Place::Checking) => self.on_checking(attempt, now),
             Event::Accepted(attempt, place) => {
                 if let Some(active) = self.holdings.get_mut(&attempt) {
                     active.running = place == Place::Running;
@@ -267,6 +268,14 @@ impl Schedule {
         }
     }
 
+    /// The engine is done with it, so its place and its devices are free, whatever the check says.
+    fn on_checking(&mut self, attempt: AttemptId, now: Duration) {
+        if let Some(agent) = self.holdings.release(&attempt) {
+            self.standing.entry(agent).or_default().paced(now);
+            self.freed(agent);
+        }
+    }
+
     fn on_refused(
         &mut self,
         attempt: AttemptId,
@@ -299,7 +308,7 @@ impl Schedule {
 
     fn on_finished(&mut self, attempt: AttemptId, now: Duration, actions: &mut Vec<Action>) {
         if let Some(active) = self.holdings.remove(&attempt) {
-            self.standing.entry(active.agent).or_default().finished(now);
+            self.standing.entry(active.agent).or_default().finished();
             self.freed(active.agent);
         }
         self.orphans.remove(&attempt);
@@ -347,7 +356,7 @@ impl Schedule {
 
     fn stop(&mut self, actions: &mut Vec<Action>) {
         self.stopped = true;
-        let unsent = self.holdings.iter().filter(|(_, active)| !active.occupies());
+        let unsent = self.holdings.iter().filter(|(_, active)| active.is_unsent());
         let unsent: Vec<AttemptId> = unsent.map(|(attempt, _)| *attempt).collect();
         for attempt in unsent {
             self.take_back(attempt, actions);

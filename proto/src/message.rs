@@ -280,6 +280,8 @@ pub enum Place {
     Waiting(Text<128>),
     /// Waiting until an earlier request of this install has proved to be over.
     Settling,
+    /// The engine has ended it and its place is free; which model ran is still being read.
+    Checking,
 }
 
 /// Why an agent does not take an attempt. None of these started anything.

@@ -46,7 +46,7 @@ impl Schedule {
         let gone = self
             .holdings
             .iter()
-            .filter(|(_, active)| !self.installs.contains_key(&active.agent) && !active.occupies());
+            .filter(|(_, active)| !self.installs.contains_key(&active.agent) && active.is_unsent());
         let gone: Vec<AttemptId> = gone.map(|(attempt, _)| *attempt).collect();
         for attempt in gone {
             self.take_back(attempt, actions);
@@ -117,7 +117,7 @@ impl Schedule {
             if install.rivals.is_disjoint(&holders) {
                 continue;
             }
-            let held = self.holdings.of(agent).filter(|(_, active)| !active.occupies());
+            let held = self.holdings.of(agent).filter(|(_, active)| active.is_unsent());
             unsent.extend(held.map(|(attempt, _)| *attempt));
             let later = install.rivals.intersection(&occupying).filter(|rival| **rival > *agent);
             if occupying.contains(agent) {

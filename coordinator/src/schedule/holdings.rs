@@ -18,6 +18,8 @@ pub(super) enum Stage {
     Sent,
     /// The same, and it has been told to stop.
     Cancelling,
+    /// The engine has ended it; the agent reads which model ran.
+    Checking,
 }
 
 /// An attempt that has not ended.
@@ -36,13 +38,19 @@ pub(super) struct Active {
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
     active: BTreeMap<AttemptId, Active>,
+    /// Those that take a place, or will.
     by_agent: BTreeMap<AgentId, BTreeSet<AttemptId>>,
 }
 
 impl Active {
-    /// The agent has it, or may have it.
+    /// It takes a place at the agent, or may take one.
     pub(super) fn occupies(&self) -> bool {
         matches!(self.stage, Stage::Sent | Stage::Cancelling)
+    }
+
+    /// It has never left this coordinator.
+    pub(super) fn is_unsent(&self) -> bool {
+        matches!(self.stage, Stage::Recording | Stage::Recorded)
     }
 }
 
@@ -54,13 +62,26 @@ impl Holdings {
 
     pub(super) fn remove(&mut self, attempt: &AttemptId) -> Option<Active> {
         let active = self.active.remove(attempt)?;
-        if let Some(held) = self.by_agent.get_mut(&active.agent) {
+        self.give_place_back(attempt, active.agent);
+        Some(active)
+    }
+
+    /// The engine has ended it: it takes no place any more. Says whose place that was.
+    pub(super) fn release(&mut self, attempt: &AttemptId) -> Option<AgentId> {
+        let active = self.active.get_mut(attempt)?;
+        let agent = active.agent;
+        (active.stage, active.running) = (Stage::Checking, false);
+        self.give_place_back(attempt, agent);
+        Some(agent)
+    }
+
+    fn give_place_back(&mut self, attempt: &AttemptId, agent: AgentId) {
+        if let Some(held) = self.by_agent.get_mut(&agent) {
             held.remove(attempt);
             if held.is_empty() {
-                self.by_agent.remove(&active.agent);
+                self.by_agent.remove(&agent);
             }
         }
-        Some(active)
     }
 
     pub(super) fn get(&self, attempt: &AttemptId) -> Option<&Active> {
@@ -81,18 +102,18 @@ impl Holdings {
         self.active.iter()
     }
 
-    /// Those of one install, in order.
+    /// Those of one install that take a place, in order.
     pub(super) fn of(&self, agent: &AgentId) -> impl Iterator<Item = (&AttemptId, &Active)> {
         let held = self.by_agent.get(agent).into_iter().flatten();
         held.filter_map(|attempt| Some((attempt, self.active.get(attempt)?)))
     }
 
-    /// Whether this install holds anything.
+    /// Whether this install holds anything that takes a place.
     pub(super) fn holds(&self, agent: &AgentId) -> bool {
         self.by_agent.contains_key(agent)
     }
 
-    /// The installs that hold anything, in order.
+    /// The installs that hold anything that takes a place, in order.
     pub(super) fn holders(&self) -> impl Iterator<Item = &AgentId> {
         self.by_agent.keys()
     }

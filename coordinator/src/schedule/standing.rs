@@ -20,16 +20,20 @@ pub(super) struct Standing {
     pub(super) closed_for: Option<Incarnation>,
     /// Models that it turned out not to have.
     pub(super) without: BTreeSet<ModelIndex>,
-    last_finish: Option<Duration>,
-    /// Smoothed time between two results; zero until two have come.
+    last_end: Option<Duration>,
+    /// Smoothed time between two ends at the engine; zero until there were two.
     pub(super) interval: Duration,
 }
 
 impl Standing {
     /// A result came.
-    pub(super) fn finished(&mut self, now: Duration) {
+    pub(super) fn finished(&mut self) {
         (self.failures_in_a_row, self.pauses) = (0, 0);
-        if let Some(last) = self.last_finish.replace(now) {
+    }
+
+    /// The engine has ended an attempt.
+    pub(super) fn paced(&mut self, now: Duration) {
+        if let Some(last) = self.last_end.replace(now) {
             self.interval = smoothed(self.interval, now.saturating_sub(last));
         }
     }

@@ -234,6 +234,7 @@ pub(crate) fn from_agent() -> Vec<Named<FromAgent>> {
     let mut all = named([
         ("hello", FromAgent::Hello(Hello { incarnation: Incarnation(u64::MAX), role: Role::Agent })),
         ("accepted, running", FromAgent::Accepted(attempt(), Place::Running)),
+        ("accepted, checking", FromAgent::Accepted(attempt(), Place::Checking)),
         ("accepted, next", FromAgent::Accepted(attempt(), Place::Next)),
         ("accepted, waiting", FromAgent::Accepted(attempt(), Place::Waiting(Text::cut("a-91c2")))),
         ("accepted, settling", FromAgent::Accepted(attempt(), Place::Settling)),
