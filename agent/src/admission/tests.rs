@@ -154,7 +154,7 @@ fn after_its_turn_a_lane_that_others_wait_for_drains_and_asks_again() {
     assert_eq!(admission.next_deadline(), Some(over + LOOK), "nobody waits: look again");
     assert_eq!(admission.handle(tick(true), over + LOOK), []);
     let actions = admission.handle(Event::Ended { key: key(1, 1), may_run: false }, over + LOOK);
-    assert_eq!(actions, [Action::Release, Action::Acquire]);
+    assert_eq!(actions, [Action::Accept(key(1, 1), Place::Checking), Action::Release, Action::Acquire]);
     let actions = admission.handle(Event::LaneHeld { dirty: false }, over + 2 * LOOK);
     assert_eq!(started(&actions), [key(1, 2)]);
 }
