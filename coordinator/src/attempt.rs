@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tropa_proto::{
-    chunk_stream::{WorkError, WorkReader, greet_agent},
+    chunk_stream::{HELLO_LIMIT, WorkError, WorkReader},
     id::{AgentId, AttemptId},
     mesh::{Mesh, MeshError},
-    message::{Failure, FromAgent, Hello, Outcome, Place, Refusal, Run, ToAgent},
+    message::{Failure, FromAgent, Hello, Outcome, Place, Refusal, Role, Run, ToAgent},
 };
 
 /// Opening a stream and saying hello on a live connection takes well under a millisecond; this is the limit of
@@ -80,6 +80,8 @@ impl Attempt {
 enum Broken {
     #[error("the agent did not take a stream within 5 s")]
     NoStream,
+    #[error("the agent did not say hello as an agent")]
+    NoHello,
     #[error("opening a stream to the agent failed")]
     Open(#[from] MeshError),
     #[error("the stream to the agent broke off")]
@@ -101,13 +103,19 @@ struct Conversation {
 impl Conversation {
     async fn hold(&mut self, mesh: &Mesh, agent: AgentId, hello: Hello, run: Run) -> Result<(), Broken> {
         let opening = async {
-            let mut stream = mesh.open(agent).await?;
-            greet_agent(&mut stream, hello).await?;
-            Ok::<_, Broken>(stream)
+            let (reader, mut writer) = mesh.open(agent).await?.split();
+            // Both at once: waiting for the agent's hello would cost a round trip for every chunk. The agent reads
+            // no run before a proper hello.
+            writer.send(&ToAgent::Hello(hello)).await?;
+            writer.send(&ToAgent::Run(Box::new(run))).await?;
+            Ok::<_, Broken>((reader, writer))
         };
-        let stream = tokio::time::timeout(OPEN_WITHIN, opening).await.map_err(|_| Broken::NoStream)??;
-        let (mut reader, mut writer) = stream.split();
-        writer.send(&ToAgent::Run(Box::new(run))).await?;
+        let (mut reader, mut writer) =
+            timeout(OPEN_WITHIN, opening).await.map_err(|_| Broken::NoStream)??;
+        let first = timeout(HELLO_LIMIT, reader.recv::<FromAgent>()).await.map_err(|_| Broken::NoHello)?;
+        let FromAgent::Hello(Hello { role: Role::Agent, .. }) = first?.ok_or(Broken::Closed)? else {
+            return Err(Broken::NoHello);
+        };
         loop {
             tokio::select! {
                 frame = reader.recv::<FromAgent>() => {
@@ -135,7 +143,7 @@ impl Conversation {
     /// Passes a frame on and says whether it was the last.
     async fn on_frame(&mut self, frame: FromAgent, reader: &mut WorkReader) -> Result<bool, Broken> {
         let (about, report, last) = match frame {
-            FromAgent::Hello(_) => return Ok(false),
+            FromAgent::Hello(_) => return Err(Broken::NoHello),
             FromAgent::Accepted(about, place) => (about, Report::Accepted(place), false),
             FromAgent::Tokens { attempt, count, .. } => {
                 // Progress is dropped first.

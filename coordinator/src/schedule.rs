@@ -193,7 +193,7 @@ impl Schedule {
                 }
             }
             Event::Refused(attempt, refusal) => self.on_refused(attempt, &refusal, now, &mut actions),
-            Event::Finished(attempt) => self.on_finished(attempt, now, &mut actions),
+            Event::Finished(attempt) => self.on_finished(attempt, &mut actions),
             Event::Failed(attempt, reason) => self.on_ended(attempt, reason.class(), now, &mut actions),
             Event::Lost(attempt) => self.on_ended(attempt, Class::Lost, now, &mut actions),
             Event::Committed(chunk) => self.close(chunk),
@@ -306,7 +306,7 @@ impl Schedule {
         self.on_ended(attempt, class, now, actions);
     }
 
-    fn on_finished(&mut self, attempt: AttemptId, now: Duration, actions: &mut Vec<Action>) {
+    fn on_finished(&mut self, attempt: AttemptId, actions: &mut Vec<Action>) {
         if let Some(active) = self.holdings.remove(&attempt) {
             self.standing.entry(active.agent).or_default().finished();
             self.freed(active.agent);
