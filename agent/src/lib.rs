@@ -19,7 +19,7 @@ pub(crate) mod stock;
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -298,7 +298,7 @@ impl Agent {
             width: self.width,
             bundle,
             inventory,
-            addresses: List::cut(self.mesh.listening()).0,
+            addresses: List::cut(reachable(self.mesh.listening())).0,
         };
         if let Err(error) = self.mesh.publish(announcement).await {
             tracing::warn!(%error, "an announcement was not sent");
@@ -428,6 +428,18 @@ fn period(members: usize) -> Result<Duration, getrandom::Error> {
     Ok(even.mul_f64(0.9 + 0.2 * chance))
 }
 
+/// The addresses that others can dial: this machine's own only where there is no other, link-local ones never, since
+/// they mean nothing without an interface.
+fn reachable(listening: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let dialable = |address: &SocketAddr| match address.ip() {
+        IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_unicast_link_local(),
+    };
+    let (own, others): (Vec<_>, Vec<_>) =
+        listening.into_iter().filter(dialable).partition(|address| address.ip().is_loopback());
+    if others.is_empty() { own } else { others }
+}
+
 fn open_locks(
     config: &Config,
     devices: &BTreeSet<device_lock::DeviceName>,
@@ -472,6 +484,9 @@ fn log(verbose: u8) {
     let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
     let filter = EnvFilter::new(format!("error,tropa_agent={level},tropa_proto={level}"));
     // A second call, in a test, changes nothing.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    use std::io::IsTerminal as _;
+    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).try_init();
 }
 
