@@ -3,6 +3,8 @@
 
 mod conformance;
 mod double_own;
+#[cfg(target_os = "linux")]
+mod environments;
 mod failure_modes;
 mod floors;
 mod identity;
