@@ -88,6 +88,14 @@ pub enum Command {
     /// Make or join a mesh of several machines
     #[command(subcommand)]
     Mesh(MeshCommand),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual pages
+    Man,
 }
 
 /// `tropa run`.
@@ -139,6 +147,12 @@ pub struct JobArgs {
     /// Prompt made of each line or row: {{line}}, or {{column}} with CSV
     #[arg(long, value_name = "TEXT")]
     pub template: Option<String>,
+    /// The column that names the rows of CSV [default: their line numbers]
+    #[arg(long, value_name = "COLUMN")]
+    pub id_column: Option<String>,
+    /// The url of batch items that have none
+    #[arg(long, value_name = "PATH")]
+    pub endpoint: Option<String>,
     /// Sampling temperature where an item has none
     #[arg(long, value_name = "T")]
     pub temperature: Option<f64>,

@@ -159,7 +159,7 @@ pub enum Error {
     /// An option does not fit the input, or its text is wrong.
     #[error("{0}")]
     Option(String),
-    /// The input, or its copy, cannot be read or written.
+    /// The input, or its copy, cannot be opened, read or written.
     #[error("cannot {doing} {}", path.display())]
     Io {
         /// The operation.
@@ -181,6 +181,8 @@ impl Error {
         match self {
             Self::Input(_) => 65,
             Self::Option(_) => 64,
+            // An input that is not there or not ours to read; whatever fails later is the disk.
+            Self::Io { doing: "open", .. } => 65,
             Self::Io { .. } => 74,
             Self::Journal(error) => error.exit_code(),
         }

@@ -8,6 +8,8 @@ pub mod assemble;
 pub mod attempt;
 pub mod clock;
 pub mod exit;
+pub mod generated;
+pub mod incoming;
 pub mod job;
 pub mod journal;
 pub mod limits;
@@ -60,7 +62,8 @@ pub fn main() -> ExitCode {
 fn execute(command: Command, settings: &Settings, clock: Clock) -> Outcome {
     // Two threads: one for the loop, one for the mesh; engines want the other cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.or_exit(Exit::Io)?.block_on(async {
+    let runtime = runtime.or_exit(Exit::Io)?;
+    let outcome = runtime.block_on(async {
         match command {
             Command::Run(args) => submit::run(args, settings, clock).await,
             Command::Plan(args) => submit::plan(args, settings, clock).await,
@@ -68,8 +71,13 @@ fn execute(command: Command, settings: &Settings, clock: Clock) -> Outcome {
             Command::Jobs => resume::jobs(settings),
             Command::Resume(args) => resume::resume(args, settings, clock).await,
             Command::Mesh(command) => mesh_file::mesh(command, settings),
+            Command::Completions { shell } => generated::completions(shell),
+            Command::Man => generated::man(),
         }
-    })
+    });
+    // Whoever stopped the command while it read stdin does not wait for the next line.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Help and version are what was asked for; anything else about the arguments is wrong usage.

@@ -46,7 +46,7 @@ pub(crate) struct Purpose {
 /// With [`Exit::Usage`] for a job that is not there, [`Exit::Busy`] for one at work, [`Exit::Input`] for an input
 /// that is not the job's, and the codes of `tropa run`.
 pub async fn resume(args: ResumeArgs, settings: &Settings, clock: Clock) -> Outcome {
-    let stop = Stop::new()?;
+    let mut stop = Stop::new()?;
     let id = journal::find(&settings.jobs(), &args.job).or_exit(Exit::Usage)?;
     let dir = settings.jobs().join(id.to_string());
     let mut journal = Journal::open(&dir).or_code()?;
@@ -63,7 +63,7 @@ pub async fn resume(args: ResumeArgs, settings: &Settings, clock: Clock) -> Outc
         as_completed: args.output.as_completed || spec.as_completed,
     };
     let key = journal.key().or_code()?;
-    let assembly = Assembly::gather(settings, key, clock).await?;
+    let assembly = stop.cuts(Assembly::gather(settings, key, clock)).await?;
     let purpose = Purpose { output, input: None, failed_before };
     work(assembly, journal, models, purpose, settings, clock, stop).await
 }

@@ -17,6 +17,16 @@ pub fn print(text: &str) -> Result<(), Failed> {
     written.context("writing to stdout").or_exit(Exit::Io)
 }
 
+/// Prints data as it is.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_bytes(data: &[u8]) -> Result<(), Failed> {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_all(data).and_then(|()| stdout.flush());
+    written.context("writing to stdout").or_exit(Exit::Io)
+}
+
 /// Prints one JSON object.
 ///
 /// # Errors

@@ -32,6 +32,17 @@ impl Stop {
         Ok(Self { interrupt, terminate, seen: false })
     }
 
+    /// Works on something that has changed nothing yet, and gives it up at the first signal.
+    ///
+    /// # Errors
+    /// Its own, or the code of the signal.
+    pub async fn cuts<T>(&mut self, work: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+        tokio::select! {
+            done = work => done,
+            stopped = self.next() => Err(Failed::new(stopped.exit, "stopped before anything ran")),
+        }
+    }
+
     /// Waits for the next signal. May be dropped at any time.
     pub async fn next(&mut self) -> Stopped {
         let exit = tokio::select! {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tropa_proto::id::JobId;
@@ -12,6 +12,7 @@ use crate::{
     assemble::{Assembly, passing_key},
     clock::Clock,
     exit::{Exit, Failed, OrExit as _, Outcome},
+    incoming::Incoming,
     job::{self, Format, Input, JobOptions, Prepared, Think},
     journal::{Draft, Journal, Kind, require_space},
     plan::{self, Need, PinError, Pinned},
@@ -53,14 +54,15 @@ pub(crate) struct SpecModel {
 /// With the codes of `conventions.md` §3; what was committed stays in the journal.
 pub async fn run(mut args: RunArgs, settings: &Settings, clock: Clock) -> Outcome {
     settings.job.fill(&mut args.job);
-    let stop = Stop::new()?;
+    let mut stop = Stop::new()?;
     let id = JobId::random().or_exit(Exit::Io)?;
-    let prepared = prepare(&args.input, &args.job, settings, id).await?;
+    let incoming = Incoming::open(&settings.state, id)?;
+    let prepared = stop.cuts(prepare(&args.input, &args.job, incoming.copy())).await?;
     say_skipped(&prepared, settings);
     let dir = settings.jobs().join(id.to_string());
     let draft = Draft::create(&dir, id).or_code()?;
     let key = draft.key().or_code()?;
-    let mut assembly = Assembly::gather(settings, key, clock).await?;
+    let mut assembly = stop.cuts(Assembly::gather(settings, key, clock)).await?;
     let chosen = choose(&mut assembly, &prepared, &args.job);
     let (default, models) = match chosen {
         Ok(chosen) => chosen,
@@ -83,7 +85,8 @@ pub async fn run(mut args: RunArgs, settings: &Settings, clock: Clock) -> Outcom
 pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outcome {
     settings.job.fill(&mut args.job);
     let id = JobId::random().or_exit(Exit::Io)?;
-    let prepared = prepare(&args.input, &args.job, settings, id).await?;
+    let incoming = Incoming::open(&settings.state, id)?;
+    let prepared = prepare(&args.input, &args.job, incoming.copy()).await?;
     say_skipped(&prepared, settings);
     let mut assembly = Assembly::gather(settings, passing_key()?, clock).await?;
     let outcome = choose(&mut assembly, &prepared, &args.job).map(|(_, models)| {
@@ -100,32 +103,24 @@ pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outc
 }
 
 /// Reads the input once: every item is checked and measured before anything starts.
-async fn prepare(input: &Path, args: &JobArgs, settings: &Settings, id: JobId) -> Result<Prepared, Failed> {
+async fn prepare(input: &Path, args: &JobArgs, copy: PathBuf) -> Result<Prepared, Failed> {
     let options = options(args);
     let input = input.to_owned();
-    // What can be read only once is kept here, for this user alone, until its chunks are in the journal.
-    let incoming = settings.state.join("incoming");
-    let copy = incoming.join(id.to_string());
     let reading = tokio::task::spawn_blocking(move || {
-        private_dir(&incoming)?;
         let prepared = if input.as_os_str() == "-" {
             job::prepare(Input::Stream(&mut std::io::stdin().lock()), &copy, options)
         } else {
             job::prepare(Input::File(&input), &copy, options)
         };
-        prepared.with_context(|| input.display().to_string()).map_err(|error| {
-            let exit =
-                error.downcast_ref::<job::Error>().map_or(Exit::Io, |error| exit_of(error.exit_code()));
-            Failed { exit, error }
+        prepared.map_err(|error| {
+            let exit = exit_of(error.exit_code());
+            // The other errors name the file themselves.
+            let what = matches!(error, job::Error::Input(_)).then(|| input.display().to_string());
+            let error = anyhow::Error::from(error);
+            Failed { exit, error: what.into_iter().fold(error, anyhow::Error::context) }
         })
     });
     reading.await.or_exit(Exit::Io)?
-}
-
-fn private_dir(path: &Path) -> Result<(), Failed> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("making {}", path.display())).or_exit(Exit::Io)
 }
 
 fn options(args: &JobArgs) -> JobOptions {
@@ -144,8 +139,8 @@ fn options(args: &JobArgs) -> JobOptions {
         temperature: args.temperature,
         system: args.system.clone(),
         template: args.template.clone(),
-        id_column: None,
-        endpoint: None,
+        id_column: args.id_column.clone(),
+        endpoint: args.endpoint.clone(),
     }
 }
 
