@@ -45,6 +45,7 @@ until [ -e /sys/class/net/eth0 ]; do sleep 1; done
 ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up
+ip route add default via 10.0.2.2
 ollama-double --listen 127.0.0.1:11434 --version 0.24.0 --model tiny:latest &
 exec tropa-agent --listen 0.0.0.0:11634 --mesh-secret-file /root/mesh.secret --no-mdns --label guest
 "#;
