@@ -10,5 +10,6 @@ mod floors;
 mod identity;
 mod identity_properties;
 mod jobs;
+mod live;
 mod real_engine;
 mod schedule;

@@ -10,6 +10,7 @@
 pub mod amd;
 pub mod clock;
 pub mod command;
+pub mod counters;
 pub mod cpus;
 pub mod files;
 pub mod lane;
@@ -32,6 +33,7 @@ use tropa_proto::{
     message::Loaded,
 };
 
+pub use counters::read_counters;
 pub use files::Root;
 pub use lane::{LaneError, LaneSpec, vram_step};
 pub use privileged::Privileged;

@@ -10,6 +10,7 @@ mod clock;
 pub mod device_lock;
 pub mod evidence;
 pub mod execute;
+mod live_test;
 pub mod ollama;
 pub mod outbox;
 pub mod runtime_dir;
@@ -40,7 +41,7 @@ use tropa_proto::{
     evidence::Core,
     id::{AgentId, Incarnation},
     mesh::{self, Mesh, MeshConfig, MeshError, MeshEvent},
-    message::{AgentState, Announcement, Answer, Hello, Role},
+    message::{AgentState, Announcement, Answer, Hello, Question, Role},
     secret::MeshSecret,
 };
 
@@ -50,6 +51,7 @@ use crate::{
     device_lock::{DeviceLocks, Occupies, occupied},
     evidence::{LaneSpec, Root},
     execute::{Executor, Load, Orders},
+    live_test::LiveTests,
     ollama::{Ollama, OllamaUrl, Policy},
     runtime_dir::{Presence, Present, RuntimePlaces},
     state::State,
@@ -140,6 +142,7 @@ pub struct Agent {
     locks: Option<Arc<DeviceLocks>>,
     stock: Stock,
     orders: Orders,
+    live_tests: LiveTests,
     load: watch::Receiver<Load>,
     stop: CancellationToken,
     executing: JoinHandle<()>,
@@ -173,7 +176,9 @@ impl Agent {
             let any = if config.secret.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
             match mesh::start(mesh_config(vec![SocketAddr::from((any, PORT))])).await {
                 Ok(started) => started,
-                Err(MeshError::Listen { .. }) => mesh::start(mesh_config(vec![SocketAddr::from((any, 0))])).await?,
+                Err(MeshError::Listen { .. }) => {
+                    mesh::start(mesh_config(vec![SocketAddr::from((any, 0))])).await?
+                }
                 Err(error) => return Err(error.into()),
             }
         } else {
@@ -194,6 +199,7 @@ impl Agent {
             incarnation,
             config_label: config.label,
             width: config.width,
+            live_tests: LiveTests::new(config.root.clone(), incarnation),
             root: config.root,
             locks,
             stock,
@@ -271,11 +277,16 @@ impl Agent {
                 let hello = Hello { incarnation: self.incarnation, role: Role::Agent };
                 tokio::spawn(serve::serve(from, stream, hello, self.orders.clone()));
             }
+            MeshEvent::Asked { ticket, question: Question::LiveTest { id, step }, .. } => {
+                self.live_tests.take(&self.mesh, ticket, id, step);
+            }
             MeshEvent::Asked { ticket, .. } => {
                 let description = Box::new(self.stock.description().clone());
                 self.mesh.answer(ticket, Answer::Description(description)).await;
             }
-            MeshEvent::DialFailed { address, why } => tracing::warn!(%address, ?why, "a peer cannot be reached"),
+            MeshEvent::DialFailed { address, why } => {
+                tracing::warn!(%address, ?why, "a peer cannot be reached")
+            }
             MeshEvent::Connected(_) | MeshEvent::Disconnected(_) | MeshEvent::Listening(_) => {}
         }
     }
@@ -489,4 +500,3 @@ fn log(verbose: u8) {
     let _ =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).try_init();
 }
-

@@ -197,6 +197,9 @@ pub struct MachinesArgs {
     /// Give the decisive evidence for every line
     #[arg(long)]
     pub why: bool,
+    /// Run all live tests for two agents now, named by label or by the beginning of their ids
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with = "why")]
+    pub test: Option<Vec<String>>,
 }
 
 /// `tropa resume`.

@@ -7,6 +7,7 @@ use crate::{
     args::MachinesArgs,
     clock::Clock,
     exit::{Exit, Failed, OrExit as _, Outcome},
+    live,
     machines::Report,
     members::Members,
     own_agent::OwnAgent,
@@ -65,13 +66,27 @@ pub fn passing_key() -> Result<[u8; 32], Failed> {
     Ok(key)
 }
 
-/// `tropa machines`.
+/// `tropa machines`: waits at most `--wait` for everybody, and as long again for the live tests that run by
+/// themselves.
 ///
 /// # Errors
-/// As [`Assembly::gather`].
+/// As [`Assembly::gather`]; with `--test` as [`live::on_demand`].
 pub async fn machines(args: &MachinesArgs, settings: &Settings, clock: Clock) -> Outcome {
     let mut assembly = Assembly::gather(settings, passing_key()?, clock).await?;
-    let report = Report::of(assembly.members.view());
+    if let Some([a, b]) = args.test.as_deref() {
+        let tested = live::on_demand(&mut assembly.members, [a, b]).await;
+        assembly.finish().await;
+        let report = tested?;
+        if settings.json {
+            print_json(&report)?
+        } else {
+            print(&report.text())?
+        }
+        return Ok(Exit::Done);
+    }
+    assembly.members.settle(settings.wait).await;
+    let (view, live_tests) = assembly.members.view_and_tests();
+    let report = Report::with(view, live_tests);
     assembly.finish().await;
     if settings.json {
         print_json(&report)?

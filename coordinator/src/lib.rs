@@ -13,6 +13,7 @@ pub mod incoming;
 pub mod job;
 pub mod journal;
 pub mod limits;
+pub mod live;
 pub mod machines;
 pub mod members;
 pub mod mesh_file;

@@ -12,6 +12,7 @@ use tropa_proto::{
 };
 
 use crate::{
+    live::{self, LiveTests},
     plan::{at_work, installs, reason_out},
     table::Table,
     terminal::escaped,
@@ -107,6 +108,8 @@ pub struct RelationRow {
     pub reasons: Vec<String>,
     /// What could not be read and might have counted.
     pub unreadable: Vec<String>,
+    /// The live tests of the pair, or why there are none.
+    pub live_tests: Vec<String>,
 }
 
 /// A warning.
@@ -128,6 +131,12 @@ impl Report {
     /// Reads a report off the roster.
     #[must_use]
     pub fn of(view: &View) -> Self {
+        Self::with(view, &LiveTests::default())
+    }
+
+    /// Reads a report off the roster, with what live tests found.
+    #[must_use]
+    pub fn with(view: &View, live_tests: &LiveTests) -> Self {
         let working = at_work(&installs(view, &[]));
         let machines: Vec<MachineRow> =
             view.machines.iter().map(|machine| machine_row(view, machine, &working)).collect();
@@ -136,7 +145,7 @@ impl Report {
             schema: "tropa.machines/1",
             installs: view.installs.len(),
             at_once: working.len(),
-            relations: fusion.map_or_else(Vec::new, |fusion| relations(view, fusion)),
+            relations: fusion.map_or_else(Vec::new, |fusion| relations(view, fusion, live_tests)),
             warnings: fusion.map_or_else(Vec::new, |fusion| warnings(view, fusion)),
             summary: summary(view, &machines, working.len()),
             machines,
@@ -219,6 +228,9 @@ impl Report {
                 relation.confidence,
                 escaped(&relation.reasons.join(", "))
             );
+            for note in &relation.live_tests {
+                let _ = writeln!(text, "    {}", escaped(note));
+            }
         }
     }
 }
@@ -320,7 +332,7 @@ fn unreadable(evidence: &Evidence) -> Vec<String> {
     list
 }
 
-fn relations(view: &View, fusion: &Fusion) -> Vec<RelationRow> {
+fn relations(view: &View, fusion: &Fusion, live_tests: &LiveTests) -> Vec<RelationRow> {
     let mut pairs: Vec<(Kind, &Install, &Install)> = Vec::new();
     for (at, a) in view.installs.iter().enumerate() {
         for b in &view.installs[at + 1..] {
@@ -333,7 +345,10 @@ fn relations(view: &View, fusion: &Fusion) -> Vec<RelationRow> {
     pairs.truncate(MAX_PAIRS);
     pairs
         .into_iter()
-        .filter_map(|(_, a, b)| Some(relation_row(view, a, b, &fusion.why(a.agent, b.agent)?)))
+        .filter_map(|(_, a, b)| {
+            let row = relation_row(view, a, b, &fusion.why(a.agent, b.agent)?);
+            Some(RelationRow { live_tests: live::notes(view, live_tests, a, b), ..row })
+        })
         .collect()
 }
 
@@ -352,6 +367,7 @@ fn relation_row(view: &View, a: &Install, b: &Install, why: &Why) -> RelationRow
             .iter()
             .map(|(agent, signal, reason)| format!("{}: {signal} {reason}", label(*agent)))
             .collect(),
+        live_tests: Vec::new(),
     }
 }
 

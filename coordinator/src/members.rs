@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tropa_proto::{
     id::AgentId,
     mesh::{self, DialFailure, Mesh, MeshConfig, MeshEvent},
-    message::{Answer, Description, Question, Role},
+    message::{AgentState, Answer, Description, Question, Role},
     roster::{Hashes, Roster, View},
 };
 
@@ -19,6 +19,7 @@ use crate::{
     args::resolve,
     clock::Clock,
     exit::{Exit, Failed, OrExit as _},
+    live::{Findings, LiveTests, Trial},
     settings::Settings,
 };
 
@@ -57,6 +58,13 @@ pub struct Members {
     unheard: BTreeSet<AgentId>,
     failures: BTreeMap<SocketAddr, DialFailure>,
     multicast: bool,
+    live: LiveTests,
+    trials: mpsc::Sender<(Trial, Findings)>,
+    tried: mpsc::Receiver<(Trial, Findings)>,
+    /// Everybody who should be here has been waited for; live tests may run beside the work.
+    gathered: bool,
+    /// The roster has changed since live tests were looked for.
+    unlooked: bool,
 }
 
 impl Members {
@@ -78,6 +86,8 @@ impl Members {
         let (mesh, events) = mesh::start(config).await.context("joining the mesh").or_exit(Exit::Io)?;
         // As many descriptions as agents may be under way.
         let (answers, answered) = mpsc::channel(64);
+        // More than trials run at once, so none of them waits.
+        let (trials, tried) = mpsc::channel(16);
         let mut members = Self {
             mesh,
             events,
@@ -91,6 +101,11 @@ impl Members {
             unheard: BTreeSet::new(),
             failures: BTreeMap::new(),
             multicast: settings.mdns,
+            live: LiveTests::default(),
+            trials,
+            tried,
+            gathered: false,
+            unlooked: true,
         };
         for present in settings.runtime.list() {
             members.present.insert(present.address, present.agent);
@@ -123,6 +138,11 @@ impl Members {
         self.roster.view()
     }
 
+    /// The roster as it is now, and what live tests found.
+    pub fn view_and_tests(&mut self) -> (&View, &LiveTests) {
+        (self.roster.view(), &self.live)
+    }
+
     /// Nobody is there.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -137,6 +157,7 @@ impl Members {
 
     /// Waits until something happens and takes it in. May be dropped at any time without losing anything.
     pub async fn next(&mut self) -> Change {
+        self.test();
         let change = tokio::select! {
             event = self.events.recv() => match event {
                 Some(event) => self.on_event(event).await,
@@ -144,7 +165,9 @@ impl Members {
                 None => std::future::pending().await,
             },
             Some(described) = self.answered.recv() => self.on_described(described),
+            Some((trial, findings)) = self.tried.recv() => self.on_tried(&trial, findings),
         };
+        self.unlooked |= matches!(change, Change::Roster);
         self.ask();
         change
     }
@@ -161,6 +184,30 @@ impl Members {
 
     /// Waits until everybody who should be there has been heard and described, at most so long.
     pub async fn gather(&mut self, at_most: Duration) {
+        self.wait_for_all(at_most).await;
+        self.gathered = true;
+    }
+
+    /// Waits until the live tests that run by themselves have run, at most so long.
+    pub async fn settle(&mut self, at_most: Duration) {
+        let started = self.clock.now();
+        while !self.live.is_idle(self.roster.view()) {
+            let left = at_most.saturating_sub(self.clock.now().saturating_sub(started));
+            if left.is_zero() {
+                return;
+            }
+            // The end of the time is the end of the loop.
+            let _ = tokio::time::timeout(left, self.next()).await;
+        }
+    }
+
+    /// Runs a trial now and takes in what it finds.
+    pub async fn examine(&mut self, trial: &Trial) {
+        let findings = trial.run(&self.mesh).await;
+        self.on_tried(trial, findings);
+    }
+
+    async fn wait_for_all(&mut self, at_most: Duration) {
         let started = self.clock.now();
         let settles = if self.multicast { MULTICAST_SETTLES } else { Duration::ZERO };
         let mut limit = at_most;
@@ -184,6 +231,14 @@ impl Members {
             MeshEvent::Announced { from, announcement } => {
                 self.asked.remove(&from);
                 self.unheard.remove(&from);
+                let gone = if announcement.state == AgentState::Leaving {
+                    self.live.forget(from)
+                } else {
+                    self.live.saw(from, announcement.incarnation)
+                };
+                if gone {
+                    self.roster.set_facts(self.live.facts(), BTreeSet::new());
+                }
                 self.roster.announced(from, *announcement, self.clock.now());
                 Change::Roster
             }
@@ -229,6 +284,33 @@ impl Members {
         Change::Roster
     }
 
+    fn on_tried(&mut self, trial: &Trial, findings: Findings) -> Change {
+        for tested in &findings.tests {
+            let [a, b] = trial.agents.map(|agent| agent.short());
+            tracing::info!(a, b, test = tested.test, outcome = tested.outcome.text(), "a live test has run");
+        }
+        if self.live.finished(self.roster.view(), trial, findings) {
+            self.roster.set_facts(self.live.facts(), BTreeSet::new());
+        }
+        // In any case there is room for another trial.
+        Change::Roster
+    }
+
+    /// Starts the live tests that are worth running, a few at a time, once everybody is there.
+    fn test(&mut self) {
+        if !self.gathered || !std::mem::take(&mut self.unlooked) {
+            return;
+        }
+        for trial in self.live.start(self.roster.view()) {
+            let (mesh, trials) = (self.mesh.clone(), self.trials.clone());
+            tokio::spawn(async move {
+                let findings = trial.run(&mesh).await;
+                // A closed channel means that the command is over.
+                let _ = trials.send((trial, findings)).await;
+            });
+        }
+    }
+
     /// Asks every agent whose description is missing, once per change.
     fn ask(&mut self) {
         for (agent, hashes) in self.roster.undescribed() {
@@ -239,7 +321,7 @@ impl Members {
             tokio::spawn(async move {
                 let description = match mesh.ask(agent, Question::Describe).await {
                     Ok(Answer::Description(description)) => Some(*description),
-                    Ok(Answer::Roster { .. } | Answer::Nothing) | Err(_) => None,
+                    Ok(Answer::Roster { .. } | Answer::Nothing | Answer::LiveTest { .. }) | Err(_) => None,
                 };
                 // A closed channel means that the command is over.
                 let _ = answers.send((agent, hashes, description)).await;

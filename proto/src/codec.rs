@@ -12,7 +12,9 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     evidence::Evidence,
-    message::{Announcement, Answer, Description, FromAgent, Inventory, Question, ToAgent, VERSION},
+    message::{
+        Announcement, Answer, Description, FromAgent, Inventory, LiveFinding, Question, ToAgent, VERSION,
+    },
 };
 
 /// The most that any message may decode to. A constant of the configuration; each message's own cap is lower.
@@ -162,6 +164,15 @@ impl Message for Question {
 impl Message for Answer {
     const CAP: usize = 4 << 20;
     const NAME: &'static str = "answer";
+
+    fn check(&self) -> Result<(), &'static str> {
+        if let Self::LiveTest { finding: LiveFinding::Clock { received_ns, sent_ns }, .. } = self
+            && !(0 <= *received_ns && received_ns <= sent_ns)
+        {
+            return Err("the answer left before the question arrived");
+        }
+        Ok(())
+    }
 }
 
 /// Bounded by its fields; encoded alone only to be hashed.

@@ -103,7 +103,7 @@ pub enum MeshEvent {
     Disconnected(AgentId),
     /// A peer opened a work stream; nothing was read from it yet.
     Incoming(AgentId, WorkStream),
-    /// A peer asks something that only the owner of the mesh knows: [`Question::Describe`].
+    /// A peer asks something that only the owner of the mesh knows: [`Question::Describe`], [`Question::LiveTest`].
     Asked {
         /// Who asks.
         from: AgentId,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     bounded::{Blob, List, Text},
-    evidence::{Core, Evidence},
+    evidence::{Core, Evidence, Reading},
     failure::Reason,
     id::{AttemptId, Incarnation},
 };
@@ -74,7 +74,7 @@ pub enum AgentState {
     Leaving,
 }
 
-/// A question to an agent. All are reads: asking twice is asking.
+/// A question to an agent. All are reads, and an offer ends by itself: asking twice is asking.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
     /// Who is known? Answered with signed announcements, from the given place in the order of agent ids.
@@ -84,6 +84,67 @@ pub enum Question {
     },
     /// What is behind the hashes of your announcement?
     Describe,
+    /// A step of a live test.
+    LiveTest {
+        /// Names the question; the answer carries it.
+        id: u64,
+        /// What to do.
+        step: LiveStep,
+    },
+}
+
+/// What a live test asks of one agent (`identity.md` §9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LiveStep {
+    /// Listen for some seconds under a name that only this kernel has, and give the nonce to whoever comes.
+    Offer {
+        /// The random part of the name: an agent is never sent to a name of the coordinator's choice.
+        place: [u8; 16],
+        /// What whoever comes must bring back.
+        nonce: [u8; 32],
+    },
+    /// Go where another agent listens, and bring back what it gives.
+    Meet {
+        /// The random part of the name.
+        place: [u8; 16],
+    },
+    /// Say when this arrived and when the answer left.
+    Clock,
+    /// Read the counters of the kernel.
+    Counters,
+}
+
+/// What came of a [`LiveStep`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LiveFinding {
+    /// The agent listens.
+    Offered,
+    /// Somebody was met; the nonce that he gave.
+    Met([u8; 32]),
+    /// The wall clock of the agent, in nanoseconds since 1970.
+    Clock {
+        /// When the question arrived.
+        received_ns: i64,
+        /// When the answer left, never earlier.
+        sent_ns: i64,
+    },
+    /// The counters.
+    Counters(Counters),
+    /// Nothing: says why. Decides nothing.
+    Cannot(Text<128>),
+}
+
+/// Counters of a kernel since its boot, from a genuine procfs; anything else is not a [`Reading::Value`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Context switches: `ctxt` of `/proc/stat`.
+    pub ctxt: Reading<u64>,
+    /// Processes and threads made: `processes` of `/proc/stat`.
+    pub processes: Reading<u64>,
+    /// Page faults: `pgfault` of `/proc/vmstat`.
+    pub pgfault: Reading<u64>,
+    /// Pages freed: `pgfree` of `/proc/vmstat`.
+    pub pgfree: Reading<u64>,
 }
 
 /// The answer to a [`Question`].
@@ -100,6 +161,15 @@ pub enum Answer {
     Description(Box<Description>),
     /// The question is not for this node: a coordinator has nothing to describe.
     Nothing,
+    /// A step of a live test.
+    LiveTest {
+        /// The question's.
+        id: u64,
+        /// The run of the agent: what a test proves holds for it alone.
+        incarnation: Incarnation,
+        /// What came of it.
+        finding: LiveFinding,
+    },
 }
 
 /// What stands behind the hashes of an announcement.

@@ -163,6 +163,21 @@ impl Root {
         file.metadata().ok().map(|found| found.dev())
     }
 
+    /// Says whether a file lies on a procfs, and not on something that was mounted over it.
+    #[must_use]
+    pub fn on_procfs(&self, path: &str) -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            let found = self.open(path, ANY).and_then(|file| rustix::fs::fstatfs(&file));
+            found.is_ok_and(|found| found.f_type == rustix::fs::PROC_SUPER_MAGIC)
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = path;
+            false
+        }
+    }
+
     fn bytes(&self, path: &str, max: usize, whole: Whole) -> Reading<Vec<u8>> {
         let file = match self.open(path, OFlags::empty()) {
             Ok(file) => file,

@@ -128,8 +128,9 @@ pub(super) fn relate(world: &World, i: usize, j: usize) -> KernelRelation {
 }
 
 impl ClockOffset {
-    /// The clocks are too far apart to be one.
-    fn disproves(self) -> bool {
+    /// Says whether the clocks are too far apart to be one: |offset| > round trip / 2 + 1 ms.
+    #[must_use]
+    pub fn disproves(self) -> bool {
         u128::from(self.offset_ns.unsigned_abs()) * 2
             > u128::from(self.rtt_ns) + 2 * u128::from(CLOCK_SLACK_NS)
     }

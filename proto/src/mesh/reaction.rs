@@ -174,7 +174,9 @@ impl Driver {
             QuestionEvent::Message { peer, message, .. } => match message {
                 request_response::Message::Request { request_id, request, channel } => match request {
                     Question::Roster { from } => self.reply(channel, self.ledger.page(from)),
-                    Question::Describe => self.asked(&peer, request, request_id, channel),
+                    Question::Describe | Question::LiveTest { .. } => {
+                        self.asked(&peer, request, request_id, channel)
+                    }
                 },
                 request_response::Message::Response { request_id, response } => {
                     self.answered(request_id, response);

@@ -15,8 +15,9 @@ use tropa_proto::{
     failure::Reason,
     id::{AttemptId, ChunkIndex, Incarnation, JobId},
     message::{
-        AgentState, Announcement, Answer, Description, Endpoint, EngineState, Failure, FromAgent, Hello,
-        Inventory, Loaded, Model, Outcome, Place, Question, Refusal, Role, Run, ToAgent,
+        AgentState, Announcement, Answer, Counters, Description, Endpoint, EngineState, Failure, FromAgent,
+        Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Outcome, Place, Question, Refusal, Role, Run,
+        ToAgent,
     },
 };
 
@@ -110,7 +111,34 @@ fn plain(address: SocketAddr) -> SocketAddr {
 }
 
 pub(crate) fn question() -> impl Strategy<Value = Question> {
-    prop_oneof![any::<u32>().prop_map(|from| Question::Roster { from }), Just(Question::Describe)]
+    prop_oneof![
+        any::<u32>().prop_map(|from| Question::Roster { from }),
+        Just(Question::Describe),
+        (any::<u64>(), live_step()).prop_map(|(id, step)| Question::LiveTest { id, step }),
+    ]
+}
+
+fn live_step() -> impl Strategy<Value = LiveStep> {
+    prop_oneof![
+        any::<([u8; 16], [u8; 32])>().prop_map(|(place, nonce)| LiveStep::Offer { place, nonce }),
+        any::<[u8; 16]>().prop_map(|place| LiveStep::Meet { place }),
+        Just(LiveStep::Clock),
+        Just(LiveStep::Counters),
+    ]
+}
+
+fn live_finding() -> impl Strategy<Value = LiveFinding> {
+    let counter = || reading(any::<u64>());
+    prop_oneof![
+        Just(LiveFinding::Offered),
+        any::<[u8; 32]>().prop_map(LiveFinding::Met),
+        (0..=i64::MAX / 2, 0..=i64::MAX / 2)
+            .prop_map(|(received_ns, took)| LiveFinding::Clock { received_ns, sent_ns: received_ns + took }),
+        (counter(), counter(), counter(), counter()).prop_map(|(ctxt, processes, pgfault, pgfree)| {
+            LiveFinding::Counters(Counters { ctxt, processes, pgfault, pgfree })
+        }),
+        text().prop_map(LiveFinding::Cannot),
+    ]
 }
 
 pub(crate) fn answer() -> impl Strategy<Value = Answer> {
@@ -118,6 +146,11 @@ pub(crate) fn answer() -> impl Strategy<Value = Answer> {
         (list(blob()), any::<bool>()).prop_map(|(signed, more)| Answer::Roster { signed, more }),
         description().prop_map(|description| Answer::Description(Box::new(description))),
         Just(Answer::Nothing),
+        (any::<(u64, u64)>(), live_finding()).prop_map(|((id, incarnation), finding)| Answer::LiveTest {
+            id,
+            incarnation: Incarnation(incarnation),
+            finding
+        }),
     ]
 }
 

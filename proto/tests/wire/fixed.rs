@@ -9,8 +9,9 @@ use tropa_proto::{
     failure::Reason,
     id::{AttemptId, ChunkIndex, Incarnation, JobId},
     message::{
-        AgentState, Announcement, Answer, Description, Endpoint, EngineState, Failure, FromAgent, Hello,
-        Inventory, Loaded, Model, Outcome, Place, Question, Refusal, Role, Run, ToAgent,
+        AgentState, Announcement, Answer, Counters, Description, Endpoint, EngineState, Failure, FromAgent,
+        Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Outcome, Place, Question, Refusal, Role, Run,
+        ToAgent,
     },
 };
 
@@ -90,15 +91,39 @@ pub(crate) fn announcements() -> Vec<Named<Announcement>> {
 }
 
 pub(crate) fn questions() -> Vec<Named<Question>> {
-    named([("roster", Question::Roster { from: 512 }), ("describe", Question::Describe)])
+    let live = |step| Question::LiveTest { id: 0x1122_3344_5566_7788, step };
+    named([
+        ("roster", Question::Roster { from: 512 }),
+        ("describe", Question::Describe),
+        ("live offer", live(LiveStep::Offer { place: [0xab; 16], nonce: [0xcd; 32] })),
+        ("live meet", live(LiveStep::Meet { place: [0xab; 16] })),
+        ("live clock", live(LiveStep::Clock)),
+        ("live counters", live(LiveStep::Counters)),
+    ])
 }
 
 pub(crate) fn answers() -> Vec<Named<Answer>> {
     let (_, description) = descriptions().swap_remove(0);
+    let live = |finding| Answer::LiveTest {
+        id: 0x1122_3344_5566_7788,
+        incarnation: Incarnation(0x0102_0304_0506_0708),
+        finding,
+    };
+    let counters = Counters {
+        ctxt: Reading::Value(70_000),
+        processes: Reading::Virtual(3),
+        pgfault: Reading::Denied,
+        pgfree: Reading::Absent,
+    };
     named([
         ("roster", Answer::Roster { signed: list([Blob::new(vec![1, 2, 3]).unwrap()]), more: true }),
         ("description", Answer::Description(Box::new(description))),
         ("nothing", Answer::Nothing),
+        ("live offered", live(LiveFinding::Offered)),
+        ("live met", live(LiveFinding::Met([0xcd; 32]))),
+        ("live clock", live(LiveFinding::Clock { received_ns: 1 << 60, sent_ns: (1 << 60) + 9 })),
+        ("live counters", live(LiveFinding::Counters(counters))),
+        ("live cannot", live(LiveFinding::Cannot(Text::cut("no procfs")))),
     ])
 }
 

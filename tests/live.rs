@@ -1,0 +1,205 @@
+//! Live tests over a mesh of real programs: what two agents can prove about their kernel (`identity.md` §9).
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use rustix::process::geteuid;
+use serde_json::Value;
+use tropa_proto::secret::MeshSecret;
+use tropa_tests::{
+    harness::{Hardware, Programs, Running, World},
+    skipped,
+};
+
+use crate::jobs::{said, world};
+
+/// The only relation of a report of two agents.
+fn relation(report: &Value) -> &Value {
+    assert_eq!(report["relations"].as_array().map(Vec::len), Some(1), "{report}");
+    &report["relations"][0]
+}
+
+/// The outcome of one test in the report of a pair.
+fn outcome<'a>(report: &'a Value, test: &str) -> &'a str {
+    let tests = report["tests"].as_array().unwrap();
+    tests.iter().find(|row| row["test"] == test).unwrap()["outcome"].as_str().unwrap()
+}
+
+#[test]
+fn two_agents_of_one_kernel_prove_it_by_themselves_and_on_demand() {
+    let world = world();
+    let doubles = [world.double("cpu", &[]).unwrap(), world.double("cpu", &[]).unwrap()];
+    let _one = world.agent("one", doubles[0].address, Hardware::This, &[]).unwrap();
+    let _two = world.agent("two", doubles[1].address, Hardware::This, &[]).unwrap();
+
+    let output = world.run(&["machines", "--json", "--wait", "20"]).unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = relation(&report);
+    assert_eq!(found["relation"], "same kernel", "{}", said(&output));
+    assert_eq!(found["confidence"], "proof", "{}", said(&output));
+    assert!(found["live_tests"][0].as_str().unwrap().starts_with("rendezvous passed"), "{report}");
+
+    let output = world.run(&["machines", "--test", "one", "two", "--json"]).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(outcome(&report, "rendezvous"), "passed", "{report}");
+    assert_eq!(outcome(&report, "clock offset"), "undecided", "equal clocks prove nothing: {report}");
+    assert_ne!(outcome(&report, "counter sandwich"), "failed", "{report}");
+    assert_eq!(report["confidence"], "proof");
+
+    let output = world.run(&["machines", "--test", "one", "three"]).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{}", said(&output));
+    assert!(said(&output).contains("no agent is called three; there are"), "{}", said(&output));
+}
+
+#[test]
+fn an_agent_with_declared_hardware_is_not_tested_as_this_machine() {
+    let world = world();
+    let doubles = [world.double("cpu1", &[]).unwrap(), world.double("cpu2", &[]).unwrap()];
+    let _here = world.agent("here", doubles[0].address, Hardware::This, &[]).unwrap();
+    let _far = world.agent("far", doubles[1].address, Hardware::Declared(1), &[]).unwrap();
+    let output = world.run(&["machines", "--json", "--allow-declared", "--wait", "20"]).unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = relation(&report);
+    assert_ne!(found["relation"], "same kernel", "{}", said(&output));
+    let note = found["live_tests"][0].as_str().unwrap();
+    assert_eq!(note, "not tested live: the hardware of far is declared");
+    let output = world.run(&["machines", "--test", "here", "far", "--allow-declared"]).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{}", said(&output));
+}
+
+#[test]
+fn agents_in_two_network_namespaces_prove_one_kernel_by_its_counters() {
+    if !geteuid().is_root() {
+        return skipped("network namespaces need root");
+    }
+    let Some(net) = Namespaces::make() else { return skipped("no network namespaces here (ip netns)") };
+    let outer = world();
+    let secret = outer.path("mesh.secret");
+    MeshSecret::generate().unwrap().write_new(&secret).unwrap();
+    let secret = secret.to_str().unwrap();
+    let worlds = [0, 1].map(|at| World::new(net.programs(at, &outer.path(&format!("in-{at}")))).unwrap());
+    let run = |at: usize, label: &str| -> (Running, Running) {
+        let double = worlds[at].double("cpu", &[]).unwrap();
+        // A port of its own namespace, where nobody else is.
+        let listen = format!("{}:11634", ADDRESSES[at]);
+        let more = ["--listen", &listen, "--mesh-secret-file", secret, "--no-mdns"];
+        let agent = worlds[at].agent(label, double.address, Hardware::This, &more).unwrap();
+        (agent, double)
+    };
+    let _one = run(0, "one");
+    let _two = run(1, "two");
+    // The agent of its own namespace is found by its file.
+    let peer = format!("{}:11634", ADDRESSES[1]);
+    let mesh = ["--mesh-secret-file", secret, "--no-mdns", "--peer", &peer, "--wait", "20", "--json"];
+
+    let output = worlds[0].run(&[&["machines", "--test", "one", "two"][..], &mesh].concat()).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(outcome(&report, "rendezvous"), "undecided", "abstract names end at the namespace: {report}");
+    let counted = outcome(&report, "counter sandwich");
+    if counted == "undecided" {
+        // Nothing decided is no success, and on a kernel that has just booted nothing can be.
+        return skipped(&format!("the counters of this kernel decide nothing: {report}"));
+    }
+    assert_eq!(counted, "passed", "{report}");
+    assert_eq!((&report["relation"], &report["confidence"]), (&"same kernel".into(), &"proof".into()));
+
+    let output = worlds[0].run(&[&["machines"][..], &mesh].concat()).unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(relation(&report)["confidence"], "proof", "by themselves: {}", said(&output));
+}
+
+#[test]
+fn time_from_start_to_roster_to_proof() {
+    let world = world();
+    let doubles = [world.double("cpu", &[]).unwrap(), world.double("cpu", &[]).unwrap()];
+    let _one = world.agent("one", doubles[0].address, Hardware::This, &[]).unwrap();
+    let start = now();
+    let _two = world.agent("two", doubles[1].address, Hardware::This, &[]).unwrap();
+    let listening = start.elapsed();
+    let settings = ["machines", "--json", "--wait", "20"];
+    let report: Value = serde_json::from_slice(&world.run(&settings).unwrap().stdout).unwrap();
+    let proven = start.elapsed();
+    assert_eq!(report["installs"], 2);
+    assert_eq!(relation(&report)["confidence"], "proof", "{report}");
+    show(&format!(
+        "an agent listens {} ms after its start; `tropa machines` ends {} ms later, with both agents and their proof",
+        listening.as_millis(),
+        (proven - listening).as_millis()
+    ));
+}
+
+#[expect(clippy::disallowed_methods, reason = "a measurement")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::print_stdout, reason = "the output of a test")]
+fn show(text: &str) {
+    println!("{text}");
+}
+
+/// Where the two agents listen, in namespaces that know nothing but each other.
+const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+
+/// Two network namespaces with a wire between them; gone when dropped.
+struct Namespaces {
+    names: [String; 2],
+}
+
+impl Namespaces {
+    fn make() -> Option<Self> {
+        let pid = std::process::id();
+        let net = Self { names: [format!("tropa-{pid}-a"), format!("tropa-{pid}-b")] };
+        let [a, b] = &net.names;
+        let mut steps: Vec<Vec<&str>> = vec![
+            vec!["netns", "add", a],
+            vec!["netns", "add", b],
+            vec!["link", "add", "wire", "netns", a, "type", "veth", "peer", "name", "wire", "netns", b],
+        ];
+        let networks = ADDRESSES.map(|address| format!("{address}/24"));
+        for (name, network) in net.names.iter().zip(&networks) {
+            steps.push(vec!["-n", name, "link", "set", "lo", "up"]);
+            steps.push(vec!["-n", name, "address", "add", network, "dev", "wire"]);
+            steps.push(vec!["-n", name, "link", "set", "wire", "up"]);
+        }
+        // The first failure ends it; what was made goes with `net`.
+        steps.iter().all(|step| ip(step)).then_some(net)
+    }
+
+    /// The programs, started inside one of the namespaces.
+    fn programs(&self, at: usize, dir: &Path) -> Programs {
+        fs::create_dir(dir).unwrap();
+        let inside = |name: &str, program: &str| -> PathBuf {
+            let path = dir.join(name);
+            let text = format!("#!/bin/sh\nexec ip netns exec {} '{program}' \"$@\"\n", self.names[at]);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+            path
+        };
+        Programs {
+            tropa: inside("tropa", env!("CARGO_BIN_EXE_tropa-under-test")),
+            agent: inside("agent", env!("CARGO_BIN_EXE_tropa-agent-under-test")),
+            double: inside("double", env!("CARGO_BIN_EXE_ollama-double")),
+        }
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for name in &self.names {
+            ip(&["netns", "del", name]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> bool {
+    let status = Command::new("ip").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
