@@ -101,10 +101,10 @@ mod tests {
         for (second, expected) in [(2, Class::Poison), (1, Class::Crashed)] {
             let mut history = History::default();
             for (no, who) in [(1, 1), (2, second)] {
-                let (agent, &machine) = agent(who);
+                let (agent, machine) = agent(who);
                 assert_eq!(history.after(no, Class::RunnerCrash, agent, &machine), Verdict::Again);
             }
-            let (agent, &machine) = agent(1);
+            let (agent, machine) = agent(1);
             assert_eq!(history.after(3, Class::Stalled, agent, &machine), Verdict::Over(expected));
         }
     }
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn busy_costs_nothing_however_often() {
         let mut history = History::default();
-        let (agent, &machine) = agent(1);
+        let (agent, machine) = agent(1);
         for no in 1..100 {
             assert_eq!(history.after(no, Class::Busy, agent, &machine), Verdict::Again);
         }
@@ -124,7 +124,7 @@ mod tests {
         let mut history = History::default();
         let mut over = None;
         for no in 1..=MAX_ATTEMPTS {
-            let (agent, &machine) = agent(u8::try_from(no).unwrap());
+            let (agent, machine) = agent(u8::try_from(no).unwrap());
             let class =
                 [Class::Lost, Class::EngineDown, Class::Incomplete, Class::RunnerCrash][no as usize % 4];
             if let Verdict::Over(_) = history.after(no, class, agent, &machine) {
