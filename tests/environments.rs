@@ -16,7 +16,7 @@ mod place;
 use std::{
     collections::BTreeSet,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -29,14 +29,15 @@ use tropa_proto::{
     evidence::{Facts, Key, Os, Reading, Salt},
     fuse::{Confidence, Input, Kind, Member, fuse},
     id::AgentId,
+    mesh::agent_id,
 };
-use tropa_tests::skipped;
+use tropa_tests::{harness::declare, skipped};
 
 use self::{
     containers::{Lxc, Nspawn},
     docker::Daemon,
     guest::Guest,
-    mesh::{Ground, Mesh},
+    mesh::{Ground, Mesh, Special},
     network::{Bridge, Namespace},
     place::{OTHER_USER, Place, has},
 };
@@ -246,6 +247,33 @@ fn a_guest_that_nothing_links_to_its_host_works_when_its_host_does_not() {
     mesh.work(&[]);
 }
 
+/// The copy finds other hardware than that of its birth, so it takes another key before anybody meets it.
+#[test]
+fn a_state_directory_that_was_copied_to_another_machine_makes_another_agent() {
+    if cannot(&["ip", "nsenter", "cp"]) {
+        return;
+    }
+    let _turn = turn();
+    let (ground, bridge) = (Ground::new(), Bridge::new());
+    // Two loopbacks, so that both installs are on the usual port, by which an agent finds its state.
+    let namespaces = [Namespace::new("a"), Namespace::new("b")];
+    let mut mesh = Mesh::new(&ground, bridge.place("coordinator"));
+    let states = [ground.join("state"), ground.join("copy")];
+    for (number, namespace) in (1u8..).zip(&namespaces) {
+        let hardware = ground.join(format!("hardware-{number}"));
+        declare(&hardware, number).unwrap();
+        let state = &states[usize::from(number) - 1];
+        if number == 2 {
+            copy_state(&states[0], state);
+        }
+        let agent = ["--evidence-root", hardware.to_str().unwrap()];
+        let place = bridge.connect(namespace, &format!("machine-{number}"));
+        mesh.special(&place, Special { port: 11434, state: Some(state), agent: &agent });
+    }
+    mesh.look(&["--allow-declared"]).expect("copied state on another machine", 2, 2, 2, &[]);
+    assert_eq!(parent(&states[1]), Some(key(&states[0])), "the copy names whose key it had");
+}
+
 /// One test at a time builds an environment: several at once only make each other late.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -289,6 +317,22 @@ fn assert_boot_ids_differ(ground: &Ground, places: [&Place; 2]) {
     };
     let ids: BTreeSet<String> = places.into_iter().map(read).collect();
     assert_eq!(ids.len(), 2, "the containers show one boot id");
+}
+
+/// Copies it as it is, while its agent runs.
+fn copy_state(from: &Path, to: &Path) {
+    place::ran(&["cp", "-a", from.to_str().unwrap(), to.to_str().unwrap()]);
+}
+
+/// The id that an agent of the usual port has by its state directory.
+fn key(state: &Path) -> String {
+    let seed: [u8; 32] = fs::read(state.join("agents/11434/key")).unwrap().try_into().unwrap();
+    agent_id(&seed).to_string()
+}
+
+/// The id that the state says its key has replaced.
+fn parent(state: &Path) -> Option<String> {
+    fs::read_to_string(state.join("agents/11434/parent")).ok()
 }
 
 fn in_a_cloud(evidence: &Value) -> bool {

@@ -10,7 +10,7 @@
 # Everything is kept in ${TROPA_CI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tropa-ci}. Nothing is written into the
 # checkout.
 #
-# Exit status: 0 it is there; 3 this machine cannot have it, the reason is on stderr; others: a download failed.
+# Exit status: 0 it is there; 3 this machine cannot have it, the reason is on stderr.
 set -euo pipefail
 
 cache=${TROPA_CI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tropa-ci}
@@ -34,7 +34,7 @@ if ! [ -d "$kernel" ]; then
   trap "rm -rf '$work'" EXIT
   # The download runs as another user where apt has one.
   chmod 755 "$work"
-  (cd "$work" && apt-get download -qq "$package") >&2
+  (cd "$work" && apt-get download -qq "$package") >&2 || impossible "apt cannot download $package"
   dpkg -x "$work/$package"_*.deb "$work/x"
   # Whole or not at all.
   rm -rf "$kernel.part"

@@ -37,6 +37,17 @@ pub(crate) struct Mesh<'a> {
     programs: Vec<Program>,
 }
 
+/// What an install and its agent have that others have not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Special<'a> {
+    /// The port of the install; none: any.
+    pub(crate) port: u16,
+    /// Where the agent's state is; none: in its home.
+    pub(crate) state: Option<&'a Path>,
+    /// More arguments for the agent.
+    pub(crate) agent: &'a [&'a str],
+}
+
 /// What `tropa machines --json` said.
 #[derive(Debug)]
 pub(crate) struct Found {
@@ -141,16 +152,17 @@ impl<'a> Mesh<'a> {
 
     /// Starts an install and its agent in a place. All installs work on one device.
     pub(crate) fn install(&mut self, place: &Place) {
-        self.install_with(place, None, &[]);
+        self.special(place, Special::default());
     }
 
-    /// The same with a state directory that is there already, or more arguments for the agent.
-    pub(crate) fn install_with(&mut self, place: &Place, state: Option<&Path>, more: &[&str]) {
+    /// The same, with something special.
+    pub(crate) fn special(&mut self, place: &Place, special: Special<'_>) {
         let ground = self.ground;
         let label = &place.label;
         let mut double = ground.program("ollama-double", place, &format!("double-{label}"));
         double.args(["--device", "cpu", "--device-dir"]).arg(ground.join("devices"));
         double.args(["--version", "0.24.0", "--model", "tiny:latest", "--name", label]);
+        double.arg("--listen").arg(format!("127.0.0.1:{}", special.port));
         let ollama = self.start(double, &format!("double-{label}"));
 
         let home = ground.home(label, place);
@@ -163,10 +175,10 @@ impl<'a> Mesh<'a> {
         agent.arg("--listen").arg(format!("{}:0", place.address));
         agent.arg("--mesh-secret-file").arg(secret);
         agent.args(["--no-mdns", "--label", label, "--state-dir"]);
-        agent.arg(state.map_or_else(|| home.join("state"), Path::to_owned));
+        agent.arg(special.state.map_or_else(|| home.join("state"), Path::to_owned));
         // Each has locks of its own, so nothing but the coordinator keeps two installs apart.
         agent.arg("--lane-lock-dir").arg(home.join("lanes"));
-        agent.args(more);
+        agent.args(special.agent);
         let address = self.start(agent, &format!("agent-{label}"));
         self.peers.push(address);
     }
