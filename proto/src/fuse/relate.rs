@@ -127,6 +127,25 @@ pub(super) fn relate(world: &World, i: usize, j: usize) -> KernelRelation {
     says(unknown, Because::Nothing)
 }
 
+/// What the kernels' own ids say, whatever a live test said before them.
+pub(super) fn by_ids(world: &World, i: usize, j: usize) -> Option<Because> {
+    let (one, other) = (&world.agents[i], &world.agents[j]);
+    let boot = one.boot.zip(other.boot).map(|(one, other)| one == other);
+    match (boot, one.epoch.compare(&other.epoch)) {
+        (Some(true), EpochComparison::Equal) => Some(Because::BootAndEpochEqual),
+        (Some(true), EpochComparison::NotComparable) => Some(Because::BootEqual),
+        (None, EpochComparison::Equal) => Some(Because::EpochEqual),
+        (Some(true), EpochComparison::Different) | (Some(false), EpochComparison::Equal) => {
+            Some(Because::BootAgainstEpoch)
+        }
+        (Some(false), EpochComparison::Different | EpochComparison::NotComparable) => {
+            Some(Because::BootDiffers)
+        }
+        (None, EpochComparison::Different) => Some(Because::EpochDiffers),
+        (None, EpochComparison::NotComparable) => None,
+    }
+}
+
 impl ClockOffset {
     /// Says whether the clocks are too far apart to be one: |offset| > round trip / 2 + 1 ms.
     #[must_use]
@@ -137,6 +156,20 @@ impl ClockOffset {
 }
 
 impl Because {
+    /// A live test decided.
+    pub(super) fn is_live(self) -> bool {
+        matches!(
+            self,
+            Self::Rendezvous
+                | Self::BeaconPassed
+                | Self::BeaconFailed
+                | Self::SandwichAgainstClock
+                | Self::SandwichFailed
+                | Self::ClockDisproves
+                | Self::SandwichPassed
+        )
+    }
+
     /// The reason in words.
     pub(super) fn text(self) -> &'static str {
         match self {

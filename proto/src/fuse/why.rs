@@ -7,7 +7,7 @@ use super::{
     judge::Apart,
     kernels::Kernels,
     machines::{Gap, Machines},
-    relate::{Verdict, relate},
+    relate::{Verdict, by_ids, relate},
     score::Line,
     world::World,
 };
@@ -43,7 +43,7 @@ pub(super) fn explain(world: &World, kernels: &Kernels, machines: &Machines, i: 
     let mut why = Why {
         relation,
         score: None,
-        reasons: vec![say(relate(world, i, j).because.text())],
+        reasons: kernel_reasons(world, i, j),
         unreadable: [i, j].into_iter().flat_map(|at| unreadable(world, at)).collect(),
         inherited_from: None,
     };
@@ -52,7 +52,7 @@ pub(super) fn explain(world: &World, kernels: &Kernels, machines: &Machines, i: 
         if !matches!(relate(world, i, j).verdict, Verdict::Same { .. }) {
             why.reasons.push(say("joined through others of their kernel"));
         }
-        if relation.confidence == Confidence::Proof {
+        if relation.confidence == Confidence::Proof && !relate(world, i, j).because.is_live() {
             why.reasons.push(say("connected by live tests that passed"));
         }
         return why;
@@ -117,6 +117,13 @@ impl Why {
             |reason| format!("{}: {}", self.relation.kind, reason.text),
         )
     }
+}
+
+/// What decided between the kernels; where a live test did, what their ids say as well.
+fn kernel_reasons(world: &World, i: usize, j: usize) -> Vec<Reason> {
+    let because = relate(world, i, j).because;
+    let ids = if because.is_live() { by_ids(world, i, j) } else { None };
+    [Some(because), ids].into_iter().flatten().map(|because| say(because.text())).collect()
 }
 
 impl fmt::Display for Reason {
