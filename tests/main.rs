@@ -1,6 +1,7 @@
 //! Every test of the mesh as a whole, in one binary: one link instead of one per file.
 #![expect(clippy::unwrap_used, reason = "a test, or what it calls, fails by a panic")]
 
+mod cli;
 mod conformance;
 mod double_own;
 #[cfg(target_os = "linux")]
@@ -8,8 +9,12 @@ mod environments;
 mod failure_modes;
 mod floors;
 mod identity;
+mod identity_oracle;
 mod identity_properties;
 mod jobs;
+#[cfg(target_os = "linux")]
+mod lan;
 mod live;
 mod real_engine;
+mod real_jobs;
 mod schedule;
