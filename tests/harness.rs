@@ -100,7 +100,7 @@ impl World {
         let mut command = Command::new(&self.programs.double);
         command.args(["--device", device, "--device-dir"]).arg(self.path("devices"));
         command.args(["--version", "0.24.0"]);
-        if !more.iter().any(|argument| *argument == "--model") {
+        if !more.contains(&"--model") {
             command.args(["--model", "tiny:latest"]);
         }
         command.args(more);
@@ -139,6 +139,15 @@ impl World {
     #[must_use]
     pub fn tropa(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.programs.tropa);
+        self.at_home(&mut command);
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// A `tropa-agent` command of this world, ready to be run.
+    #[must_use]
+    pub fn agent_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.programs.agent);
         self.at_home(&mut command);
         command.args(arguments).stdin(Stdio::null());
         command

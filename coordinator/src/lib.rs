@@ -112,8 +112,9 @@ fn log(global: &Global) {
         When::Never => false,
         When::Auto => {
             use std::io::IsTerminal as _;
-            std::io::stderr().is_terminal()
-                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+            let forced = set("CLICOLOR_FORCE") && std::env::var_os("CLICOLOR_FORCE") != Some("0".into());
+            !set("NO_COLOR") && (forced || std::io::stderr().is_terminal())
         }
     };
     // A second call, in a test, changes nothing.

@@ -52,7 +52,9 @@ pub enum PinError {
     #[error("which model? --model takes one of: {0}")]
     Several(String),
     /// Nobody has the one that was named.
-    #[error("no install has the model {name}; there are: {there}")]
+    #[error(
+        "model.missing: no install has the model {name}; take one of {there}, or get it: ollama pull {name}"
+    )]
     Missing {
         /// What was asked for.
         name: String,
@@ -177,7 +179,7 @@ pub fn pin(view: &View, name: &str, need: Need) -> Result<Pinned, PinError> {
         return Err(PinError::Remote(name));
     }
     let mut votes: BTreeMap<Fingerprint, (BTreeSet<MachineId>, u32)> = BTreeMap::new();
-    for (install, model) in named.iter().filter(|(_, model)| able(model, need) && !model.remote) {
+    for (install, model) in named.iter().filter(|(_, model)| able_if_named(model, need) && !model.remote) {
         let vote = votes.entry(model.fingerprint).or_default();
         vote.0.insert(install.machine);
         vote.1 = vote.1.max(model.context);
@@ -434,6 +436,11 @@ fn find<'a>(install: &'a Install, pinned: &Pinned) -> Option<&'a Model> {
             && model.fingerprint == pinned.fingerprint
             && model.name.eq_ignore_ascii_case(&pinned.name)
     })
+}
+
+/// Any model that writes also embeds where a user asks it to, and nobody gets its vectors unasked.
+fn able_if_named(model: &Model, need: Need) -> bool {
+    able(model, need) || (need == Need::Embedding && model.completion)
 }
 
 fn able(model: &Model, need: Need) -> bool {

@@ -51,7 +51,7 @@ pub enum Error {
         name: &'static str,
     },
     /// Too little room.
-    #[error("too little free space for the journal: {free} bytes, {need} needed")]
+    #[error("disk.low: the journal may need {} MiB and {} MiB are free; make room where $XDG_STATE_HOME is, or point it at another disk", need.div_ceil(1 << 20), free >> 20)]
     NoSpace {
         /// Free bytes.
         free: u64,
