@@ -62,7 +62,7 @@ impl Trial {
         }
         match self.step(mesh, 1, LiveStep::Meet { place }).await {
             Ok(LiveFinding::Met(brought)) if brought == nonce => {
-                Tested::new("rendezvous", Outcome::Passed, "B met A at a name of this kernel")
+                Tested::new("rendezvous", Outcome::Passed, "B met A at a name that only their kernel has")
             }
             Ok(LiveFinding::Met(_)) => undecided("B met somebody else at that name".to_owned()),
             // Another kernel, or another network namespace of this one.
