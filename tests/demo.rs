@@ -22,7 +22,11 @@ use tokio::{
     time::Instant,
 };
 use tropa_agent::{
-    Agent, Config, device_lock::LockPlaces, evidence::Root, ollama::OllamaUrl, runtime_dir::RuntimePlaces,
+    Agent, Config,
+    device_lock::LockPlaces,
+    evidence::Root,
+    ollama::{OllamaUrl, Policy},
+    runtime_dir::RuntimePlaces,
 };
 use tropa_coordinator::{
     args::{Global, JobArgs, OutputArgs, RunArgs, When},
@@ -243,6 +247,7 @@ impl Running {
         };
         let config = Config {
             ollama: OllamaUrl::parse(&format!("http://{ollama}"), false)?,
+            policy: Policy::default(),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             peers: Vec::new(),
             secret: None,

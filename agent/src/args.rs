@@ -14,7 +14,7 @@ use crate::{
     Config,
     device_lock::LockPlaces,
     evidence::{LaneError, LaneSpec, Root},
-    ollama::{OllamaUrl, UrlError},
+    ollama::{OllamaUrl, Policy, UrlError},
     runtime_dir::RuntimePlaces,
 };
 
@@ -67,6 +67,12 @@ pub struct Args {
     /// Work with an Ollama that is not on this machine; the evidence may then not describe its hardware
     #[arg(long)]
     pub allow_remote_ollama: bool,
+    /// Take an Ollama from 0.6.4 on, which cuts long prompts silently
+    #[arg(long)]
+    pub allow_old_ollama: bool,
+    /// Let models run in Ollama's cloud: their prompts leave this machine
+    #[arg(long)]
+    pub allow_remote_models: bool,
     /// Log what happens to stderr; twice for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -162,6 +168,10 @@ impl Args {
         Ok(Config {
             mdns: secret.is_some() && !self.no_mdns,
             ollama,
+            policy: Policy {
+                allow_remote_models: self.allow_remote_models,
+                allow_old: self.allow_old_ollama,
+            },
             listen: self.listen,
             peers: self.peer,
             secret,

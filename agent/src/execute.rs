@@ -193,6 +193,7 @@ impl Executor {
             }
             Order::Ack(key) => self.handle([Event::Ack(key)]),
             Order::Drain(why) => self.handle([Event::Drain(why)]),
+            Order::Occupy(devices) => self.settings.devices = devices,
         }
     }
 

@@ -48,7 +48,7 @@ use tropa_proto::{
 use crate::{
     args::{Args, Command},
     clock::now,
-    device_lock::{DeviceLocks, Occupies, occupied},
+    device_lock::DeviceLocks,
     evidence::{LaneSpec, Root},
     execute::{Executor, Load, Orders},
     live_test::LiveTests,
@@ -78,6 +78,8 @@ const MAX_MEMBERS: usize = 1024;
 pub struct Config {
     /// The install.
     pub ollama: OllamaUrl,
+    /// What the operator permits of the install.
+    pub policy: Policy,
     /// Where to listen; empty: the usual port, or another where it is taken.
     pub listen: Vec<SocketAddr>,
     /// Members to dial, as `HOST:PORT`.
@@ -160,7 +162,7 @@ impl Agent {
     pub async fn start(config: Config) -> Result<Self, AgentError> {
         let peers = resolve(&config.peers).await?;
         let incarnation = Incarnation::random()?;
-        let ollama = Arc::new(Ollama::with_policy(config.ollama.clone(), Policy::default())?);
+        let ollama = Arc::new(Ollama::with_policy(config.ollama.clone(), config.policy)?);
         let stock = Stock::take(&config, Arc::clone(&ollama)).await;
         let (host, port) = config.ollama.host_and_port();
         let state = State::open(&config.state, &host, port, stock.facts())?;
@@ -184,7 +186,7 @@ impl Agent {
         } else {
             mesh::start(mesh_config(config.listen.clone())).await?
         };
-        let devices = occupied(stock.facts(), Occupies::Claimed);
+        let devices = stock.devices();
         let locks = open_locks(&config, &devices, &config.label);
         let settings = execute::Settings { incarnation, width: config.width, locks: locks.clone(), devices };
         let (executor, orders) = Executor::new(settings, ollama);
@@ -245,7 +247,11 @@ impl Agent {
                     Some(event) => self.on_event(event).await,
                     None => break,
                 },
-                changed = self.stock.changed() => if changed { next_announcement = now() },
+                changed = self.stock.changed() => if changed {
+                    next_announcement = now();
+                    // An executor that has ended has nothing to occupy.
+                    let _ = self.orders.occupy(self.stock.devices()).await;
+                },
                 Ok(()) = self.load.changed() => {
                     let at_work = self.load.borrow_and_update().running > 0;
                     if at_work != busy {
@@ -496,7 +502,11 @@ fn log(verbose: u8) {
     let filter = EnvFilter::new(format!("error,tropa_agent={level},tropa_proto={level}"));
     // A second call, in a test, changes nothing.
     use std::io::IsTerminal as _;
-    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).try_init();
+    let ansi =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .try_init();
 }

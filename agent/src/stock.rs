@@ -3,7 +3,7 @@
 //! Taking stock costs the engine's machine a little, so it happens when the install begins or ceases to work, and
 //! else only while it is idle: an agent must cost next to nothing beside an engine that works.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -13,13 +13,14 @@ use tokio::{
 use tropa_proto::{
     codec::{Message, encode},
     evidence::{Facts, Key, Salt},
-    message::{Description, EngineState, Inventory},
+    message::{Description, EngineState, Inventory, Loaded},
     roster::Hashes,
 };
 
 use crate::{
     Config,
     clock::now,
+    device_lock::{DeviceName, Occupies, occupied},
     evidence::{self, LaneSpec, Options, Root},
     ollama::Ollama,
 };
@@ -91,6 +92,11 @@ impl Stock {
     /// What was read; never leaves the machine.
     pub(crate) fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// The devices that an attempt occupies as the loaded models lie in memory now.
+    pub(crate) fn devices(&self) -> BTreeSet<DeviceName> {
+        occupied(&self.facts, Occupies::of(all_loaded(&self.description.inventory)))
     }
 
     /// The hashes of evidence and inventory, for announcements.
@@ -169,7 +175,7 @@ impl Reading {
         let options = Options {
             lane: self.lane,
             port: self.port,
-            loaded: inventory.models.iter().find_map(|model| model.loaded),
+            loaded: all_loaded(inventory),
             stepped: None,
             machine: self.machine,
         };
@@ -180,6 +186,16 @@ impl Reading {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
+}
+
+/// How all loaded models together lie in memory; none while nothing is loaded.
+fn all_loaded(inventory: &Inventory) -> Option<Loaded> {
+    let loaded = inventory.models.iter().filter_map(|model| model.loaded);
+    loaded.reduce(|one, other| Loaded {
+        size: one.size.saturating_add(other.size),
+        size_vram: one.size_vram.saturating_add(other.size_vram),
+        context: one.context.max(other.context),
+    })
 }
 
 /// What `tropa-agent evidence` prints.

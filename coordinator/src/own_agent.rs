@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use tokio::{sync::oneshot, task::JoinHandle};
-use tropa_agent::{Agent, Config, evidence::Root};
+use tropa_agent::{Agent, Config, evidence::Root, ollama::Policy};
 
 use crate::{
     exit::{Exit, Failed, OrExit as _},
@@ -30,6 +30,7 @@ impl OwnAgent {
     pub async fn start(settings: &Settings) -> Result<Self, Failed> {
         let config = Config {
             ollama: settings.ollama.clone(),
+            policy: Policy::default(),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             peers: Vec::new(),
             secret: settings.secret.clone(),

@@ -66,6 +66,7 @@ pub(super) enum Order {
     Cancel(Key, mpsc::Sender<FromAgent>),
     Ack(Key),
     Drain(String),
+    Occupy(BTreeSet<DeviceName>),
 }
 
 #[derive(Debug)]
@@ -123,6 +124,15 @@ impl Orders {
     /// When the executor has ended.
     pub async fn drain(&self, why: &str) -> Result<(), Ended> {
         self.send(Order::Drain(why.to_owned())).await
+    }
+
+    /// Says which devices an attempt occupies from now on: a model that lies on a GPU whole leaves the memory system
+    /// to others. Takes effect when the locks are taken next.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn occupy(&self, devices: BTreeSet<DeviceName>) -> Result<(), Ended> {
+        self.send(Order::Occupy(devices)).await
     }
 
     /// Gives the present load, which also tells when it changes.
