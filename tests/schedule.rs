@@ -158,7 +158,7 @@ impl World {
             }
             14 | 15 if !self.checking.is_empty() => {
                 let attempt = self.checking.remove(pick % self.checking.len());
-                let failed = pick % 3 == 0;
+                let failed = pick.is_multiple_of(3);
                 self.tell(if failed { Event::Failed(attempt, reason) } else { Event::Finished(attempt) });
             }
             _ => {

@@ -34,7 +34,8 @@ async fn main() -> ExitCode {
     match run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("demo: {error:#}");
+            #[expect(clippy::print_stderr, reason = "messages go to stderr")]
+            let () = eprintln!("demo: {error:#}");
             ExitCode::from(74)
         }
     }
