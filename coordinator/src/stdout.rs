@@ -20,7 +20,7 @@ pub fn print(text: &str) -> Result<(), Failed> {
 /// Prints data as it is.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_bytes(data: &[u8]) -> Result<(), Failed> {
     let mut stdout = std::io::stdout().lock();
     let written = stdout.write_all(data).and_then(|()| stdout.flush());
@@ -30,7 +30,7 @@ pub fn print_bytes(data: &[u8]) -> Result<(), Failed> {
 /// Prints one JSON object.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failed> {
     let text = serde_json::to_string_pretty(value).context("writing JSON").or_exit(Exit::Io)?;
     print(&text)
