@@ -63,10 +63,7 @@ fn check_in<R: DeserializeOwned>(
     table: &str,
     run: impl Fn(&R) -> (u32, &String, Option<String>),
 ) -> usize {
-    let text =
-        fs::read_to_string(folder.join(table)).unwrap_or_else(|error| panic!("reading {table}: {error}"));
-    let rows: Vec<R> = serde_json::from_str(&text).unwrap_or_else(|error| panic!("parsing {table}: {error}"));
-    assert!(!rows.is_empty(), "{table} has no rows");
+    let rows: Vec<R> = load(folder, table);
     let wrong: Vec<String> = rows
         .iter()
         .filter_map(|row| {
@@ -84,93 +81,106 @@ fn check_in<R: DeserializeOwned>(
     rows.len()
 }
 
-#[derive(Deserialize)]
+/// The rows of one of our own tables.
+pub(super) fn rows<R: DeserializeOwned>(table: &str) -> Vec<R> {
+    load(own_cases(), table)
+}
+
+fn load<R: DeserializeOwned>(folder: PathBuf, table: &str) -> Vec<R> {
+    let text =
+        fs::read_to_string(folder.join(table)).unwrap_or_else(|error| panic!("reading {table}: {error}"));
+    let rows: Vec<R> = serde_json::from_str(&text).unwrap_or_else(|error| panic!("parsing {table}: {error}"));
+    assert!(!rows.is_empty(), "{table} has no rows");
+    rows
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FusionRow {
-    id: u32,
-    situation: String,
-    agents: BTreeMap<String, AgentFacts>,
+pub(super) struct FusionRow {
+    pub(super) id: u32,
+    pub(super) situation: String,
+    pub(super) agents: BTreeMap<String, AgentFacts>,
     #[serde(default)]
-    pairs: Vec<Pair>,
-    expect: FusionExpect,
+    pub(super) pairs: Vec<Pair>,
+    pub(super) expect: FusionExpect,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FusionExpect {
-    clusters: Vec<Vec<String>>,
-    excluded_pairs: Vec<(String, String)>,
-    warnings_include: Vec<String>,
+pub(super) struct FusionExpect {
+    pub(super) clusters: Vec<Vec<String>>,
+    pub(super) excluded_pairs: Vec<(String, String)>,
+    pub(super) warnings_include: Vec<String>,
     #[serde(default)]
-    first_pair: Option<FirstPair>,
+    pub(super) first_pair: Option<FirstPair>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FirstPair {
-    relation: String,
-    confidence: String,
+pub(super) struct FirstPair {
+    pub(super) relation: String,
+    pub(super) confidence: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Pair {
-    a: String,
-    b: String,
-    facts: RawPairFacts,
+pub(super) struct Pair {
+    pub(super) a: String,
+    pub(super) b: String,
+    pub(super) facts: RawPairFacts,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawPairFacts {
-    clock_offset_ms: Option<f64>,
-    rtt_ms: Option<f64>,
-    rendezvous: bool,
-    sandwich: Option<String>,
-    beacon: Option<String>,
-    local_peer: bool,
-    probe: Option<String>,
-    passive: Option<String>,
-    rule: Option<String>,
+pub(super) struct RawPairFacts {
+    pub(super) clock_offset_ms: Option<f64>,
+    pub(super) rtt_ms: Option<f64>,
+    pub(super) rendezvous: bool,
+    pub(super) sandwich: Option<String>,
+    pub(super) beacon: Option<String>,
+    pub(super) local_peer: bool,
+    pub(super) probe: Option<String>,
+    pub(super) passive: Option<String>,
+    pub(super) rule: Option<String>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct AgentFacts {
-    os: String,
-    hv: Option<String>,
-    hv_class: Option<String>,
-    agent_key: Option<String>,
-    boot_id: Option<String>,
-    boot_id_virtual: bool,
-    epoch_ns: Option<i64>,
-    time_namespace: bool,
-    machine_id: Option<String>,
-    product_uuid: Option<String>,
-    platform_uuid: Option<String>,
-    machine_guid: Option<String>,
-    wsl_host_guid: Option<String>,
-    hosts_vms: Vec<String>,
-    ppin: Vec<String>,
-    macs: Vec<String>,
-    nvme: Vec<String>,
-    cpu_model: Option<String>,
-    allowed_cpus: Option<String>,
-    gpus: Vec<RawGpu>,
+pub(super) struct AgentFacts {
+    pub(super) os: String,
+    pub(super) hv: Option<String>,
+    pub(super) hv_class: Option<String>,
+    pub(super) agent_key: Option<String>,
+    pub(super) boot_id: Option<String>,
+    pub(super) boot_id_virtual: bool,
+    pub(super) epoch_ns: Option<i64>,
+    pub(super) time_namespace: bool,
+    pub(super) machine_id: Option<String>,
+    pub(super) product_uuid: Option<String>,
+    pub(super) platform_uuid: Option<String>,
+    pub(super) machine_guid: Option<String>,
+    pub(super) wsl_host_guid: Option<String>,
+    pub(super) hosts_vms: Vec<String>,
+    pub(super) ppin: Vec<String>,
+    pub(super) macs: Vec<String>,
+    pub(super) nvme: Vec<String>,
+    pub(super) cpu_model: Option<String>,
+    pub(super) allowed_cpus: Option<String>,
+    pub(super) gpus: Vec<RawGpu>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawGpu {
-    uuid: Option<String>,
-    kind: String,
-    parent: Option<String>,
-    uma: bool,
+pub(super) struct RawGpu {
+    pub(super) uuid: Option<String>,
+    pub(super) kind: String,
+    pub(super) parent: Option<String>,
+    pub(super) uma: bool,
 }
 
 impl FusionRow {
     /// What is wrong, if anything is.
-    fn wrong(&self) -> Option<String> {
+    pub(super) fn wrong(&self) -> Option<String> {
         let fusion = fuse(&self.input());
         let name =
             |id: &AgentId| self.agents.keys().find(|name| agent_id(name) == *id).cloned().unwrap_or_default();
@@ -206,7 +216,7 @@ impl FusionRow {
         (!wrong.is_empty()).then(|| wrong.join("; "))
     }
 
-    fn input(&self) -> Input {
+    pub(super) fn input(&self) -> Input {
         let key = Key::new(&Salt::LOOPBACK);
         let members = self.agents.iter().map(|(name, facts)| facts.member(name, &key)).collect();
         let mut input = Input { members, ..Input::default() };
@@ -337,33 +347,33 @@ impl RawGpu {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LanesRow {
-    id: u32,
-    situation: String,
-    a: RawChunk,
-    b: RawChunk,
-    expect: LanesExpect,
+pub(super) struct LanesRow {
+    pub(super) id: u32,
+    pub(super) situation: String,
+    pub(super) a: RawChunk,
+    pub(super) b: RawChunk,
+    pub(super) expect: LanesExpect,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LanesExpect {
-    parallel: bool,
+pub(super) struct LanesExpect {
+    pub(super) parallel: bool,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawChunk {
-    machine: String,
-    gpus: Vec<RawGpu>,
-    cpu: bool,
-    numa_nodes: Vec<u16>,
+pub(super) struct RawChunk {
+    pub(super) machine: String,
+    pub(super) gpus: Vec<RawGpu>,
+    pub(super) cpu: bool,
+    pub(super) numa_nodes: Vec<u16>,
 }
 
 impl LanesRow {
-    fn wrong(&self) -> Option<String> {
+    pub(super) fn wrong(&self) -> Option<String> {
         let together = self.a.machine == self.b.machine;
         let (a, b) = (self.a.lane(), self.b.lane());
         let parallel = !conflict(&a, &b, together);
@@ -385,41 +395,41 @@ impl RawChunk {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ContinuityRow {
-    id: u32,
-    situation: String,
-    record: RawAnchors,
-    seen: RawAnchors,
-    record_alive: bool,
-    expect: ContinuityExpect,
+pub(super) struct ContinuityRow {
+    pub(super) id: u32,
+    pub(super) situation: String,
+    pub(super) record: RawAnchors,
+    pub(super) seen: RawAnchors,
+    pub(super) record_alive: bool,
+    pub(super) expect: ContinuityExpect,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ContinuityExpect {
-    outcome: String,
-    warning: Option<String>,
+pub(super) struct ContinuityExpect {
+    pub(super) outcome: String,
+    pub(super) warning: Option<String>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawAnchors {
-    ppin: Vec<String>,
-    product_uuid: Vec<String>,
-    platform_uuid: Vec<String>,
-    gpus: Vec<String>,
-    macs: Vec<String>,
-    nvme: Vec<String>,
-    machine_id: Vec<String>,
-    machine_guid: Vec<String>,
-    agent_key: Vec<String>,
-    boot: Option<String>,
+pub(super) struct RawAnchors {
+    pub(super) ppin: Vec<String>,
+    pub(super) product_uuid: Vec<String>,
+    pub(super) platform_uuid: Vec<String>,
+    pub(super) gpus: Vec<String>,
+    pub(super) macs: Vec<String>,
+    pub(super) nvme: Vec<String>,
+    pub(super) machine_id: Vec<String>,
+    pub(super) machine_guid: Vec<String>,
+    pub(super) agent_key: Vec<String>,
+    pub(super) boot: Option<String>,
 }
 
 impl ContinuityRow {
-    fn wrong(&self) -> Option<String> {
+    pub(super) fn wrong(&self) -> Option<String> {
         let found = self.seen.anchors().matches(&self.record.anchors(), self.record_alive);
         let outcomes = [("REBIND", Outcome::Rebind), ("NEW", Outcome::New), ("CLONE", Outcome::Clone)];
         let warning = found.warning.map(|code| code.text().to_owned());
@@ -447,7 +457,7 @@ impl RawAnchors {
 }
 
 /// The id that a name stands for: its bytes, so that names and ids have one order.
-fn agent_id(name: &str) -> AgentId {
+pub(super) fn agent_id(name: &str) -> AgentId {
     let mut id = [0; 32];
     id[..name.len()].copy_from_slice(name.as_bytes());
     AgentId(id)
@@ -458,7 +468,7 @@ fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> T {
     found.unwrap_or_else(|| panic!("{text:?} is not a word of the tables")).1
 }
 
-fn kind_text(kind: Kind) -> &'static str {
+pub(super) fn kind_text(kind: Kind) -> &'static str {
     match kind {
         Kind::SameKernel => "SAME_KERNEL",
         Kind::SameMachine => "SAME_MACHINE",

@@ -110,19 +110,28 @@ impl Notices<'_> {
         }
     }
 
-    /// Claims that name an id which is not unique.
+    /// Claims that name an id which is not unique, where they count: between kernels that no rule and no hard
+    /// negative decides.
     fn of_doubtful_claims(&mut self) {
         let judge = &self.machines.judge;
+        let counts = |k: usize, l: usize| {
+            let apart = judge.apart(self.world, self.kernels, k, l);
+            k != l && judge.rule(k, l).is_none() && judge.hard_negative(k, l, apart).is_none()
+        };
+        let claimed = |by: &[usize], of: &[usize]| by.iter().any(|k| of.iter().any(|l| counts(*k, *l)));
         for (uuid, listers) in &judge.listed_by {
             let shown = judge.smbios_of.get(uuid).map_or(&[][..], Vec::as_slice);
-            let claimed = listers.iter().any(|k| shown.iter().any(|l| k != l));
-            if claimed && (listers.len() > 1 || shown.len() > 1) {
+            if (listers.len() > 1 || shown.len() > 1) && claimed(listers, shown) {
                 self.carriers(Code::DuplicateVmUuid, |pool| &pool.hosts_vms, *uuid, listers);
                 self.carriers(Code::DuplicateVmUuid, |pool| &pool.smbios, *uuid, shown);
             }
         }
+        let naming = |guid: &Tag| -> Vec<usize> {
+            let names = |pool: &Pool| pool.wsl.binary_search(guid).is_ok();
+            (0..judge.pools.len()).filter(|k| names(&judge.pools[*k])).collect()
+        };
         for (guid, owners) in judge.guid_of.iter().filter(|(_, owners)| owners.len() > 1) {
-            if judge.pools.iter().any(|pool| pool.wsl.binary_search(guid).is_ok()) {
+            if claimed(&naming(guid), owners) {
                 self.carriers(Code::ClonedImage, |pool| &pool.guids, *guid, owners);
             }
         }
