@@ -12,6 +12,7 @@ mod identity;
 mod identity_oracle;
 mod identity_properties;
 mod jobs;
+mod keys;
 #[cfg(target_os = "linux")]
 mod lan;
 mod live;

@@ -10,6 +10,7 @@ mod clock;
 pub mod device_lock;
 pub mod evidence;
 pub mod execute;
+mod joining;
 mod live_test;
 pub mod ollama;
 pub mod outbox;
@@ -32,7 +33,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::{sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -40,7 +41,7 @@ use tropa_proto::{
     bounded::{List, Text},
     evidence::Core,
     id::{AgentId, Incarnation},
-    mesh::{self, Mesh, MeshConfig, MeshError, MeshEvent},
+    mesh::{Mesh, MeshError, MeshEvent},
     message::{AgentState, Announcement, Answer, Hello, Question, Role},
     secret::MeshSecret,
 };
@@ -51,6 +52,7 @@ use crate::{
     device_lock::DeviceLocks,
     evidence::{LaneSpec, Root},
     execute::{Executor, Load, Orders},
+    joining::Joining,
     live_test::LiveTests,
     ollama::{Ollama, OllamaUrl, Policy},
     runtime_dir::{Presence, Present, RuntimePlaces},
@@ -137,6 +139,11 @@ pub struct Agent {
     mesh: Mesh,
     events: mpsc::Receiver<MeshEvent>,
     state: State,
+    joining: Joining,
+    runtime: Option<RuntimePlaces>,
+    install_port: u16,
+    /// Since when another, older agent is known to run with this key: a new one is taken as soon as nothing runs.
+    renewing: Option<Instant>,
     incarnation: Incarnation,
     config_label: String,
     width: u16,
@@ -161,43 +168,44 @@ impl Agent {
     /// answer is no error: the agent says so in its announcements.
     pub async fn start(config: Config) -> Result<Self, AgentError> {
         let peers = resolve(&config.peers).await?;
-        let incarnation = Incarnation::random()?;
+        let incarnation = Incarnation::started(since_1970())?;
         let ollama = Arc::new(Ollama::with_policy(config.ollama.clone(), config.policy)?);
         let stock = Stock::take(&config, Arc::clone(&ollama)).await;
         let (host, port) = config.ollama.host_and_port();
-        let state = State::open(&config.state, &host, port, stock.facts())?;
-        let mesh_config = |listen: Vec<SocketAddr>| MeshConfig {
-            key: state.key().to_bytes(),
+        let mut state = State::open(&config.state, &host, port, stock.facts())?;
+        if config.runtime.as_ref().is_some_and(|places| places.list().iter().any(|p| p.agent == state.id())) {
+            tracing::warn!(
+                "identity.clone: another agent of this machine runs with this key, the state directory was copied; taking a new key"
+            );
+            state.mint(stock.facts())?;
+        } else if state.has_moved() {
+            tracing::warn!(
+                "identity.clone: this state was made on other hardware; the agent has taken a new key"
+            );
+        }
+        let joining = Joining {
             secret: config.secret.clone(),
-            listen,
-            role: Role::Agent,
+            listen: config.listen.clone(),
             mdns: config.mdns,
-            peers: peers.clone(),
+            peers,
         };
-        let (mesh, events) = if config.listen.is_empty() {
-            let any = if config.secret.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
-            match mesh::start(mesh_config(vec![SocketAddr::from((any, PORT))])).await {
-                Ok(started) => started,
-                Err(MeshError::Listen { .. }) => {
-                    mesh::start(mesh_config(vec![SocketAddr::from((any, 0))])).await?
-                }
-                Err(error) => return Err(error.into()),
-            }
-        } else {
-            mesh::start(mesh_config(config.listen.clone())).await?
-        };
+        let (mesh, events) = joining.join(&state).await?;
         let devices = stock.devices();
         let locks = open_locks(&config, &devices, &config.label);
         let settings = execute::Settings { incarnation, width: config.width, locks: locks.clone(), devices };
         let (executor, orders) = Executor::new(settings, ollama);
         let stop = CancellationToken::new();
         let executing = tokio::spawn(executor.run(stop.clone()));
-        let presence = announce_here(&config, &mesh);
+        let presence = announce_here(config.runtime.as_ref(), port, &mesh);
         Ok(Self {
             load: orders.load(),
             mesh,
             events,
             state,
+            joining,
+            runtime: config.runtime,
+            install_port: port,
+            renewing: None,
             incarnation,
             config_label: config.label,
             width: config.width,
@@ -237,13 +245,23 @@ impl Agent {
         let mut next_announcement = now();
         let mut busy = false;
         loop {
+            if self.may_renew() {
+                self.renew().await?;
+                next_announcement = now();
+            }
             if next_announcement <= now() {
                 next_announcement = now() + self.announce().await?;
             }
+            let turn = next_announcement.min(self.renews_at());
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,
                 event = self.events.recv() => match event {
+                    Some(MeshEvent::Announced { from, announcement }) if from == self.mesh.me() => {
+                        if self.heard_itself(&announcement)? {
+                            next_announcement = now();
+                        }
+                    }
                     Some(event) => self.on_event(event).await,
                     None => break,
                 },
@@ -259,19 +277,70 @@ impl Agent {
                         self.stock.soon(at_work);
                     }
                 }
-                () = sleep_until(next_announcement) => {}
+                () = sleep_until(turn) => {}
             }
         }
         self.leave().await
     }
 
+    /// Takes in that another agent runs with this key: the state directory was copied. The younger of the two, by
+    /// its incarnation, takes a new key; the older leaps over the other's numbers, so that it is heard again, and
+    /// says so at once. Says whether it is to announce itself now.
+    fn heard_itself(&mut self, other: &Announcement) -> Result<bool, AgentError> {
+        if other.state == AgentState::Leaving || self.renewing.is_some() {
+            return Ok(false);
+        }
+        let (mine, its) = (self.incarnation, other.incarnation);
+        // Who heard itself under its own incarnation is one of two that went on from one snapshot: nothing tells
+        // which is the older, and either may take a new key.
+        if mine >= its {
+            tracing::warn!(
+                other = &*other.label,
+                "identity.clone: an older agent runs with this agent's key, its state directory was copied; taking a new key"
+            );
+            self.renewing = Some(now());
+            self.phase = AgentState::Draining;
+        } else {
+            tracing::warn!(
+                other = &*other.label,
+                "identity.clone: a younger agent runs with this agent's key, its state directory was copied; this one keeps the key"
+            );
+            self.state.skip_past(other.seq)?;
+        }
+        Ok(true)
+    }
+
+    fn may_renew(&self) -> bool {
+        let load = *self.load.borrow();
+        let idle = load.running + load.queued + load.checking + load.waiting_results == 0;
+        self.renewing.is_some() && (idle || self.renews_at() <= now())
+    }
+
+    /// When the agent takes a new key even if something still runs: that is lost to its coordinator, which runs it
+    /// again.
+    fn renews_at(&self) -> Instant {
+        // Far enough not to be reached where nothing is to be renewed.
+        self.renewing.map_or_else(|| now() + LONGEST_PERIOD, |since| since + LEAVES_WITHIN)
+    }
+
+    /// Takes a new key and joins the mesh again under it; the executor goes on.
+    async fn renew(&mut self) -> Result<(), AgentError> {
+        let before = self.mesh.listening();
+        self.state.mint(self.stock.facts())?;
+        drop(self.presence.take());
+        self.mesh.clone().shutdown().await;
+        (self.mesh, self.events) = self.joining.join_again(&self.state, &before).await?;
+        self.presence = announce_here(self.runtime.as_ref(), self.install_port, &self.mesh);
+        (self.renewing, self.phase) = (None, AgentState::Ready);
+        self.members.clear();
+        tracing::warn!(agent = self.id().short(), "runs under a new key");
+        Ok(())
+    }
+
     async fn on_event(&mut self, event: MeshEvent) {
         match event {
-            MeshEvent::Announced { from, .. } if from == self.mesh.me() => {
-                tracing::warn!(
-                    "identity.clone: another process announces itself with this agent's key; its state directory was copied"
-                );
-            }
+            // Only while the agent leaves: who keeps the key matters no more.
+            MeshEvent::Announced { from, .. } if from == self.mesh.me() => {}
             MeshEvent::Announced { from, announcement } => {
                 if announcement.state == AgentState::Leaving {
                     self.members.remove(&from);
@@ -472,12 +541,17 @@ fn open_locks(
     }
 }
 
-fn announce_here(config: &Config, mesh: &Mesh) -> Option<Presence> {
+/// The wall clock, from 1970.
+#[expect(clippy::disallowed_methods, reason = "the start of a program; only incarnations are made of it")]
+fn since_1970() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+fn announce_here(runtime: Option<&RuntimePlaces>, port: u16, mesh: &Mesh) -> Option<Presence> {
     let listening = mesh.listening();
     let local = listening.iter().find(|address| address.ip().is_loopback()).or(listening.first())?;
-    let (_, port) = config.ollama.host_and_port();
     let present = Present { agent: mesh.me(), address: *local, pid: std::process::id(), port };
-    match config.runtime.as_ref()?.announce(present) {
+    match runtime?.announce(present) {
         Ok(presence) => Some(presence),
         Err(error) => {
             tracing::warn!(%error, "coordinators of this machine must name this agent with --peer");

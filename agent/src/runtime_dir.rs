@@ -90,7 +90,7 @@ impl RuntimePlaces {
         Err(last)
     }
 
-    /// Lists the agents that are here, sorted by id, each once. What cannot be read or trusted is not there.
+    /// Lists the agents that are here, sorted by id, each address of one once. What cannot be read or trusted is not there.
     ///
     /// Removes files of agents that are gone, where it may.
     #[must_use]
@@ -102,7 +102,7 @@ impl RuntimePlaces {
             .flat_map(|p| here(p))
             .collect();
         present.sort();
-        present.dedup_by_key(|present| present.agent);
+        present.dedup_by_key(|present| (present.agent, present.address));
         present
     }
 }
@@ -134,6 +134,9 @@ impl Presence {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         file.write_all(&serde_json::to_vec(present)?)?;
+        // Another agent of this name, with a copy of its state, keeps its file until the two have parted.
+        let path =
+            if is_held(&path) { place.join(format!("{name}.{}.json", std::process::id())) } else { path };
         fs::rename(&beside, &path)?;
         Ok(Self { path, present: present.clone(), file })
     }
@@ -180,6 +183,13 @@ fn look(path: &Path) -> Option<Present> {
     let mut text = Vec::new();
     file.take(MAX_FILE).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
+}
+
+/// Somebody who lives holds this file.
+fn is_held(path: &Path) -> bool {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let Ok(file) = fs::OpenOptions::new().read(true).custom_flags(flags).open(path) else { return false };
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
 }
 
 fn is_same(file: &File, path: &Path) -> bool {

@@ -179,7 +179,22 @@ impl State {
         Ok(seq)
     }
 
-    /// Replaces the key by a new one, as both sides of a cloned key are told to; the sequence goes on.
+    /// Goes on above a number that another agent with the same key has used, so that others hear this one again.
+    /// The leap is as long as a block: the other does not pass it within hours.
+    ///
+    /// # Errors
+    /// When the new block cannot be written; then the numbers go on where they were.
+    pub fn skip_past(&mut self, used: u64) -> Result<(), StateError> {
+        let next = used.saturating_add(SEQ_BLOCK);
+        if next > self.next_seq {
+            let reserved = next.saturating_add(SEQ_BLOCK);
+            write_new(&self.directory, "seq", reserved.to_string().as_bytes())?;
+            (self.next_seq, self.reserved) = (next, reserved);
+        }
+        Ok(())
+    }
+
+    /// Replaces the key by a new one, as the younger of two agents with one key does; the sequence goes on.
     ///
     /// # Errors
     /// When the new identity cannot be written; then the old one stays.

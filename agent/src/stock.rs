@@ -5,13 +5,11 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use sha2::{Digest as _, Sha256};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
 use tropa_proto::{
-    codec::{Message, encode},
     evidence::{Facts, Key, Salt},
     message::{Description, EngineState, Inventory, Loaded},
     roster::Hashes,
@@ -70,7 +68,7 @@ impl Stock {
         let facts = reading.clone().read(&inventory).await;
         let description = Description { evidence: facts.keyed(&reading.key), inventory };
         let mut stock = Self {
-            hashes: hashes(&description),
+            hashes: description.hashes(),
             reading,
             ollama,
             facts,
@@ -131,7 +129,7 @@ impl Stock {
         }
         self.description.inventory = inventory;
         self.schedule();
-        let hashes = hashes(&self.description);
+        let hashes = self.description.hashes();
         std::mem::replace(&mut self.hashes, hashes) != hashes
     }
 
@@ -216,14 +214,4 @@ pub(crate) fn show(config: &Config, raw: bool, json: bool) -> String {
     } else {
         evidence::show(&facts, &published, &epoch, raw)
     }
-}
-
-fn hashes(description: &Description) -> Hashes {
-    (hash(&description.evidence), hash(&description.inventory))
-}
-
-fn hash<M: Message>(message: &M) -> [u8; 32] {
-    // What cannot be encoded cannot be sent either; its hash only has to change with it.
-    let bytes = encode(message).unwrap_or_else(|error| error.to_string().into_bytes());
-    Sha256::digest(&bytes).into()
 }

@@ -280,6 +280,11 @@ impl Members {
     fn on_described(&mut self, (agent, hashes, description): Described) -> Change {
         // Who did not answer is asked again when it connects or announces anew.
         let Some(description) = description else { return Change::Nothing };
+        if description.hashes() != hashes {
+            // It has changed since, and an announcement of that is under way; or it is of another agent with this key.
+            tracing::debug!(agent = agent.short(), "a description is not the announced one");
+            return Change::Nothing;
+        }
         self.roster.described(agent, hashes, description);
         Change::Roster
     }

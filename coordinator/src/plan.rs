@@ -342,6 +342,12 @@ pub fn reason_out(out: &Out, label: &str) -> (String, String) {
             "there is no connection to its agent".to_owned(),
             format!("is tropa-agent still running on {label}, and does the network reach it?"),
         ),
+        Out::Cloned => (
+            "two agents run with its key: its state directory was copied".to_owned(),
+            format!(
+                "wait a minute: the younger takes a new key; if it stays, remove the copied state on {label}"
+            ),
+        ),
         Out::Draining => ("its agent is leaving".to_owned(), format!("start the agent on {label} again")),
         Out::Declared => (
             "its hardware is declared, not read".to_owned(),

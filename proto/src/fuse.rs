@@ -276,6 +276,17 @@ impl Fusion {
         &self.warnings
     }
 
+    /// Adds a warning that comes from elsewhere than the evidence, unless one of its kind names these agents already.
+    pub(crate) fn warn(&mut self, code: Code, agents: impl IntoIterator<Item = AgentId>) {
+        let agents: BTreeSet<AgentId> = agents.into_iter().collect();
+        let given =
+            |warning: &Warning| warning.code == code && agents.iter().all(|a| warning.agents.contains(a));
+        if !self.warnings.iter().any(given) {
+            self.warnings.push(Warning { code, agents: agents.into_iter().collect() });
+            self.warnings.sort();
+        }
+    }
+
     /// The live tests that would settle something, most urgent first; bounded.
     #[must_use]
     pub fn tests_to_run(&self) -> &[TestToRun] {

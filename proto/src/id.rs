@@ -3,7 +3,7 @@
 //! Long ids are random or public keys; people see a short form (`a-91c2`, `7f3c90`) and may type any unique
 //! prefix of the hexadecimal digits.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AgentId(pub [u8; 32]);
 
-/// Names one run of one agent process: 64 random bits, made at its start.
+/// Names one run of one agent process: when it started, in milliseconds since 1970 by its own clock, in the upper 44
+/// bits, and chance in the lower 20.
+///
+/// Whoever shows the larger number has started later. Two runs of one key, which exist only where a state directory
+/// was copied, compare so and both come to one answer (`identity.md` §12); with a clock that is wrong they still
+/// agree, only perhaps about the wrong one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Incarnation(pub u64);
 
@@ -76,12 +81,21 @@ impl JobId {
 }
 
 impl Incarnation {
-    /// Makes a new random incarnation.
+    /// Makes a new incarnation that nobody compares by its age: a coordinator's.
     ///
     /// # Errors
     /// When the operating system has no random bytes to give.
     pub fn random() -> Result<Self, getrandom::Error> {
         getrandom::u64().map(Self)
+    }
+
+    /// Makes the incarnation of an agent that starts now. A time after 2527 counts as 2527.
+    ///
+    /// # Errors
+    /// When the operating system has no random bytes to give.
+    pub fn started(since_1970: Duration) -> Result<Self, getrandom::Error> {
+        let started = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).min((1 << 44) - 1);
+        Ok(Self(started << 20 | u64::from(getrandom::u32()? >> 12)))
     }
 }
 
@@ -178,6 +192,13 @@ mod tests {
         assert_eq!(job.to_string().parse(), Ok(job));
         let agent = AgentId([7; 32]);
         assert_eq!(agent.to_string().parse(), Ok(agent));
+    }
+
+    #[test]
+    fn whoever_started_later_has_the_larger_incarnation() {
+        let started = |ms| Incarnation::started(Duration::from_millis(ms)).unwrap();
+        assert!(started(1_790_000_000_001) > started(1_790_000_000_000));
+        assert!(started(u64::MAX) > started(1_790_000_000_000));
     }
 
     #[test]

@@ -3,17 +3,23 @@
 //! Pure: every call brings the time, as a duration since the reader's own start. [`Roster::view`] is computed
 //! anew only when something changed; it is what a coordinator plans and schedules with.
 
+mod runs;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
+use sha2::{Digest as _, Sha256};
+
+use self::runs::{Run, Runs};
 use crate::{
+    codec::{Message, encode},
     device::{Lane, Place},
-    epoch::EpochWatch,
+    epoch::{EpochTrack, EpochWatch},
     evidence::Evidence,
-    fuse::{Fusion, Input, Member, PairFacts, Rule, Why, fuse},
+    fuse::{Code, Fusion, Input, Member, PairFacts, Rule, Why, fuse},
     id::{AgentId, Incarnation, MachineId},
     message::{AgentState, Announcement, Description, EngineState, Inventory},
 };
@@ -49,6 +55,7 @@ struct Entry {
     evidence: Arc<Evidence>,
     inventory: Option<Arc<Inventory>>,
     described: Option<Hashes>,
+    runs: Runs,
 }
 
 /// The roster, grouped.
@@ -107,6 +114,8 @@ pub enum Out {
     Unreachable,
     /// Its agent is leaving.
     Draining,
+    /// Two agents run with its key, and an order might reach either.
+    Cloned,
     /// Its evidence was declared by an operator, and this coordinator does not accept that.
     Declared,
     /// Its engine does not answer; says why.
@@ -125,6 +134,9 @@ impl Roster {
     }
 
     /// Takes an announcement that the mesh has found to be genuine and newer than the last of its agent.
+    ///
+    /// Another incarnation is a restart, and nothing that the former one said or showed counts any more; or it is
+    /// a second agent with the same key, and then neither gets work.
     pub fn announced(&mut self, agent: AgentId, announcement: Announcement, now: Duration) {
         if announcement.state == AgentState::Leaving {
             self.forget(agent);
@@ -135,17 +147,23 @@ impl Roster {
             return;
         }
         let sampled = now.saturating_sub(Duration::from_millis(u64::from(announcement.sampled_ms_ago)));
+        let connected = self.connections.contains(&agent);
+        let restarted = |entry: &&mut Entry| entry.announcement.incarnation != announcement.incarnation;
+        if let Some(entry) = self.entries.get_mut(&agent).filter(restarted) {
+            self.epochs.forget(agent);
+            entry.turn_over(&announcement, now);
+        }
         self.epochs.observe(agent, &announcement.core.epoch_ns, sampled);
         self.view = None;
         match self.entries.get_mut(&agent) {
             Some(entry) => {
-                if entry.announcement.incarnation != announcement.incarnation {
-                    entry.first_heard = now;
-                }
                 entry.heard = now;
                 entry.announcement = announcement;
+                entry.runs.spoke(connected);
             }
             None => {
+                let mut runs = Runs::default();
+                runs.spoke(connected);
                 let entry = Entry {
                     heard: now,
                     first_heard: now,
@@ -153,6 +171,7 @@ impl Roster {
                     inventory: None,
                     described: None,
                     announcement,
+                    runs,
                 };
                 self.entries.insert(agent, entry);
             }
@@ -186,6 +205,9 @@ impl Roster {
         if changed {
             self.view = None;
         }
+        if let Some(entry) = self.entries.get_mut(&agent).filter(|_| !connected) {
+            entry.runs.unlinked();
+        }
     }
 
     /// Takes an agent out.
@@ -203,13 +225,19 @@ impl Roster {
         for agent in &silent {
             self.forget(*agent);
         }
+        for entry in self.entries.values_mut() {
+            if entry.runs.expire(now) {
+                self.view = None;
+            }
+        }
         silent
     }
 
     /// When the next agent expires, if nothing is heard of it.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.entries.keys().map(|agent| self.dies_at(agent)).min()
+        let runs = self.entries.values().filter_map(|entry| entry.runs.next_deadline());
+        self.entries.keys().map(|agent| self.dies_at(agent)).chain(runs).min()
     }
 
     /// Whether this agent is there.
@@ -268,10 +296,31 @@ impl Roster {
             last_heard: self.alive_at(agent, entry),
             flapping: false,
         });
-        let members = members.collect();
-        let fusion = fuse(&Input { members, facts: self.facts.clone(), rules: self.rules.clone() });
+        let runs = self.runs().map(|(agent, run)| Member {
+            id: run.id(agent),
+            key: agent,
+            evidence: Arc::new(if self.accept_declared || !run.announcement.core.declared {
+                Evidence::from_core(&run.announcement.core)
+            } else {
+                Evidence::empty(run.announcement.core.os)
+            }),
+            epoch: EpochTrack::unknown(),
+            first_heard: run.first_heard,
+            last_heard: run.heard,
+            flapping: false,
+        });
+        let members = members.chain(runs).collect();
+        let mut fusion = fuse(&Input { members, facts: self.facts.clone(), rules: self.rules.clone() });
         let mut installs: Vec<Install> =
             self.entries.iter().filter_map(|(agent, entry)| self.install(*agent, entry, &fusion)).collect();
+        installs.extend(self.runs().filter_map(|(agent, run)| run_install(run.id(agent), run, &fusion)));
+        installs.sort_by_key(|install| install.agent);
+        for (agent, entry) in &self.entries {
+            let rivals = entry.runs.rivals();
+            if !rivals.is_empty() {
+                fusion.warn(Code::ClonedAgentKey, rivals.iter().map(|run| run.id(*agent)).chain([*agent]));
+            }
+        }
         let lanes: Vec<(AgentId, Lane)> =
             installs.iter().map(|install| (install.agent, install.lane.clone())).collect();
         for install in &mut installs {
@@ -306,7 +355,15 @@ impl Roster {
         })
     }
 
+    /// The runs of doubtful keys other than the one that spoke last.
+    fn runs(&self) -> impl Iterator<Item = (AgentId, &Run)> {
+        self.entries.iter().flat_map(|(agent, entry)| entry.runs.rivals().iter().map(|run| (*agent, run)))
+    }
+
     fn out(&self, agent: &AgentId, entry: &Entry) -> Option<Out> {
+        if !entry.runs.rivals().is_empty() {
+            return Some(Out::Cloned);
+        }
         if entry.announcement.state != AgentState::Ready {
             return Some(Out::Draining);
         }
@@ -346,8 +403,55 @@ impl Roster {
     }
 
     fn label(&self, agent: AgentId) -> String {
-        self.entries.get(&agent).map_or_else(|| agent.short(), |entry| entry.announcement.label.to_string())
+        let announcement = match self.entries.get(&agent) {
+            Some(entry) => Some(&entry.announcement),
+            None => self.runs().find(|(key, run)| run.id(*key) == agent).map(|(_, run)| &run.announcement),
+        };
+        announcement.map_or_else(|| agent.short(), |announcement| announcement.label.to_string())
     }
+}
+
+impl Entry {
+    /// Forgets what the former incarnation has shown, and remembers that it was there.
+    fn turn_over(&mut self, announcement: &Announcement, now: Duration) {
+        let before =
+            Run { announcement: self.announcement.clone(), heard: self.heard, first_heard: self.first_heard };
+        self.first_heard = self.runs.changed(before, announcement.incarnation).unwrap_or(now);
+        self.evidence = Arc::new(Evidence::from_core(&announcement.core));
+        (self.inventory, self.described) = (None, None);
+    }
+}
+
+/// How a run other than the one that spoke last shows: there, and without work.
+fn run_install(id: AgentId, run: &Run, fusion: &Fusion) -> Option<Install> {
+    let evidence = Arc::new(Evidence::from_core(&run.announcement.core));
+    let place = fusion.place(id)?;
+    Some(Install {
+        agent: id,
+        incarnation: run.announcement.incarnation,
+        label: run.announcement.label.to_string(),
+        machine: place.machine,
+        lane: lane(place, &evidence, None),
+        width: run.announcement.width,
+        inventory: None,
+        evidence,
+        rivals: BTreeSet::new(),
+        out: Some(Out::Cloned),
+    })
+}
+
+impl Description {
+    /// The hashes under which it is announced.
+    #[must_use]
+    pub fn hashes(&self) -> Hashes {
+        (hash(&self.evidence), hash(&self.inventory))
+    }
+}
+
+fn hash<M: Message>(message: &M) -> [u8; 32] {
+    // What cannot be encoded cannot be sent either; its hash only has to change with it.
+    let bytes = encode(message).unwrap_or_else(|error| error.to_string().into_bytes());
+    Sha256::digest(&bytes).into()
 }
 
 impl View {
@@ -477,6 +581,98 @@ mod tests {
             roster.announced(agent(1), declared, at(0));
             assert_eq!(roster.view().installs[0].out == Some(Out::Declared), !accepted);
         }
+    }
+
+    fn run(incarnation: u64, boot: u8, seq: u64, label: &str) -> Announcement {
+        Announcement {
+            incarnation: Incarnation(incarnation),
+            label: Text::cut(label),
+            ..announcement(boot, seq)
+        }
+    }
+
+    fn clone_warning(roster: &mut Roster) -> Option<String> {
+        let view = roster.view();
+        let name = |agent: &AgentId| view.install(*agent).unwrap().label.clone();
+        let warnings = view.fusion.as_ref().unwrap().warnings();
+        let found: Vec<_> = warnings.iter().filter(|warning| warning.code == Code::ClonedAgentKey).collect();
+        assert!(found.len() <= 1, "{found:?}");
+        found.first().map(|warning| warning.text(name))
+    }
+
+    #[test]
+    fn a_restart_is_no_copy() {
+        for connected in [false, true] {
+            let mut roster = Roster::new(false);
+            roster.connected(agent(1), connected);
+            roster.announced(agent(1), run(1, 1, 1, "den"), at(0));
+            roster.connected(agent(1), false);
+            roster.connected(agent(1), connected);
+            roster.announced(agent(1), run(2, 1, 1025, "den"), at(1));
+            assert_ne!(roster.view().installs[0].out, Some(Out::Cloned));
+            assert_eq!(clone_warning(&mut roster), None);
+            assert_eq!(roster.view().installs.len(), 1);
+        }
+    }
+
+    #[test]
+    fn an_incarnation_that_comes_back_is_a_copy_and_neither_gets_work_until_one_is_silent() {
+        for boots in [[1, 1], [1, 2]] {
+            let mut roster = Roster::new(false);
+            roster.announced(agent(1), run(1, boots[0], 1, "den"), at(0));
+            roster.announced(agent(1), run(2, boots[1], 1025, "copy"), at(1));
+            assert_eq!(clone_warning(&mut roster), None);
+            roster.announced(agent(1), run(1, boots[0], 2049, "den"), at(2));
+            assert!(roster.view().installs.iter().all(|install| install.out == Some(Out::Cloned)));
+            assert_eq!(roster.view().installs.len(), 2);
+            let text = clone_warning(&mut roster).unwrap();
+            assert!(text.contains("den") && text.contains("copy"), "{text}");
+            roster.announced(agent(1), run(1, boots[0], 2050, "den"), at(12));
+            roster.expire(at(35));
+            assert!(clone_warning(&mut roster).is_some());
+            assert_eq!(roster.next_deadline(), Some(at(36)));
+            roster.expire(at(36));
+            assert_eq!(clone_warning(&mut roster), None);
+            assert_ne!(roster.view().installs[0].out, Some(Out::Cloned));
+            assert_eq!(roster.view().installs.len(), 1);
+        }
+    }
+
+    #[test]
+    fn another_incarnation_over_a_connection_that_never_broke_is_a_copy() {
+        let mut roster = Roster::new(false);
+        roster.connected(agent(1), true);
+        roster.announced(agent(1), run(1, 1, 1, "den"), at(0));
+        roster.announced(agent(1), run(2, 1, 1025, "copy"), at(1));
+        assert_eq!(roster.view().installs.iter().filter(|i| i.out == Some(Out::Cloned)).count(), 2);
+        assert!(clone_warning(&mut roster).is_some());
+    }
+
+    #[test]
+    fn a_new_incarnation_is_asked_anew_what_it_has() {
+        let mut roster = Roster::new(false);
+        roster.announced(agent(1), run(1, 1, 1, "den"), at(0));
+        let inventory = Inventory {
+            engine: EngineState::Up,
+            version: Text::cut("1"),
+            models: List::default(),
+            cut: false,
+        };
+        let description = Description { evidence: Evidence::empty(Os::Linux), inventory };
+        roster.described(agent(1), ([0; 32], [0; 32]), description);
+        assert_eq!(roster.undescribed(), []);
+        roster.announced(agent(1), run(2, 1, 2, "den"), at(1));
+        assert_eq!(roster.undescribed(), [(agent(1), ([0; 32], [0; 32]))]);
+    }
+
+    #[test]
+    fn copies_beyond_the_bound_are_not_kept() {
+        let mut roster = Roster::new(false);
+        roster.connected(agent(1), true);
+        for n in 0..20 {
+            roster.announced(agent(1), run(n, 1, n, "den"), at(n));
+        }
+        assert_eq!(roster.view().installs.len(), 4);
     }
 
     #[test]

@@ -35,6 +35,20 @@ fn root() -> tempfile::TempDir {
 }
 
 #[test]
+fn numbers_go_on_above_those_of_a_copy_and_stay_there_over_a_restart() {
+    let root = root();
+    let mut state = open(root.path()).unwrap();
+    state.next_seq().unwrap();
+    state.skip_past(5_000).unwrap();
+    let leapt = state.next_seq().unwrap();
+    assert_eq!(leapt, 5_000 + SEQ_BLOCK);
+    state.skip_past(10).unwrap();
+    assert_eq!(state.next_seq().unwrap(), leapt + 1);
+    drop(state);
+    assert!(open(root.path()).unwrap().next_seq().unwrap() > leapt + 1);
+}
+
+#[test]
 fn an_agent_finds_its_identity_again_and_its_numbers_only_rise() {
     let root = root();
     let mut first = open(root.path()).unwrap();
