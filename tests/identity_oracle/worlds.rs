@@ -78,14 +78,18 @@ impl Chance {
             machine_guid: if os == "windows" { self.word(often, &GUIDS) } else { None },
             wsl_host_guid: if os == "linux" && vm { self.word(often / 2, &GUIDS) } else { None },
             hosts_vms: self.some(rare / 2, &uuids),
-            ppin: self.some(rare / 3, &["02b0000000000a00", "02B0000000000A01", "0000000000000000"]),
-            macs: self.some(rare / 3, &["a8:a1:59:00:00:01", "A8:A1:59:00:00:02"]),
-            nvme: self.some(rare / 3, &["S5XXNF0R000001 ", "S5XXNF0R000002", "", "0000"]),
+            ppin: self.some(rare / 2, &["02b0000000000a00", "02B0000000000A01", "0000000000000000"]),
+            macs: self.some(rare / 2, &["a8:a1:59:00:00:01", "A8:A1:59:00:00:02"]),
+            nvme: self.some(rare / 2, &["S5XXNF0R000001 ", "S5XXNF0R000002", "", "0000"]),
             cpu_model: self.word(often, &MODELS),
             allowed_cpus: None,
-            gpus: (0..4).filter(|_| self.percent(rare / 3)).map(|_| RawGpu::default()).collect::<Vec<_>>(),
+            gpus: self.gpus(rare / 2),
         }
-        .with_gpus(self)
+    }
+
+    fn gpus(&mut self, percent: u64) -> Vec<RawGpu> {
+        let count = (0..3).filter(|_| self.percent(percent)).count();
+        (0..count).map(|_| self.gpu()).collect()
     }
 
     fn gpu(&mut self) -> RawGpu {
@@ -146,13 +150,6 @@ impl Chance {
         };
         let (record, seen) = (anchors(self), anchors(self));
         ContinuityRow { record, seen, record_alive: self.percent(50), ..ContinuityRow::default() }
-    }
-}
-
-impl AgentFacts {
-    fn with_gpus(mut self, chance: &mut Chance) -> Self {
-        self.gpus = self.gpus.iter().map(|_| chance.gpu()).collect();
-        self
     }
 }
 
