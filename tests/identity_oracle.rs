@@ -141,7 +141,7 @@ fn found(row: &FusionRow) -> Verdict {
     clusters.sort();
     let mut relations = BTreeMap::new();
     for a in row.agents.keys() {
-        for b in row.agents.keys().filter(|b| a < b) {
+        for b in row.agents.keys().filter(|b| a < *b) {
             let relation = fusion.relation(agent_id(a), agent_id(b)).unwrap();
             let confidence = ["proof", "operator", "high", "medium", "low"]
                 .into_iter()
