@@ -115,8 +115,8 @@ impl Notices<'_> {
     fn of_doubtful_claims(&mut self) {
         let judge = &self.machines.judge;
         let counts = |k: usize, l: usize| {
-            let apart = judge.apart(self.world, self.kernels, k, l);
-            k != l && judge.rule(k, l).is_none() && judge.hard_negative(k, l, apart).is_none()
+            let apart = || judge.apart(self.world, self.kernels, k, l);
+            k != l && judge.rule(k, l).is_none() && judge.hard_negative(k, l, apart()).is_none()
         };
         let claimed = |by: &[usize], of: &[usize]| by.iter().any(|k| of.iter().any(|l| counts(*k, *l)));
         for (uuid, listers) in &judge.listed_by {
