@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", env = "TROPA_LANE_LOCK_DIR")]
     pub lane_lock_dir: Option<PathBuf>,
     /// Where the coordinators of this machine find the agent [default: /run/tropa, else $XDG_RUNTIME_DIR/tropa]
-    #[arg(long, value_name = "DIR", env = "TROPA_RUNTIME_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "TROPA_RUNTIME_DIR")]
     pub runtime_dir: Option<PathBuf>,
     /// Where the agent keeps its key [default: $XDG_STATE_HOME/tropa]
     #[arg(long, value_name = "DIR", env = "TROPA_STATE_DIR")]
@@ -89,6 +89,9 @@ pub enum Command {
         /// One JSON object
         #[arg(long)]
         json: bool,
+        /// As root: write what only root can read where an agent without rights finds it, until the next boot
+        #[arg(long, conflicts_with_all = ["show_raw", "json"])]
+        privileged: bool,
     },
 }
 

@@ -458,8 +458,16 @@ pub fn host_name() -> String {
 
 fn execute_args(args: Args) -> Result<(), (u8, anyhow::Error)> {
     let usage = |error: args::ArgsError| (error.exit_code(), anyhow::Error::new(error));
-    if let Some(Command::Evidence { show_raw, json }) = args.command {
+    if let Some(Command::Evidence { show_raw, json, privileged }) = args.command {
         let config = args.resolve().map_err(usage)?;
+        if privileged {
+            let refused = |error: std::io::Error| {
+                let code = if error.kind() == std::io::ErrorKind::PermissionDenied { 77 } else { 74 };
+                (code, anyhow::Error::new(error).context("writing what only root can read failed"))
+            };
+            let file = stock::save_privileged(&config).map_err(refused)?;
+            return print(&format!("wrote {}", file.display())).map_err(|error| (74, error.into()));
+        }
         return print(&stock::show(&config, show_raw, json)).map_err(|error| (74, error.into()));
     }
     let config = args.resolve().map_err(usage)?;

@@ -90,6 +90,11 @@ impl RuntimePlaces {
         Err(last)
     }
 
+    /// Where what only root can read may be, one file per place and the system's first: beside the agents.
+    pub(crate) fn privileged(&self) -> Vec<PathBuf> {
+        self.0.iter().filter_map(|place| Some(place.parent()?.join("privileged.json"))).collect()
+    }
+
     /// Lists the agents that are here, sorted by id, each address of one once. What cannot be read or trusted is not there.
     ///
     /// Removes files of agents that are gone, where it may.

@@ -3,7 +3,7 @@
 //! Taking stock costs the engine's machine a little, so it happens when the install begins or ceases to work, and
 //! else only while it is idle: an agent must cost next to nothing beside an engine that works.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinHandle,
@@ -19,8 +19,9 @@ use crate::{
     Config,
     clock::now,
     device_lock::{DeviceName, Occupies, occupied},
-    evidence::{self, LaneSpec, Options, Root},
+    evidence::{self, LaneSpec, Options, Privileged, Root},
     ollama::Ollama,
+    runtime_dir::RuntimePlaces,
 };
 
 /// While idle: soon enough that a model pulled by hand is found within a coffee.
@@ -58,6 +59,8 @@ struct Reading {
     lane: Option<LaneSpec>,
     port: Option<u16>,
     machine: Option<String>,
+    /// What root has read for us, if it has.
+    privileged: Vec<PathBuf>,
 }
 
 impl Stock {
@@ -165,20 +168,36 @@ impl Reading {
             lane: config.lane.clone(),
             port: Some(port),
             machine: config.machine.clone(),
+            privileged: config.runtime.as_ref().map_or_else(Vec::new, RuntimePlaces::privileged),
         }
+    }
+
+    /// Reads what this user may read, and takes over from root what it may not.
+    fn facts(&self, loaded: Option<Loaded>) -> Facts {
+        let options = Options {
+            lane: self.lane.clone(),
+            port: self.port,
+            loaded,
+            stepped: None,
+            machine: self.machine.clone(),
+        };
+        let mut facts = evidence::read(&self.root, &options);
+        // Declared hardware is another than the one that root has read.
+        for file in self.privileged.iter().filter(|_| !self.root.is_declared()) {
+            match Privileged::load(file) {
+                Ok(privileged) => privileged.iter().for_each(|privileged| privileged.fill(&mut facts)),
+                Err(error) => {
+                    tracing::warn!(%error, file = %file.display(), "what root has read is not used")
+                }
+            }
+        }
+        facts
     }
 
     /// Reads in a thread of its own: it opens files and may load a library.
     async fn read(self, inventory: &Inventory) -> Facts {
-        let options = Options {
-            lane: self.lane,
-            port: self.port,
-            loaded: all_loaded(inventory),
-            stepped: None,
-            machine: self.machine,
-        };
-        let root = self.root.clone();
-        let read = tokio::task::spawn_blocking(move || evidence::read(&root, &options)).await;
+        let loaded = all_loaded(inventory);
+        let read = tokio::task::spawn_blocking(move || self.facts(loaded)).await;
         match read {
             Ok(facts) => facts,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -196,17 +215,24 @@ fn all_loaded(inventory: &Inventory) -> Option<Loaded> {
     })
 }
 
+/// Writes what only root can read for the agents of this machine; gives the file.
+///
+/// # Errors
+/// When this is not root, or the file cannot be written.
+pub(crate) fn save_privileged(config: &Config) -> io::Result<PathBuf> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "only root can read it"));
+    }
+    let places = config.runtime.as_ref().map_or_else(Vec::new, RuntimePlaces::privileged);
+    let file = places.into_iter().next().ok_or(io::ErrorKind::NotFound)?;
+    Privileged::read(&config.root).save(&file)?;
+    Ok(file)
+}
+
 /// What `tropa-agent evidence` prints.
 pub(crate) fn show(config: &Config, raw: bool, json: bool) -> String {
     let reading = Reading::new(config);
-    let options = Options {
-        lane: reading.lane,
-        port: reading.port,
-        loaded: None,
-        stepped: None,
-        machine: reading.machine,
-    };
-    let facts = evidence::read(&reading.root, &options);
+    let facts = reading.facts(None);
     let published = facts.keyed(&reading.key);
     let epoch = evidence::sample_epoch(&reading.root);
     if json {
