@@ -20,3 +20,4 @@ mod privileged;
 mod real_engine;
 mod real_jobs;
 mod schedule;
+mod simulation;

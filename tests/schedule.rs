@@ -33,6 +33,7 @@ fn roster(devices: &[BTreeSet<u8>], widths: &[usize]) -> Vec<Install> {
             models: BTreeSet::from([ModelIndex(0)]),
             warm: BTreeSet::new(),
             rivals: (0..devices.len()).filter(|other| shares(n, *other)).map(agent).collect(),
+            unguarded: (0..devices.len()).filter(|other| shares(n, *other)).map(agent).collect(),
         })
         .collect()
 }
@@ -83,7 +84,7 @@ impl World {
                     self.recording.push(attempt);
                 }
                 Action::Send(attempt, agent) => self.held.entry(agent).or_default().push(attempt),
-                Action::Cancel(..) | Action::End(..) | Action::Drop(_) => {}
+                Action::Cancel(..) | Action::End(..) | Action::Drop(_) | Action::Recall(..) => {}
                 Action::Commit(attempt) => self.close(attempt.chunk, Ok(())),
                 Action::Fail(chunk, _, class) => self.close(chunk, Err(class)),
             }

@@ -183,9 +183,8 @@ impl Executor {
                 self.handle([Event::Run { key, incarnation, runner, room }]);
             }
             Order::Cancel(key, reports) => {
-                if !self.reports.contains_key(&key) {
-                    self.subscribe(key, reports);
-                }
+                // The stream that brought the attempt may be dead without anybody knowing.
+                self.subscribe(key, reports);
                 self.handle([Event::Cancel(key)]);
                 if !self.attempts.contains_key(&key) {
                     self.reports.remove(&key);

@@ -52,12 +52,35 @@ impl Attempt {
         run: Run,
         reports: mpsc::Sender<(AttemptId, Report)>,
     ) -> Self {
+        let id = run.attempt;
+        Self::open(mesh, agent, hello, (id, ToAgent::Run(Box::new(run))), reports)
+    }
+
+    /// Opens a stream to an agent that had the attempt when an earlier stream broke off, and cancels it there. The
+    /// agent answers with its end, or with its result where it has one.
+    #[must_use]
+    pub fn recall(
+        mesh: Mesh,
+        agent: AgentId,
+        hello: Hello,
+        id: AttemptId,
+        reports: mpsc::Sender<(AttemptId, Report)>,
+    ) -> Self {
+        Self::open(mesh, agent, hello, (id, ToAgent::Cancel(id)), reports)
+    }
+
+    fn open(
+        mesh: Mesh,
+        agent: AgentId,
+        hello: Hello,
+        (id, first): (AttemptId, ToAgent),
+        reports: mpsc::Sender<(AttemptId, Report)>,
+    ) -> Self {
         // At most one Cancel and one Ack are ever sent.
         let (orders, inbox) = mpsc::channel(2);
-        let id = run.attempt;
         tokio::spawn(async move {
             let mut conversation = Conversation { id, reports, orders: inbox };
-            if let Err(broken) = conversation.hold(&mesh, agent, hello, run).await {
+            if let Err(broken) = conversation.hold(&mesh, agent, hello, first).await {
                 conversation.report(Report::Lost(broken.to_string())).await;
             }
         });
@@ -70,7 +93,7 @@ impl Attempt {
         let _ = self.orders.try_send(ToAgent::Cancel(self.id));
     }
 
-    /// Lets the agent forget the result.
+    /// Lets the agent forget what came of it. Dropping the attempt afterwards loses nothing.
     pub fn acknowledge(&self) {
         let _ = self.orders.try_send(ToAgent::Ack(self.id));
     }
@@ -101,13 +124,19 @@ struct Conversation {
 }
 
 impl Conversation {
-    async fn hold(&mut self, mesh: &Mesh, agent: AgentId, hello: Hello, run: Run) -> Result<(), Broken> {
+    async fn hold(
+        &mut self,
+        mesh: &Mesh,
+        agent: AgentId,
+        hello: Hello,
+        order: ToAgent,
+    ) -> Result<(), Broken> {
         let opening = async {
             let (reader, mut writer) = mesh.open(agent).await?.split();
             // Both at once: waiting for the agent's hello would cost a round trip for every chunk. The agent reads
-            // no run before a proper hello.
+            // no order before a proper hello.
             writer.send(&ToAgent::Hello(hello)).await?;
-            writer.send(&ToAgent::Run(Box::new(run))).await?;
+            writer.send(&order).await?;
             Ok::<_, Broken>((reader, writer))
         };
         let (mut reader, mut writer) =

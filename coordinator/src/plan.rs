@@ -211,9 +211,18 @@ pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
             models: having(false),
             warm: having(true),
             rivals: install.rivals.clone(),
+            unguarded: unguarded(view, install),
         }
     })
     .collect()
+}
+
+/// The rivals of another kernel: no file lock reaches from one to the other.
+fn unguarded(view: &View, install: &Install) -> BTreeSet<AgentId> {
+    let kernel =
+        |agent| view.fusion.as_ref().and_then(|fusion| fusion.place(agent)).map(|place| place.kernel);
+    let own = kernel(install.agent);
+    install.rivals.iter().copied().filter(|rival| own.is_none() || kernel(*rival) != own).collect()
 }
 
 /// Plans a job of so many items with these models.

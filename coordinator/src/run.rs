@@ -105,6 +105,7 @@ struct Live {
 /// What is to be done when a step is on disk.
 enum After {
     Recorded(AttemptId),
+    Ended(Attempt),
     Closed { chunk: ChunkIndex, attempt: AttemptId, done: bool, tokens: u64, agent: Option<AgentId> },
     Nothing,
 }
@@ -228,10 +229,9 @@ impl Loop<'_> {
             }
             Report::Failed(failure) => {
                 self.note(attempt, Some(failure.reason), failure.detail.to_string());
-                if let Some(live) = self.attempts.remove(&attempt) {
-                    live.attempt.acknowledge();
-                }
-                self.tell(Event::Failed(attempt, failure.reason))
+                self.tell(Event::Failed(attempt, failure.reason))?;
+                self.attempts.remove(&attempt);
+                Ok(())
             }
             Report::Lost(why) => {
                 self.note(attempt, None, why);

@@ -13,6 +13,7 @@ mod change;
 mod check;
 mod dispatch;
 mod holdings;
+mod missing;
 mod standing;
 
 use std::{
@@ -28,6 +29,7 @@ use tropa_proto::{
 
 use self::{
     holdings::{Holdings, Stage},
+    missing::{Missing, settles},
     standing::{Standing, smoothed},
 };
 
@@ -60,6 +62,8 @@ pub struct Install {
     pub warm: BTreeSet<ModelIndex>,
     /// The installs that share a device with it, itself not included. Symmetric over a roster.
     pub rivals: BTreeSet<AgentId>,
+    /// Those rivals that no kernel lock keeps from it, because they cannot see one file.
+    pub unguarded: BTreeSet<AgentId>,
 }
 
 /// What happened.
@@ -102,9 +106,11 @@ pub enum Action {
     End(AttemptId, Class),
     /// Commit this as the chunk's typed failure.
     Fail(ChunkIndex, AttemptId, Class),
+    /// Send `Cancel` for an attempt that was lost, on a new stream, and listen to what becomes of it.
+    Recall(AttemptId, AgentId),
     /// Commit the result that `Finished` named.
     Commit(AttemptId),
-    /// The result came too late: acknowledge it and drop it.
+    /// What came of it came too late: acknowledge it and drop it.
     Drop(AttemptId),
 }
 
@@ -122,7 +128,11 @@ pub struct Schedule {
     holdings: Holdings,
     /// Attempts of a predecessor whose agent has not been seen.
     orphans: BTreeMap<AttemptId, (AgentId, Incarnation)>,
+    /// Attempts that were lost and may still run.
+    missing: BTreeMap<AttemptId, Missing>,
     installs: BTreeMap<AgentId, Install>,
+    /// The unguarded rivals of every install that was ever seen: they stay rivals when its agent is out of reach.
+    unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
     standing: BTreeMap<AgentId, Standing>,
     /// Rivals that were both at work when the roster found them to be rivals.
     surprises: BTreeSet<(AgentId, AgentId)>,
@@ -166,6 +176,8 @@ impl Schedule {
             models,
             holdings: Holdings::default(),
             orphans: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            unguarded: BTreeMap::new(),
             installs: BTreeMap::new(),
             standing: BTreeMap::new(),
             surprises: BTreeSet::new(),
@@ -190,10 +202,14 @@ impl Schedule {
             Event::Accepted(attempt, place) => {
                 if let Some(active) = self.holdings.get_mut(&attempt) {
                     active.running = place == Place::Running;
+                    if active.running {
+                        let agent = active.agent;
+                        self.settled(agent);
+                    }
                 }
             }
             Event::Refused(attempt, refusal) => self.on_refused(attempt, &refusal, now, &mut actions),
-            Event::Finished(attempt) => self.on_finished(attempt, &mut actions),
+            Event::Finished(attempt) => self.on_finished(attempt, now, &mut actions),
             Event::Failed(attempt, reason) => self.on_ended(attempt, reason.class(), now, &mut actions),
             Event::Lost(attempt) => self.on_ended(attempt, Class::Lost, now, &mut actions),
             Event::Committed(chunk) => self.close(chunk),
@@ -205,8 +221,12 @@ impl Schedule {
             Event::Tick => self.wake_all(),
         }
         self.give_up_orphans(now, &mut actions);
+        self.recall(now, &mut actions);
         if self.wakes_at.is_some_and(|at| at <= now) {
             self.wakes_at = self.pauses_end(now);
+            for standing in self.standing.values_mut().filter(|standing| standing.pause_until <= now) {
+                standing.closed_for = None;
+            }
             self.wake_all();
         }
         self.dispatch(now, &mut actions);
@@ -222,7 +242,7 @@ impl Schedule {
     #[must_use]
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
         let pauses = self.pauses_end(now).into_iter();
-        pauses.chain(self.adoption_ends()).filter(|at| *at > now).min()
+        pauses.chain(self.adoption_ends()).chain(self.missing_ends()).filter(|at| *at > now).min()
     }
 
     /// Every chunk's result or failure is on disk.
@@ -247,7 +267,8 @@ impl Schedule {
         let queued = self.queues.iter().filter(|(_, queue)| !queue.is_empty()).map(|(model, _)| *model);
         let retried = self.retries.iter().map(|chunk| self.model_of(*chunk));
         let wanted: BTreeSet<_> = queued.chain(retried).collect();
-        let some_later = self.standing.values().any(|standing| standing.pause_until > now);
+        let later = |standing: &Standing| standing.pause_until > now && standing.closed_for.is_none();
+        let some_later = self.standing.values().any(later);
         wanted.into_iter().filter(|model| !some_later && self.eligible(*model).next().is_none()).collect()
     }
 
@@ -285,6 +306,9 @@ impl Schedule {
     ) {
         let Some((agent, adopted)) = self.holdings.get(&attempt).map(|active| (active.agent, active.adopted))
         else {
+            if self.heard(attempt, Some(Class::Busy), now) {
+                actions.push(Action::Drop(attempt));
+            }
             return;
         };
         let standing = self.standing.entry(agent).or_default();
@@ -297,7 +321,7 @@ impl Schedule {
                 Class::Busy
             }
             Refusal::Draining(_) | Refusal::Stale(_) => {
-                standing.closed_for = self.installs.get(&agent).map(|install| install.incarnation);
+                standing.close(self.installs.get(&agent).map(|install| install.incarnation), now);
                 Class::Busy
             }
             Refusal::NoModel => Class::NoModel,
@@ -306,21 +330,26 @@ impl Schedule {
         self.on_ended(attempt, class, now, actions);
     }
 
-    fn on_finished(&mut self, attempt: AttemptId, actions: &mut Vec<Action>) {
+    fn on_finished(&mut self, attempt: AttemptId, now: Duration, actions: &mut Vec<Action>) {
         if let Some(active) = self.holdings.remove(&attempt) {
             self.standing.entry(active.agent).or_default().finished();
             self.freed(active.agent);
         }
         self.orphans.remove(&attempt);
+        self.heard(attempt, None, now);
         if self.status(attempt.chunk) == Some(Status::Open) {
             self.retries.remove(&attempt.chunk);
             self.finish(attempt.chunk);
             actions.push(Action::Commit(attempt));
             let others: Vec<AttemptId> = self.holdings.of_chunk(attempt).collect();
             for other in others {
-                if let Some(active) = self.holdings.get_mut(&other) {
-                    active.stage = Stage::Cancelling;
-                    actions.push(Action::Cancel(other, active.agent));
+                match self.holdings.get_mut(&other) {
+                    Some(active) if active.is_unsent() => self.take_back(other, actions),
+                    Some(active) if active.occupies() => {
+                        active.stage = Stage::Cancelling;
+                        actions.push(Action::Cancel(other, active.agent));
+                    }
+                    Some(_) | None => {}
                 }
             }
         } else {
@@ -330,15 +359,32 @@ impl Schedule {
 
     /// An attempt is over without a result: what that says of the install, and what becomes of the chunk.
     fn on_ended(&mut self, attempt: AttemptId, class: Class, now: Duration, actions: &mut Vec<Action>) {
-        let Some(active) = self.holdings.remove(&attempt) else { return };
+        let Some(active) = self.holdings.remove(&attempt) else {
+            if self.heard(attempt, Some(class), now) && class != Class::Lost {
+                actions.push(Action::Drop(attempt));
+            }
+            return;
+        };
         let agent = active.agent;
+        if class == Class::Lost && !active.is_unsent() {
+            self.miss(attempt, &active, now);
+        } else if active.occupies() && settles(class) {
+            self.unsettled(attempt, &active, now);
+        }
         self.freed(agent);
-        // What we cancelled to part two rivals has not failed: it runs again.
-        let ours = active.stage == Stage::Cancelling && class == Class::Cancelled;
-        let class = if ours { Class::Superseded } else { class };
+        // A chunk never fails because an attempt of it was cancelled: what we cancelled runs again, and what the
+        // agent has forgotten, because of a predecessor's orders or its age, is lost.
+        let class = match (class, active.stage) {
+            (Class::Cancelled, Stage::Cancelling) => Class::Superseded,
+            (Class::Cancelled, _) => Class::Lost,
+            (class, _) => class,
+        };
         actions.push(Action::End(attempt, class));
         let model = self.model_of(attempt.chunk);
-        self.standing.entry(agent).or_default().failed(model, class, now);
+        // That a predecessor's attempt is gone says nothing of the install.
+        if class != Class::Lost || !active.adopted {
+            self.standing.entry(agent).or_default().failed(model, class, now);
+        }
         self.wakes_at = self.pauses_end(now);
         if self.status(attempt.chunk) != Some(Status::Open) {
             return;

@@ -1,5 +1,6 @@
 //! The actions of the scheduler, done: steps for the journal, streams to agents, results and failures committed.
 
+use anyhow::anyhow;
 use tropa_proto::{
     bounded::{Blob, Text},
     failure::Class,
@@ -31,12 +32,12 @@ impl Loop<'_> {
                 }
                 Action::End(attempt, class) => self.ended(attempt, class),
                 Action::Fail(chunk, attempt, class) => self.fail(chunk, attempt, class),
+                Action::Recall(attempt, agent) => self.recall(attempt, agent),
                 Action::Commit(attempt) => self.commit(attempt),
                 Action::Drop(attempt) => {
                     self.results.remove(&attempt);
-                    if let Some(live) = self.attempts.remove(&attempt) {
-                        live.attempt.acknowledge();
-                    }
+                    // What came before it, and made it late, is on disk before it is acknowledged.
+                    self.ended(attempt, Class::Superseded);
                 }
             }
         }
@@ -82,21 +83,25 @@ impl Loop<'_> {
             show_text: false,
             body: Blob::new(chunk.body).or_exit(Exit::Input)?,
         };
-        let hello = Hello { incarnation: self.incarnation, role: Role::Coordinator };
         let mesh = self.run.members.mesh().clone();
-        let live = Live {
-            attempt: Attempt::start(mesh, agent, hello, run, self.reports.clone()),
-            agent,
-            tokens: 0,
-            note: String::new(),
-        };
-        self.attempts.insert(attempt, live);
+        let started = Attempt::start(mesh, agent, self.hello(), run, self.reports.clone());
+        self.attempts.insert(attempt, Live { attempt: started, agent, tokens: 0, note: String::new() });
         Ok(())
+    }
+
+    fn recall(&mut self, attempt: AttemptId, agent: AgentId) {
+        let mesh = self.run.members.mesh().clone();
+        let recalled = Attempt::recall(mesh, agent, self.hello(), attempt, self.reports.clone());
+        self.attempts.insert(attempt, Live { attempt: recalled, agent, tokens: 0, note: String::new() });
+    }
+
+    fn hello(&self) -> Hello {
+        Hello { incarnation: self.incarnation, role: Role::Coordinator }
     }
 
     fn ended(&mut self, attempt: AttemptId, class: Class) {
         let (reason, detail) = self.details.get(&attempt).cloned().unwrap_or_default();
-        self.attempts.remove(&attempt);
+        let held = self.attempts.remove(&attempt);
         let step = Step::Ended {
             chunk: attempt.chunk,
             no: attempt.no,
@@ -105,7 +110,8 @@ impl Loop<'_> {
             detail,
             now_ms: self.run.clock.wall_ms(),
         };
-        self.submit(step, After::Nothing);
+        // The agent forgets a failure only when it is on disk: a successor that asks again must hear it again.
+        self.submit(step, held.map_or(After::Nothing, |live| After::Ended(live.attempt)));
     }
 
     fn fail(&mut self, chunk: ChunkIndex, attempt: AttemptId, class: Class) {
@@ -132,8 +138,17 @@ impl Loop<'_> {
     }
 
     pub(super) fn after(&mut self, after: After, effect: Effect) -> Result<(), Failed> {
+        if effect == Effect::Refused {
+            // The journal would lack what the rest of the run believes to be in it.
+            let error = anyhow!("the journal refused a step: it breaks a rule, which is a bug");
+            return Err(error).or_exit(Exit::Io);
+        }
         match after {
             After::Nothing => Ok(()),
+            After::Ended(attempt) => {
+                attempt.acknowledge();
+                Ok(())
+            }
             After::Recorded(attempt) => self.tell(Event::Recorded(attempt)),
             After::Closed { chunk, attempt, done, tokens, agent } => {
                 if let Some(live) = self.attempts.remove(&attempt) {

@@ -41,12 +41,32 @@ impl Schedule {
     }
 
     pub(super) fn on_roster(&mut self, installs: Vec<Install>, now: Duration, actions: &mut Vec<Action>) {
-        self.installs = installs.into_iter().map(|install| (install.agent, install)).collect();
+        let installs = installs.into_iter().map(|install| (install.agent, install)).collect();
+        let before: BTreeMap<AgentId, Install> = std::mem::replace(&mut self.installs, installs);
         self.woken.extend(self.installs.keys());
+        let mut back = BTreeSet::new();
+        for install in self.installs.values() {
+            // Of those who are away nothing is known but what was.
+            let rivals = self.unguarded.entry(install.agent).or_default();
+            rivals.retain(|rival| !self.installs.contains_key(rival));
+            rivals.extend(&install.unguarded);
+            let standing = self.standing.entry(install.agent).or_default();
+            let known = before.get(&install.agent);
+            standing.described(
+                &install.models,
+                known.is_none_or(|known| known.incarnation == install.incarnation),
+            );
+            if known.is_none() {
+                standing.came_back();
+                back.insert(install.agent);
+            }
+        }
+        self.returned(&back, now);
+        let meant_for = |active: &Active| self.installs.get(&active.agent).map(|install| install.incarnation);
         let gone = self
             .holdings
             .iter()
-            .filter(|(_, active)| !self.installs.contains_key(&active.agent) && active.is_unsent());
+            .filter(|(_, active)| active.is_unsent() && meant_for(active) != Some(active.incarnation));
         let gone: Vec<AttemptId> = gone.map(|(attempt, _)| *attempt).collect();
         for attempt in gone {
             self.take_back(attempt, actions);
@@ -67,8 +87,8 @@ impl Schedule {
 
     pub(super) fn give_up_orphans(&mut self, now: Duration, actions: &mut Vec<Action>) {
         if now >= ADOPTION_GRACE && !self.orphans.is_empty() {
-            for (attempt, (agent, _)) in std::mem::take(&mut self.orphans) {
-                self.lose_orphan(attempt, agent, actions);
+            for (attempt, (agent, incarnation)) in std::mem::take(&mut self.orphans) {
+                self.lose_orphan(attempt, agent, incarnation, now, actions);
             }
             self.wake_all();
         }
@@ -84,20 +104,25 @@ impl Schedule {
             let same_run = install.incarnation == incarnation;
             self.orphans.remove(&attempt);
             if same_run {
-                let active = Active { agent, stage: Stage::Sent, running: false, adopted: true, since: now };
+                let active = Active::adopted(agent, incarnation, now);
                 self.holdings.insert(attempt, active);
                 actions.push(Action::Send(attempt, agent));
             } else {
-                self.lose_orphan(attempt, agent, actions);
+                self.lose_orphan(attempt, agent, incarnation, now, actions);
             }
         }
     }
 
-    fn lose_orphan(&mut self, attempt: AttemptId, agent: AgentId, actions: &mut Vec<Action>) {
-        let since = Duration::ZERO;
-        let active = Active { agent, stage: Stage::Sent, running: false, adopted: true, since };
-        self.holdings.insert(attempt, active);
-        self.on_ended(attempt, Class::Lost, since, actions);
+    fn lose_orphan(
+        &mut self,
+        attempt: AttemptId,
+        agent: AgentId,
+        incarnation: Incarnation,
+        now: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        self.holdings.insert(attempt, Active::adopted(agent, incarnation, now));
+        self.on_ended(attempt, Class::Lost, now, actions);
     }
 
     /// Installs that turn out to share a device while both hold work: what has not started is taken back, and
@@ -127,8 +152,15 @@ impl Schedule {
         for attempt in unsent {
             self.take_back(attempt, actions);
         }
-        let later: BTreeSet<AgentId> = self.surprises.iter().map(|(_, later)| *later).collect();
-        for agent in later {
+        // What lies ready would start beside the other's work: always the later one's, and the earlier one's where the
+        // later is at the engine.
+        let running = |agent: &AgentId| self.holdings.of(agent).any(|(_, active)| active.running);
+        let pairs = self.surprises.iter();
+        let part: BTreeSet<AgentId> = pairs
+            .flat_map(|(earlier, later)| [Some(*later), running(later).then_some(*earlier)])
+            .flatten()
+            .collect();
+        for agent in part {
             let waiting = self.holdings.of(&agent).filter(|(_, a)| a.stage == Stage::Sent && !a.running);
             let waiting: Vec<AttemptId> = waiting.map(|(attempt, _)| *attempt).collect();
             for attempt in waiting {

@@ -43,9 +43,10 @@ impl Schedule {
                 let Some(install) = self.installs.get(&agent) else { break };
                 let no = self.history.get(&chunk).map_or(1, |history| history.last_no + 1);
                 let attempt = AttemptId { job: self.job, chunk, no };
-                actions.push(Action::Record(attempt, agent, install.incarnation));
-                let active =
-                    Active { agent, stage: Stage::Recording, running: false, adopted: false, since: now };
+                let incarnation = install.incarnation;
+                actions.push(Action::Record(attempt, agent, incarnation));
+                let (stage, running, adopted) = (Stage::Recording, false, false);
+                let active = Active { agent, incarnation, stage, running, adopted, since: now };
                 self.holdings.insert(attempt, active);
                 places.record -= 1;
             }
@@ -53,7 +54,7 @@ impl Schedule {
     }
 
     /// How many attempts may be sent to this install and how many recorded for it. **The rule of tropa**: none while
-    /// a rival, an install that shares a device with it, holds any, or may still hold one of a predecessor's.
+    /// a rival, an install that shares a device with it, holds any, or may still run one that was lost.
     fn free_places(&self, agent: &AgentId, now: Duration) -> Places {
         let none = Places { send: 0, record: 0 };
         let Some(install) = self.installs.get(agent) else { return none };
@@ -64,7 +65,7 @@ impl Schedule {
             return none;
         }
         let taken = |rival: &AgentId| self.holdings.holds(rival) || self.orphaned(rival);
-        if install.rivals.iter().any(taken) {
+        if install.rivals.iter().any(taken) || self.may_be_in_use(agent) {
             return none;
         }
         let (occupied, all) = self

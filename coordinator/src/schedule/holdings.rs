@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tropa_proto::id::{AgentId, AttemptId};
+use tropa_proto::id::{AgentId, AttemptId, Incarnation};
 
 /// Where an attempt is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(super) enum Stage {
 #[derive(Clone, Debug)]
 pub(super) struct Active {
     pub(super) agent: AgentId,
+    /// The run of the agent that it is meant for.
+    pub(super) incarnation: Incarnation,
     pub(super) stage: Stage,
     /// The agent says that it is at the engine.
     pub(super) running: bool,
@@ -43,6 +45,11 @@ pub(super) struct Holdings {
 }
 
 impl Active {
+    /// One of a predecessor, taken over as it is.
+    pub(super) fn adopted(agent: AgentId, incarnation: Incarnation, since: Duration) -> Self {
+        Self { agent, incarnation, stage: Stage::Sent, running: false, adopted: true, since }
+    }
+
     /// It takes a place at the agent, or may take one.
     pub(super) fn occupies(&self) -> bool {
         matches!(self.stage, Stage::Sent | Stage::Cancelling)

@@ -16,7 +16,8 @@ pub(super) struct Standing {
     pauses: u32,
     /// Nothing new before this time.
     pub(super) pause_until: Duration,
-    /// It refused as another incarnation or as draining; another incarnation in the roster lifts it.
+    /// It refused as another incarnation or as draining; another incarnation in the roster, a result, or the end of
+    /// the pause lifts it: locks that were wiped and an outbox that was full are mended by then.
     pub(super) closed_for: Option<Incarnation>,
     /// Models that it turned out not to have.
     pub(super) without: BTreeSet<ModelIndex>,
@@ -29,6 +30,26 @@ impl Standing {
     /// A result came.
     pub(super) fn finished(&mut self) {
         (self.failures_in_a_row, self.pauses) = (0, 0);
+        (self.pause_until, self.closed_for) = (Duration::ZERO, None);
+    }
+
+    /// The install is there again after it was gone: what it was paused for may be over.
+    pub(super) fn came_back(&mut self) {
+        self.pause_until = Duration::ZERO;
+    }
+
+    /// The roster describes the install anew: a model that is no longer listed may be listed again later, and
+    /// another run of the agent may have another policy.
+    pub(super) fn described(&mut self, models: &BTreeSet<ModelIndex>, same_run: bool) {
+        self.without.retain(|model| same_run && models.contains(model));
+    }
+
+    /// It takes nothing for now: nothing new before the pause has ended.
+    pub(super) fn close(&mut self, incarnation: Option<Incarnation>, now: Duration) {
+        if self.pause_until <= now {
+            self.pause(now, Duration::ZERO);
+        }
+        self.closed_for = incarnation;
     }
 
     /// The engine has ended an attempt.
@@ -45,6 +66,8 @@ impl Standing {
                 self.without.insert(model);
             }
             Class::EngineDown | Class::LoadFailed => self.pause(now, Duration::ZERO),
+            // Many attempts are lost with one agent: that is one loss.
+            Class::Lost if self.pause_until <= now => self.pause(now, Duration::ZERO),
             Class::RunnerCrash | Class::EngineError | Class::Stalled | Class::Deadline => {
                 self.failures_in_a_row += 1;
                 if self.failures_in_a_row >= 2 {
