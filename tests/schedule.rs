@@ -343,3 +343,55 @@ fn a_model_that_no_install_has_leaves_the_job_stuck_and_says_so() {
     let _ = schedule.handle(Event::Roster(roster(&[BTreeSet::from([0])], &[1])), Duration::ZERO);
     assert_eq!(schedule.stuck(Duration::ZERO), BTreeSet::from([ModelIndex(1)]));
 }
+
+/// A world in which everything that was recorded has been sent.
+fn sent(chunks: usize, devices: &[u8]) -> World {
+    let devices = devices.iter().map(|device| BTreeSet::from([*device])).collect();
+    let mut world = World::new(chunks, devices, &[1, 1]);
+    while let Some(attempt) = world.recording.pop() {
+        world.tell(Event::Recorded(attempt));
+    }
+    world
+}
+
+#[test]
+fn a_cancelled_attempt_that_nobody_here_cancelled_runs_again_and_fails_no_chunk() {
+    let mut world = sent(1, &[0]);
+    let attempt = world.take_held(0).expect("it runs");
+    world.tell(Event::Failed(attempt, Reason::Cancelled));
+    assert!(world.ended.is_empty(), "{:?}", world.ended);
+    world.run_out();
+    assert_eq!(world.ended[&ChunkIndex(0)], Ok(()));
+}
+
+#[test]
+fn an_install_that_took_nothing_for_a_while_is_asked_again() {
+    let mut world = sent(1, &[0]);
+    let attempt = world.take_held(0).expect("it was sent");
+    let why = tropa_proto::bounded::Text::cut("the lock files were replaced");
+    world.tell(Event::Refused(attempt, Refusal::Draining(why)));
+    world.run_out();
+    assert_eq!(world.ended[&ChunkIndex(0)], Ok(()));
+}
+
+#[test]
+fn a_lost_attempt_keeps_its_device_from_a_rival_without_a_common_lock_until_its_agent_is_back() {
+    let mut world = sent(1, &[0, 0]);
+    let attempt = world.take_held(0).expect("it runs");
+    let mut away = roster(&world.devices, &[1, 1]);
+    away.retain(|install| install.agent != agent(0));
+    away.iter_mut().for_each(|install| {
+        install.rivals.clear();
+        install.unguarded.clear();
+    });
+    world.tell(Event::Lost(attempt));
+    world.tell(Event::Roster(away));
+    // The recall that followed at once is lost as well.
+    world.tell(Event::Lost(attempt));
+    assert!(world.recording.is_empty(), "it may still run on the device");
+    let recalls = |actions: &[Action]| actions.contains(&Action::Recall(attempt, agent(0)));
+    let actions = world.schedule.handle(Event::Roster(roster(&world.devices, &[1, 1])), world.now);
+    assert!(recalls(&actions), "{actions:?}");
+    let actions = world.schedule.handle(Event::Finished(attempt), world.now);
+    assert!(actions.contains(&Action::Commit(attempt)), "its result is the first: {actions:?}");
+}
