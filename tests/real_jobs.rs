@@ -152,6 +152,9 @@ fn two_real_installs_on_one_machine_work_one_at_a_time() {
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     whole(&results(&String::from_utf8_lossy(&output.stdout)).unwrap(), 8);
 
+    // The witness writes an end down after it has passed on the last byte.
+    let chats = || witnesses.iter().map(|witness| witness.spans().len()).sum::<usize>();
+    let _ = wait_until("every chat has ended", || chats() >= 8);
     let [one, two] = witnesses.each_ref().map(Witness::spans);
     assert_eq!(one.len() + two.len(), 8, "every prompt was one chat");
     for (start, end) in &one {
