@@ -238,6 +238,7 @@ fn a_job_on_a_real_install_survives_the_death_of_its_command() {
     let output = world.run(&["resume", listed["jobs"][0]["id"].as_str().unwrap()]).unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     whole(&results(&String::from_utf8_lossy(&output.stdout)).unwrap(), 24);
+    let _ = wait_until("every chat has ended", || witness.spans().len() >= 24);
     let ran = witness.spans().len();
     assert!(ran == 24, "the agent lived on, so each prompt is one chat: {ran}");
 }
