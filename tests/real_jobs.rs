@@ -81,11 +81,23 @@ fn pass(
         // A client that hangs up cancels; the install must see it.
         let _ = to_server.shutdown(Shutdown::Both);
     });
+    let passed = pass_back(&mut server, &mut client, &began, spans);
+    // The agent hangs up at `done:true`, so the end of an answer may come as an error of either side.
+    note_end(&began, spans);
+    passed
+}
+
+/// Passes the answers back until either side hangs up.
+fn pass_back(
+    server: &mut TcpStream,
+    client: &mut TcpStream,
+    began: &Mutex<Option<Instant>>,
+    spans: &Mutex<Vec<(Instant, Instant)>>,
+) -> io::Result<()> {
     let mut buffer = [0; 64 << 10];
     let (mut last, mut chunked) = (Vec::new(), true);
     loop {
         let count = server.read(&mut buffer)?;
-        let now = Instant::now();
         if buffer[..count].starts_with(b"HTTP/1.1 ") {
             chunked =
                 buffer[..count].windows(19).any(|part| part.eq_ignore_ascii_case(b"transfer-encoding: "));
@@ -93,13 +105,21 @@ fn pass(
         last.extend_from_slice(&buffer[..count]);
         last.drain(..last.len().saturating_sub(5));
         let ended = count == 0 || !chunked || last == b"0\r\n\r\n";
-        if ended && let Some(start) = began.lock().unwrap().take() {
-            spans.lock().unwrap().push((start, now));
+        if ended {
+            note_end(began, spans);
         }
         if count == 0 {
             return client.shutdown(Shutdown::Both);
         }
         client.write_all(&buffer[..count])?;
+    }
+}
+
+/// Writes down that the chat that began, if one did, has ended now.
+#[expect(clippy::disallowed_methods, reason = "the witness has a clock of its own")]
+fn note_end(began: &Mutex<Option<Instant>>, spans: &Mutex<Vec<(Instant, Instant)>>) {
+    if let Some(start) = began.lock().unwrap().take() {
+        spans.lock().unwrap().push((start, Instant::now()));
     }
 }
 
