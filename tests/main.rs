@@ -19,5 +19,6 @@ mod live;
 mod privileged;
 mod real_engine;
 mod real_jobs;
+mod rules;
 mod schedule;
 mod simulation;

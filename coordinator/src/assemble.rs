@@ -85,8 +85,9 @@ pub async fn machines(args: &MachinesArgs, settings: &Settings, clock: Clock) ->
         return Ok(Exit::Done);
     }
     assembly.members.settle(settings.wait).await;
+    let rules = assembly.members.rules();
     let (view, live_tests) = assembly.members.view_and_tests();
-    let report = Report::with(view, live_tests);
+    let report = Report::with(view, live_tests, rules);
     assembly.finish().await;
     if settings.json {
         print_json(&report)?

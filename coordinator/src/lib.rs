@@ -22,6 +22,7 @@ pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod resume;
+pub mod rules;
 pub mod run;
 pub mod schedule;
 pub mod settings;

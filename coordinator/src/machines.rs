@@ -1,6 +1,14 @@
 //! `tropa machines`: which installs are here, which of them are the same hardware, and why.
+//!
+//! [`Report`] is what `--json` prints; `machines/text.rs` writes the same for people, and `machines/sentence.rs` says
+//! it in one sentence.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+mod sentence;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 use tropa_proto::{
@@ -14,12 +22,11 @@ use tropa_proto::{
 use crate::{
     live::{self, LiveTests},
     plan::{at_work, installs, reason_out},
-    table::Table,
-    terminal::escaped,
+    rules::RulesReport,
 };
 
-/// Pairs that a report explains, at most: with more agents the table stays readable and `--json` stays small; the
-/// most informative come first (same hardware, then unknown, then distinct).
+/// Pairs that a report explains, at most: with more agents the table stays readable and `--json` stays small. Same
+/// hardware comes first, then unknown, then distinct; each kind has a quarter for itself.
 const MAX_PAIRS: usize = 200;
 
 /// The object that `--json` prints.
@@ -33,11 +40,15 @@ pub struct Report {
     pub machines: Vec<MachineRow>,
     /// Installs that may work at the same time.
     pub at_once: usize,
-    /// What is known of pairs of agents.
+    /// What is known of pairs of agents, the most informative first.
     pub relations: Vec<RelationRow>,
+    /// Pairs that are not among them.
+    pub relations_left_out: usize,
     /// What the evidence warns of.
     pub warnings: Vec<WarningRow>,
-    /// One sentence.
+    /// The operator's rules and how they fare; `null` where there are none.
+    pub rules: Option<RulesReport>,
+    /// What it comes to, in a sentence or two.
     pub summary: String,
 }
 
@@ -131,106 +142,28 @@ impl Report {
     /// Reads a report off the roster.
     #[must_use]
     pub fn of(view: &View) -> Self {
-        Self::with(view, &LiveTests::default())
+        Self::with(view, &LiveTests::default(), None)
     }
 
-    /// Reads a report off the roster, with what live tests found.
+    /// Reads a report off the roster, with what live tests found and how the operator's rules fare.
     #[must_use]
-    pub fn with(view: &View, live_tests: &LiveTests) -> Self {
+    pub fn with(view: &View, live_tests: &LiveTests, rules: Option<RulesReport>) -> Self {
         let working = at_work(&installs(view, &[]));
         let machines: Vec<MachineRow> =
             view.machines.iter().map(|machine| machine_row(view, machine, &working)).collect();
         let fusion = view.fusion.as_ref();
+        let (relations, pairs) =
+            fusion.map_or_else(Default::default, |fusion| relations(view, fusion, live_tests));
         Self {
             schema: "tropa.machines/1",
             installs: view.installs.len(),
             at_once: working.len(),
-            relations: fusion.map_or_else(Vec::new, |fusion| relations(view, fusion, live_tests)),
+            relations_left_out: pairs - relations.len(),
+            relations,
             warnings: fusion.map_or_else(Vec::new, |fusion| warnings(view, fusion)),
-            summary: summary(view, &machines, working.len()),
+            rules,
+            summary: sentence::of(view, &working),
             machines,
-        }
-    }
-
-    /// Writes the report for people.
-    #[must_use]
-    pub fn text(&self, why: bool) -> String {
-        let mut text = String::new();
-        if self.machines.is_empty() {
-            return format!("{}\n", self.summary);
-        }
-        let mut table = Table::new(["MACHINE", "AGENTS", "AT ONCE", "LANES", "WHY"]);
-        for machine in &self.machines {
-            let lanes: BTreeSet<&str> = machine.agents.iter().map(|agent| agent.lane.as_str()).collect();
-            let lanes = lanes.into_iter().collect::<Vec<_>>().join(" ");
-            table.row([
-                &machine.name,
-                &machine.agents.len().to_string(),
-                &machine.at_once.to_string(),
-                &lanes,
-                &machine.why,
-            ]);
-        }
-        let _ = writeln!(text, "{table}");
-        if why {
-            self.write_why(&mut text);
-        }
-        for warning in self.warnings.iter().filter(|warning| why || !warning.information) {
-            let level = if warning.information { "note" } else { "warning" };
-            let _ =
-                writeln!(text, "{level} {}: {}. Fix: {}", warning.code, escaped(&warning.text), warning.fix);
-        }
-        let _ = writeln!(text, "\n{}", self.summary);
-        text
-    }
-
-    fn write_why(&self, text: &mut String) {
-        for machine in &self.machines {
-            let (id, name) = (&machine.id, escaped(&machine.name));
-            let kernels = machine.kernels;
-            let _ = writeln!(
-                text,
-                "\nmachine {id} \"{name}\"    {} agents, {kernels} kernel{}{}",
-                machine.agents.len(),
-                if kernels == 1 { "" } else { "s" },
-                if machine.declared { ", declared, not read" } else { "" }
-            );
-            for agent in &machine.agents {
-                let models = agent.models.join(" ");
-                let label = escaped(&agent.label);
-                let _ = writeln!(
-                    text,
-                    "  {label} ({})    Ollama {}    lane {} ({})    {}",
-                    agent.id,
-                    if agent.version.is_empty() { "-" } else { &agent.version },
-                    agent.lane,
-                    agent.attribution,
-                    escaped(&models)
-                );
-                if !agent.out.is_empty() {
-                    let _ = writeln!(text, "    out: {}; {}", escaped(&agent.out), escaped(&agent.remedy));
-                }
-                if !agent.unreadable.is_empty() {
-                    let _ = writeln!(text, "    not readable: {}", escaped(&agent.unreadable.join(", ")));
-                }
-            }
-        }
-        text.push('\n');
-        for relation in &self.relations {
-            let [a, b] = &relation.labels;
-            let score = relation.score.map_or_else(String::new, |score| format!(", {score:+.1}"));
-            let _ = writeln!(
-                text,
-                "{} and {}: {} ({}{score}): {}",
-                escaped(a),
-                escaped(b),
-                relation.relation,
-                relation.confidence,
-                escaped(&relation.reasons.join(", "))
-            );
-            for note in &relation.live_tests {
-                let _ = writeln!(text, "    {}", escaped(note));
-            }
         }
     }
 }
@@ -248,31 +181,35 @@ fn machine_row(view: &View, machine: &Machine, working: &BTreeSet<AgentId>) -> M
         cpus: described.map_or(0, |described| described.host_cpus),
         memory: described.map_or(0, |described| described.memory),
         at_once: members.iter().filter(|install| working.contains(&install.agent)).count(),
-        why: why_one(view, machine),
+        why: why_one(view, machine, working),
         declared: members.iter().any(|install| install.evidence.declared),
         agents: members.into_iter().map(agent_row).collect(),
     }
 }
 
-/// Why this is one machine, or why it is not another one.
-fn why_one(view: &View, machine: &Machine) -> String {
+/// Why this is one machine, or why it is not another one; of a machine that has no work, what it may be one with.
+fn why_one(view: &View, machine: &Machine, working: &BTreeSet<AgentId>) -> String {
     let Some(fusion) = &view.fusion else { return String::new() };
     if let [first, second, ..] = machine.agents.as_slice() {
         return view.why_together(*first, *second);
     }
     let Some(me) = machine.agents.first() else { return String::new() };
     let others = view.installs.iter().filter(|other| other.agent != *me);
-    let mut nearest: Option<(Kind, &Install)> = None;
+    let works = working.contains(me);
+    let mut nearest: Option<((bool, bool), &Install)> = None;
     for other in others {
         let Some(relation) = fusion.relation(*me, other.agent) else { continue };
-        // Unknown says more than distinct: it costs capacity.
-        if nearest.is_none_or(|(kind, _)| relation.kind < kind) {
-            nearest = Some((relation.kind, other));
+        // Unknown costs capacity, but only who has no work pays for it, and to who has.
+        let order = ((relation.kind == Kind::Distinct) != works, !working.contains(&other.agent));
+        if nearest.is_none_or(|(before, _)| order < before) {
+            nearest = Some((order, other));
         }
     }
     match nearest {
         None => "the only agent".to_owned(),
-        Some((Kind::Distinct, other)) => view.why_together(*me, other.agent),
+        Some((_, other)) if fusion.relation(*me, other.agent).is_some_and(|r| r.kind == Kind::Distinct) => {
+            view.why_together(*me, other.agent)
+        }
         Some((_, other)) => {
             format!("not known to be apart from {}: counted as one machine with it", other.label)
         }
@@ -332,7 +269,8 @@ fn unreadable(evidence: &Evidence) -> Vec<String> {
     list
 }
 
-fn relations(view: &View, fusion: &Fusion, live_tests: &LiveTests) -> Vec<RelationRow> {
+/// The most informative pairs, and how many there are.
+fn relations(view: &View, fusion: &Fusion, live_tests: &LiveTests) -> (Vec<RelationRow>, usize) {
     let mut pairs: Vec<(Kind, &Install, &Install)> = Vec::new();
     for (at, a) in view.installs.iter().enumerate() {
         for b in &view.installs[at + 1..] {
@@ -341,15 +279,45 @@ fn relations(view: &View, fusion: &Fusion, live_tests: &LiveTests) -> Vec<Relati
             }
         }
     }
+    let count = pairs.len();
     pairs.sort_by_key(|(kind, a, b)| (*kind, a.agent, b.agent));
-    pairs.truncate(MAX_PAIRS);
-    pairs
-        .into_iter()
-        .filter_map(|(_, a, b)| {
-            let row = relation_row(view, a, b, &fusion.why(a.agent, b.agent)?);
-            Some(RelationRow { live_tests: live::notes(view, live_tests, a, b), ..row })
-        })
-        .collect()
+    let pairs = spread(pairs, MAX_PAIRS, |(kind, ..)| *kind);
+    let rows = pairs.into_iter().filter_map(|(_, a, b)| {
+        let row = relation_row(view, a, b, &fusion.why(a.agent, b.agent)?);
+        Some(RelationRow { live_tests: live::notes(view, live_tests, a, b), ..row })
+    });
+    (rows.collect(), count)
+}
+
+/// Takes at most so many of a list that is sorted by kind, a quarter of them for each kind before any kind gets more,
+/// so that none hides the others; the order stays.
+fn spread<T, K: PartialEq>(list: Vec<T>, most: usize, kind: impl Fn(&T) -> K) -> Vec<T> {
+    let mut kinds: Vec<(K, usize)> = Vec::new();
+    for item in &list {
+        match kinds.last_mut() {
+            Some((last, count)) if *last == kind(item) => *count += 1,
+            Some(_) | None => kinds.push((kind(item), 1)),
+        }
+    }
+    let share = most / 4;
+    let mut left = most.saturating_sub(kinds.iter().map(|(_, count)| (*count).min(share)).sum());
+    for (_, count) in &mut kinds {
+        let more = count.saturating_sub(share).min(left);
+        (*count, left) = ((*count).min(share) + more, left - more);
+    }
+    let mut kinds = kinds.into_iter();
+    let mut now: Option<(K, usize)> = None;
+    let mut kept = Vec::new();
+    for item in list {
+        if now.as_ref().is_none_or(|(last, _)| *last != kind(&item)) {
+            now = kinds.next();
+        }
+        if let Some((_, room)) = now.as_mut().filter(|(_, room)| *room > 0) {
+            *room -= 1;
+            kept.push(item);
+        }
+    }
+    kept
 }
 
 fn relation_row(view: &View, a: &Install, b: &Install, why: &Why) -> RelationRow {
@@ -377,34 +345,15 @@ fn warnings(view: &View, fusion: &Fusion) -> Vec<WarningRow> {
     let rows = fusion.warnings().iter().map(|warning| WarningRow {
         code: warning.code.text(),
         agents: warning.agents.iter().map(label).collect(),
-        text: warning.text(label),
+        text: said(&warning.text(label), warning.code.fix()),
         fix: warning.code.fix(),
         information: warning.code.is_information(),
     });
     rows.collect()
 }
 
-fn summary(view: &View, machines: &[MachineRow], at_once: usize) -> String {
-    let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
-    if view.installs.is_empty() {
-        return "no agent answers; start one beside each Ollama: tropa-agent".to_owned();
-    }
-    let mut text = format!(
-        "{}, {}: {} at a time.",
-        plural(view.installs.len(), "install"),
-        plural(machines.len(), "machine"),
-        plural(at_once, "chunk")
-    );
-    let crowded = machines.iter().filter(|machine| machine.at_once < machine.agents.len());
-    let names: Vec<String> = crowded.map(|machine| escaped(&machine.name).to_string()).collect();
-    if at_once < view.installs.len() && !names.is_empty() {
-        let _ = write!(
-            text,
-            " {} on {} cannot work at the same time as {}; an agent on another machine could.",
-            plural(view.installs.len() - at_once, "install"),
-            names.join(", "),
-            if view.installs.len() == 2 { "the other" } else { "the others" }
-        );
-    }
-    text
+/// A warning's text ends with what to do, which has its own place here.
+fn said(text: &str, fix: &str) -> String {
+    let text = text.strip_suffix(fix).map_or(text, |text| text.trim_end_matches(". Fix: "));
+    text.to_owned()
 }

@@ -20,6 +20,7 @@ use crate::{
     clock::Clock,
     exit::{Exit, Failed, OrExit as _},
     live::{Findings, LiveTests, Trial},
+    rules::{Book, RulesReport},
     settings::Settings,
 };
 
@@ -46,6 +47,8 @@ pub struct Members {
     events: mpsc::Receiver<MeshEvent>,
     roster: Roster,
     clock: Clock,
+    /// The operator's rules, which the roster follows as far as they speak of who is here.
+    rules: Book,
     /// Descriptions under way.
     asked: BTreeMap<AgentId, Hashes>,
     answers: mpsc::Sender<Described>,
@@ -93,6 +96,7 @@ impl Members {
             events,
             roster: Roster::new(settings.allow_declared),
             clock,
+            rules: settings.rules.clone(),
             asked: BTreeMap::new(),
             answers,
             answered,
@@ -143,6 +147,12 @@ impl Members {
         (self.roster.view(), &self.live)
     }
 
+    /// The operator's rules and how they fare; `None` where there are none.
+    #[must_use]
+    pub fn rules(&self) -> Option<RulesReport> {
+        self.rules.report(&self.roster.known().collect::<Vec<_>>(), self.clock.wall_ms())
+    }
+
     /// Nobody is there.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -167,7 +177,10 @@ impl Members {
             Some(described) = self.answered.recv() => self.on_described(described),
             Some((trial, findings)) = self.tried.recv() => self.on_tried(&trial, findings),
         };
-        self.unlooked |= matches!(change, Change::Roster);
+        if matches!(change, Change::Roster) {
+            self.follow_rules();
+            self.unlooked = true;
+        }
         self.ask();
         change
     }
@@ -179,7 +192,11 @@ impl Members {
 
     /// Takes out who has been silent for too long.
     pub fn expire(&mut self) -> Change {
-        if self.roster.expire(self.clock.now()).is_empty() { Change::Nothing } else { Change::Roster }
+        if self.roster.expire(self.clock.now()).is_empty() {
+            return Change::Nothing;
+        }
+        self.follow_rules();
+        Change::Roster
     }
 
     /// Waits until everybody who should be there has been heard and described, at most so long.
@@ -237,7 +254,7 @@ impl Members {
                     self.live.saw(from, announcement.incarnation)
                 };
                 if gone {
-                    self.roster.set_facts(self.live.facts(), BTreeSet::new());
+                    self.roster.set_facts(self.live.facts());
                 }
                 self.roster.announced(from, *announcement, self.clock.now());
                 Change::Roster
@@ -295,10 +312,18 @@ impl Members {
             tracing::info!(a, b, test = tested.test, outcome = tested.outcome.text(), "a live test has run");
         }
         if self.live.finished(self.roster.view(), trial, findings) {
-            self.roster.set_facts(self.live.facts(), BTreeSet::new());
+            self.roster.set_facts(self.live.facts());
         }
         // In any case there is room for another trial.
         Change::Roster
+    }
+
+    /// Whom the rules name depends on who is here.
+    fn follow_rules(&mut self) {
+        if !self.rules.is_empty() {
+            let (rules, _) = self.rules.resolve(&self.roster.known().collect::<Vec<_>>());
+            self.roster.set_rules(rules);
+        }
     }
 
     /// Starts the live tests that are worth running, a few at a time, once everybody is there.

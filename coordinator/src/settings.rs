@@ -3,12 +3,13 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, anyhow};
 use etcetera::base_strategy::{BaseStrategy as _, Xdg};
 use serde::Deserialize;
+use toml::Spanned;
 use tropa_agent::{
     args::{lock_places, runtime_places},
     device_lock::LockPlaces,
@@ -20,6 +21,7 @@ use tropa_proto::secret::MeshSecret;
 use crate::{
     args::{Global, JobArgs, When},
     exit::{Exit, Failed, OrExit as _},
+    rules::{Book, Said},
 };
 
 /// How long a command waits for agents that should be there, unless told otherwise: three roster pulls.
@@ -62,6 +64,8 @@ pub struct Settings {
     pub config: PathBuf,
     /// What the configuration file says of jobs.
     pub job: JobDefaults,
+    /// What the configuration file says of agents and their machines.
+    pub rules: Book,
 }
 
 /// What the configuration file may say of jobs; a flag wins.
@@ -84,6 +88,7 @@ struct File {
     ollama: Option<String>,
     wait: Option<f64>,
     job: JobDefaults,
+    rule: Vec<Spanned<Said>>,
 }
 
 impl Settings {
@@ -96,7 +101,7 @@ impl Settings {
         let places = Xdg::new().context("finding the home directory").or_exit(Exit::Usage)?;
         let config = places.config_dir().join("tropa");
         let state = places.state_dir().unwrap_or_else(|| places.data_dir()).join("tropa");
-        let file = File::read(global.config.as_deref(), &config)?;
+        let (file, rules) = File::read(global.config.as_deref(), &config)?;
         let secret =
             find_secret(global.mesh_secret_file.as_ref().or(file.mesh_secret_file.as_ref()), &config)?;
         let ollama = ollama(global.ollama.as_ref().or(file.ollama.as_ref()))?;
@@ -121,6 +126,7 @@ impl Settings {
             state,
             config,
             job: file.job,
+            rules,
         })
     }
 
@@ -149,17 +155,20 @@ impl JobDefaults {
 }
 
 impl File {
-    /// Reads the file that was named, else the user's, else the system's, else nothing.
-    fn read(named: Option<&Path>, config: &Path) -> Result<Self, Failed> {
+    /// Reads the file that was named, else the user's, else the system's, else nothing; the rules come apart, with
+    /// their lines and the time when the file was changed.
+    fn read(named: Option<&Path>, config: &Path) -> Result<(Self, Book), Failed> {
         let candidates = match named {
             Some(path) => vec![path.to_owned()],
             None => vec![config.join("config.toml"), Path::new(SYSTEM).join("config.toml")],
         };
         let Some(path) = candidates.into_iter().find(|path| named.is_some() || path.exists()) else {
-            return Ok(Self::default());
+            return Ok((Self::default(), Book::default()));
         };
-        let size = std::fs::metadata(&path).map(|metadata| metadata.len());
-        let size = size.with_context(|| format!("reading {}", path.display())).or_exit(Exit::Usage)?;
+        let metadata = std::fs::metadata(&path);
+        let metadata =
+            metadata.with_context(|| format!("reading {}", path.display())).or_exit(Exit::Usage)?;
+        let size = metadata.len();
         if size > MAX_CONFIG {
             let message = format!("{} has {size} bytes: not a configuration file", path.display());
             return Err(Failed::new(Exit::Usage, message));
@@ -167,8 +176,18 @@ impl File {
         let text = std::fs::read_to_string(&path);
         let text = text.with_context(|| format!("reading {}", path.display())).or_exit(Exit::Usage)?;
         // The error of the TOML reader shows the line, the key and what is allowed there.
-        toml::from_str(&text).map_err(|error| anyhow!("{}: {error}", path.display())).or_exit(Exit::Usage)
+        let read = toml::from_str(&text).map_err(|error| anyhow!("{}: {error}", path.display()));
+        let mut file: Self = read.or_exit(Exit::Usage)?;
+        let changed = metadata.modified().ok().map(since_1970_ms);
+        let rules = Book::new(std::mem::take(&mut file.rule), &text, path.clone(), changed);
+        let rules = rules.map_err(|why| anyhow!("{}: {why}", path.display())).or_exit(Exit::Usage)?;
+        Ok((file, rules))
     }
+}
+
+fn since_1970_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn find_secret(named: Option<&PathBuf>, config: &Path) -> Result<Option<MeshSecret>, Failed> {

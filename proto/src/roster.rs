@@ -3,6 +3,7 @@
 //! Pure: every call brings the time, as a duration since the reader's own start. [`Roster::view`] is computed
 //! anew only when something changed; it is what a coordinator plans and schedules with.
 
+mod rules;
 mod runs;
 
 use std::{
@@ -13,13 +14,14 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+pub use self::rules::Rules;
 use self::runs::{Run, Runs};
 use crate::{
     codec::{Message, encode},
     device::{Lane, Place},
     epoch::{EpochTrack, EpochWatch},
     evidence::Evidence,
-    fuse::{Code, Fusion, Input, Member, PairFacts, Rule, Why, fuse},
+    fuse::{Code, Fusion, Input, Member, PairFacts, Why, fuse},
     id::{AgentId, Incarnation, MachineId},
     message::{AgentState, Announcement, Description, EngineState, Inventory},
 };
@@ -43,7 +45,7 @@ pub struct Roster {
     connections: BTreeSet<AgentId>,
     epochs: EpochWatch,
     facts: BTreeMap<(AgentId, AgentId), PairFacts>,
-    rules: BTreeSet<(AgentId, AgentId, Rule)>,
+    rules: Rules,
     view: Option<View>,
 }
 
@@ -74,7 +76,7 @@ pub struct View {
 pub struct Machine {
     /// Its id: the smallest of its agents.
     pub id: MachineId,
-    /// Its name for people: the label of that agent.
+    /// Its name for people: a rule's, else the label of that agent.
     pub name: String,
     /// Its agents, in order.
     pub agents: Vec<AgentId>,
@@ -272,14 +274,29 @@ impl Roster {
         self.view.get_or_insert_with(View::default)
     }
 
-    /// Takes what is known about pairs: live tests and rules. Facts about absent agents count nothing.
-    pub fn set_facts(
-        &mut self,
-        facts: BTreeMap<(AgentId, AgentId), PairFacts>,
-        rules: BTreeSet<(AgentId, AgentId, Rule)>,
-    ) {
-        (self.facts, self.rules) = (facts, rules);
+    /// Takes what live tests found about pairs, in place of what they had found before.
+    pub fn set_facts(&mut self, facts: BTreeMap<(AgentId, AgentId), PairFacts>) {
+        self.facts = facts;
         self.view = None;
+    }
+
+    /// Takes the operator's rules, in place of earlier ones; says whether anything changed.
+    pub fn set_rules(&mut self, rules: Rules) -> bool {
+        let changed = self.rules != rules;
+        if changed {
+            self.rules = rules;
+            self.view = None;
+        }
+        changed
+    }
+
+    /// The agents that are here with their labels, and their evidence once it has been described: what rules are
+    /// resolved against. The evidence is the agent's own, before any rule.
+    pub fn known(&self) -> impl Iterator<Item = (AgentId, &str, Option<&Evidence>)> {
+        self.entries.iter().map(|(agent, entry)| {
+            let described = entry.described.is_some().then_some(&*entry.evidence);
+            (*agent, &*entry.announcement.label, described)
+        })
     }
 
     fn group(&self) -> View {
@@ -287,7 +304,7 @@ impl Roster {
             id: *agent,
             key: *agent,
             evidence: if self.believes(entry) {
-                Arc::clone(&entry.evidence)
+                self.rules.applied(*agent, &entry.evidence)
             } else {
                 Arc::new(Evidence::empty(entry.announcement.core.os))
             },
@@ -299,18 +316,19 @@ impl Roster {
         let runs = self.runs().map(|(agent, run)| Member {
             id: run.id(agent),
             key: agent,
-            evidence: Arc::new(if self.accept_declared || !run.announcement.core.declared {
-                Evidence::from_core(&run.announcement.core)
+            evidence: if self.accept_declared || !run.announcement.core.declared {
+                let evidence = Arc::new(Evidence::from_core(&run.announcement.core));
+                self.rules.applied(run.id(agent), &evidence)
             } else {
-                Evidence::empty(run.announcement.core.os)
-            }),
+                Arc::new(Evidence::empty(run.announcement.core.os))
+            },
             epoch: EpochTrack::unknown(),
             first_heard: run.first_heard,
             last_heard: run.heard,
             flapping: false,
         });
         let members = members.chain(runs).collect();
-        let mut fusion = fuse(&Input { members, facts: self.facts.clone(), rules: self.rules.clone() });
+        let mut fusion = fuse(&Input { members, facts: self.facts.clone(), rules: self.rules.pairs.clone() });
         let mut installs: Vec<Install> =
             self.entries.iter().filter_map(|(agent, entry)| self.install(*agent, entry, &fusion)).collect();
         installs.extend(self.runs().filter_map(|(agent, run)| run_install(run.id(agent), run, &fusion)));
@@ -333,7 +351,7 @@ impl Roster {
         }
         let machines = fusion.machines().iter().map(|machine| Machine {
             id: machine.id,
-            name: self.label(machine.id.0),
+            name: self.rules.name(&machine.agents).unwrap_or_else(|| self.label(machine.id.0)),
             agents: machine.agents.clone(),
         });
         View { machines: machines.collect(), installs, fusion: Some(fusion) }
@@ -341,15 +359,16 @@ impl Roster {
 
     fn install(&self, agent: AgentId, entry: &Entry, fusion: &Fusion) -> Option<Install> {
         let place = fusion.place(agent)?;
+        let evidence = self.rules.applied(agent, &entry.evidence);
         Some(Install {
             agent,
             incarnation: entry.announcement.incarnation,
             label: entry.announcement.label.to_string(),
             machine: place.machine,
-            lane: lane(place, &entry.evidence, entry.inventory.as_deref()),
+            lane: lane(place, &evidence, entry.inventory.as_deref()),
             width: entry.announcement.width,
             inventory: entry.inventory.clone(),
-            evidence: Arc::clone(&entry.evidence),
+            evidence,
             rivals: BTreeSet::new(),
             out: self.out(&agent, entry),
         })

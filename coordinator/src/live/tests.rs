@@ -100,7 +100,7 @@ fn snapshot_clones_claim_one_boot_and_are_told_apart_with_a_warning() {
     let trial = live.start(view).remove(0);
     let facts = PairFacts { sandwich: test, ..PairFacts::default() };
     assert!(live.finished(view, &trial, Findings { tests: vec![tested], facts }));
-    roster.set_facts(live.facts(), BTreeSet::new());
+    roster.set_facts(live.facts());
     let fusion = roster.view().fusion.as_ref().unwrap();
     assert_ne!(fusion.place(agent(1)).unwrap().kernel, fusion.place(agent(2)).unwrap().kernel);
     assert!(fusion.warnings().iter().any(|warning| warning.code == Code::SnapshotCloneOrSpoof));
@@ -177,7 +177,7 @@ fn a_pair_is_tested_once_for_two_runs_and_again_after_a_restart() {
     assert!(live.start(roster.view()).is_empty() && !live.is_idle(roster.view()));
     let undecided = Findings::default();
     assert!(live.finished(roster.view(), &trials[0], undecided));
-    roster.set_facts(live.facts(), BTreeSet::new());
+    roster.set_facts(live.facts());
     assert!(live.is_idle(roster.view()), "undecided is not asked again");
 
     assert!(live.finished(roster.view(), &trials[0], proof()));
@@ -217,7 +217,7 @@ fn a_crowd_is_tested_a_few_at_a_time_and_each_agent_once() {
             live.finished(roster.view(), &trial, proof());
             ran.push(trial.agents);
         }
-        roster.set_facts(live.facts(), BTreeSet::new());
+        roster.set_facts(live.facts());
     }
     assert_eq!(ran.len(), 39, "one trial for each agent but the first: {ran:?}");
 }

@@ -1,0 +1,227 @@
+//! What the report looks like with one agent, with five and with three hundred: whole texts, so that a change of
+//! wording is seen as a change. `TROPA_BLESS=1` writes them anew.
+
+use std::{path::Path, time::Duration};
+
+use tropa_proto::{
+    bounded::{List, Text},
+    evidence::{
+        Attribution, Core, Cpus, Evidence, Gpu, GpuKind, Hypervisor, HypervisorClass, LaneClaim, Os, Reading,
+        Tag,
+    },
+    id::{AgentId, Incarnation},
+    message::{AgentState, Announcement, Description, EngineState, Inventory},
+    roster::{Roster, Rules},
+};
+
+use super::*;
+use crate::rules::{RuleRow, Standing};
+
+/// One agent of a synthetic mesh: a label, the number of its kernel, and what else is special about it.
+struct Made {
+    label: String,
+    kernel: u32,
+    gpu: bool,
+    kind: Hypervisor,
+    engine: EngineState,
+}
+
+fn made(label: &str, kernel: u32) -> Made {
+    Made { label: label.to_owned(), kernel, gpu: false, kind: Hypervisor::None, engine: EngineState::Up }
+}
+
+fn tag(kind: u8, number: u32) -> Tag {
+    let mut tag = [kind; 16];
+    tag[..4].copy_from_slice(&number.to_be_bytes());
+    Tag(tag)
+}
+
+fn agent(n: usize) -> AgentId {
+    let mut id = [7; 32];
+    id[..2].copy_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
+    AgentId(id)
+}
+
+fn evidence(of: &Made) -> Evidence {
+    let mut evidence = Evidence::empty(Os::Linux);
+    evidence.hypervisor = of.kind;
+    evidence.cpus = Cpus { host: 16, physical: 8, ..Cpus::default() };
+    evidence.memory = 32 << 30;
+    if of.kind != Hypervisor::Unknown {
+        evidence.boot_id = Reading::Value(tag(1, of.kernel));
+        evidence.machine_id = Reading::Value(tag(2, of.kernel));
+        evidence.cpu_model = Reading::Value(Text::cut("AMD Ryzen 9 7950X"));
+    }
+    if of.kind == Hypervisor::None {
+        evidence.product_uuid = Reading::Value(tag(3, of.kernel));
+    }
+    if of.kind == Hypervisor::Vm {
+        evidence.hypervisor_class = HypervisorClass::Homelab;
+    }
+    if of.gpu {
+        evidence.gpus = List::cut(vec![Gpu {
+            vendor: Text::cut("nvidia"),
+            name: Text::cut("RTX 4090"),
+            uuid: Some(tag(4, of.kernel)),
+            kind: GpuKind::Full,
+            pci: Some(Text::cut("0000:01:00.0")),
+            memory: 24 << 30,
+            uma: false,
+        }])
+        .0;
+        evidence.lane = LaneClaim {
+            gpus: List::cut(vec![0]).0,
+            dram: false,
+            numa_nodes: List::default(),
+            method: Attribution::Operator,
+        };
+    }
+    evidence
+}
+
+fn roster(agents: &[Made]) -> Roster {
+    let mut roster = Roster::new(false);
+    for (n, of) in agents.iter().enumerate() {
+        let id = agent(n + 1);
+        let evidence = evidence(of);
+        let epoch = 1_790_000_000_000_000_000 + i64::from(of.kernel) * 3_600_000_000_000;
+        let epoch = if of.kind == Hypervisor::Unknown { Reading::Absent } else { Reading::Value(epoch) };
+        let inventory = Inventory {
+            engine: of.engine.clone(),
+            version: Text::cut("0.24.0"),
+            models: List::default(),
+            cut: false,
+        };
+        let core = Core::new(&evidence, epoch);
+        let description = Description { evidence, inventory };
+        let (bundle, inventory) = description.hashes();
+        roster.connected(id, true);
+        roster.announced(
+            id,
+            Announcement {
+                incarnation: Incarnation(1),
+                seq: 1,
+                period_ms: 10_000,
+                state: AgentState::Ready,
+                label: Text::cut(&of.label),
+                core,
+                sampled_ms_ago: 0,
+                locks: List::default(),
+                width: 1,
+                bundle,
+                inventory,
+                addresses: List::default(),
+            },
+            Duration::ZERO,
+        );
+        roster.described(id, (bundle, inventory), description);
+    }
+    roster
+}
+
+fn report(agents: &[Made]) -> Report {
+    Report::of(roster(agents).view())
+}
+
+/// A home: two installs in containers of one machine, a machine with a GPU, a container that can read nothing, and
+/// a machine whose Ollama is down.
+fn home() -> Vec<Made> {
+    vec![
+        made("den", 1),
+        made("den-docker", 1),
+        Made { gpu: true, ..made("attic", 2) },
+        Made { kind: Hypervisor::Unknown, ..made("nas", 3) },
+        Made { engine: EngineState::Down(Text::cut("connection refused")), ..made("shed", 4) },
+    ]
+}
+
+/// A rack: 50 machines with four GPU-less installs each, 92 with one, two VMs of one image, six that can read
+/// nothing.
+fn rack() -> Vec<Made> {
+    let hosts =
+        (0..50).flat_map(|host| (0..4).map(move |at| made(&format!("host-{host:02}-{at}"), 100 + host)));
+    let singles = (0..92).map(|n| Made { gpu: n % 2 == 0, ..made(&format!("node-{n:02}"), 1_000 + n) });
+    let guests = (0..2).map(|n| Made { kind: Hypervisor::Vm, ..made(&format!("vm-{n}"), 3_000 + n) });
+    let unreadable = (0..6).map(|n| Made { kind: Hypervisor::Unknown, ..made("sandbox", 2_000 + n) });
+    hosts.chain(singles).chain(guests).chain(unreadable).collect()
+}
+
+#[expect(clippy::panic, reason = "a golden text that differs is shown side by side")]
+fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/machines").join(name);
+    if std::env::var_os("TROPA_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let wanted = std::fs::read_to_string(&path).unwrap_or_default();
+    if wanted != text {
+        panic!("{name} differs; TROPA_BLESS=1 takes it.\nwanted:\n{wanted}\nfound:\n{text}");
+    }
+}
+
+#[test]
+fn one_agent_reads_well() {
+    let report = report(&[made("den", 1)]);
+    golden("one.txt", &report.text(false));
+    golden("one-why.txt", &report.text(true));
+}
+
+#[test]
+fn a_home_of_five_reads_well() {
+    let report = report(&home());
+    golden("five.txt", &report.text(false));
+    golden("five-why.txt", &report.text(true));
+}
+
+#[test]
+fn three_hundred_agents_are_counted_and_not_listed() {
+    let report = report(&rack());
+    assert_eq!(report.installs, 300);
+    let (short, long) = (report.text(false), report.text(true));
+    assert!(short.lines().count() < 80, "{}", short.lines().count());
+    assert!(long.lines().count() < 400, "{}", long.lines().count());
+    golden("three-hundred.txt", &short);
+    golden("three-hundred-why.txt", &long);
+}
+
+#[test]
+fn two_installs_on_one_machine_say_what_would_help() {
+    let report = report(&[made("den", 1), made("den-2", 1), made("attic", 2)]);
+    assert_eq!(
+        report.summary,
+        "3 installs, 2 machines: 2 chunks at a time. The second install on den adds nothing; an agent on another \
+         machine would."
+    );
+}
+
+#[test]
+fn a_rule_names_a_machine_and_rules_are_listed_with_their_age() {
+    let mut roster = roster(&[made("den", 1), made("attic", 2)]);
+    let names = std::collections::BTreeMap::from([(agent(1), "under the desk".to_owned())]);
+    roster.set_rules(Rules { names, ..Rules::default() });
+    let row = |line, rule: &str, standing| RuleRow { line, rule: rule.to_owned(), standing };
+    let rules = RulesReport {
+        file: "config.toml".into(),
+        age_s: Some(3 * 86_400),
+        rules: vec![
+            row(1, "name den \"under the desk\"", Standing::Followed),
+            row(5, "same den gone", Standing::Waits("nobody here is called gone".to_owned())),
+            row(
+                7,
+                "same den x",
+                Standing::NotFollowed("x may be a-01 or a-02; name it by its id".to_owned()),
+            ),
+        ],
+    };
+    golden("rules.txt", &Report::with(roster.view(), &LiveTests::default(), Some(rules)).text(false));
+}
+
+#[test]
+fn no_kind_of_pairs_hides_the_others() {
+    let list = || [[1; 50], [2; 50]].concat().into_iter().chain([3]).collect::<Vec<u8>>();
+    assert_eq!(spread(list(), 200, |kind| *kind), list());
+    let kept = spread(list(), 40, |kind| *kind);
+    let count = |kind| kept.iter().filter(|kept| **kept == kind).count();
+    assert_eq!([count(1), count(2), count(3)], [29, 10, 1]);
+    assert!(kept.is_sorted());
+}
