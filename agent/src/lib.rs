@@ -14,6 +14,7 @@ mod joining;
 mod live_test;
 pub mod ollama;
 pub mod outbox;
+mod program;
 pub mod runtime_dir;
 mod serve;
 pub mod state;
@@ -23,20 +24,16 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
 
-use clap::Parser as _;
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 use tropa_proto::{
     bounded::{List, Text},
     evidence::Core,
@@ -47,7 +44,6 @@ use tropa_proto::{
 };
 
 use crate::{
-    args::{Args, Command},
     clock::now,
     device_lock::DeviceLocks,
     evidence::{LaneSpec, Root},
@@ -59,6 +55,8 @@ use crate::{
     state::State,
     stock::Stock,
 };
+
+pub use crate::program::main;
 
 /// The port of an agent; another one where it is taken (`design.md`, Commands).
 pub const PORT: u16 = 11_634;
@@ -429,79 +427,10 @@ impl Agent {
     }
 }
 
-/// Runs `tropa-agent` to its end.
-#[must_use]
-pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
-        Err(error) => {
-            // A closed pipe is no reason for another message.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
-        }
-    };
-    log(args.verbose);
-    match execute_args(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((code, error)) => {
-            complain(&error);
-            ExitCode::from(code)
-        }
-    }
-}
-
 /// The host's name, for a label.
 #[must_use]
 pub fn host_name() -> String {
     sysinfo::System::host_name().unwrap_or_else(|_| "agent".to_owned())
-}
-
-fn execute_args(args: Args) -> Result<(), (u8, anyhow::Error)> {
-    let usage = |error: args::ArgsError| (error.exit_code(), anyhow::Error::new(error));
-    if let Some(Command::Evidence { show_raw, json, privileged }) = args.command {
-        let config = args.resolve().map_err(usage)?;
-        if privileged {
-            let refused = |error: std::io::Error| {
-                let code = if error.kind() == std::io::ErrorKind::PermissionDenied { 77 } else { 74 };
-                (code, anyhow::Error::new(error).context("writing what only root can read failed"))
-            };
-            let file = stock::save_privileged(&config).map_err(refused)?;
-            return print(&format!("wrote {}", file.display())).map_err(|error| (74, error.into()));
-        }
-        return print(&stock::show(&config, show_raw, json)).map_err(|error| (74, error.into()));
-    }
-    let config = args.resolve().map_err(usage)?;
-    // One thread: an agent must cost next to nothing beside an engine that works.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| (74, error.into()))?;
-    runtime.block_on(serve_until_stopped(config)).map_err(|error| (74, error.into()))
-}
-
-async fn serve_until_stopped(config: Config) -> Result<(), AgentError> {
-    let agent = Agent::start(config).await?;
-    // The line that scripts wait for; a closed stdout is no reason to stop.
-    let _ = print(&format!("listening {}", agent.address()));
-    let stop = CancellationToken::new();
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return agent.run(std::future::pending()).await;
-    };
-    let asked = stop.clone();
-    let running = agent.run(async move { asked.cancelled().await });
-    let mut running = std::pin::pin!(running);
-    loop {
-        tokio::select! {
-            ended = &mut running => return ended,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        if stop.is_cancelled() {
-            // The second time: do not wait for what runs.
-            return Ok(());
-        }
-        stop.cancel();
-    }
 }
 
 async fn resolve(peers: &[String]) -> Result<Vec<SocketAddr>, AgentError> {
@@ -566,29 +495,4 @@ fn announce_here(runtime: Option<&RuntimePlaces>, port: u16, mesh: &Mesh) -> Opt
             None
         }
     }
-}
-
-fn print(text: &str) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush())
-}
-
-#[expect(clippy::print_stderr, reason = "messages go to stderr")]
-fn complain(error: &anyhow::Error) {
-    eprintln!("tropa-agent: {error:#}");
-}
-
-fn log(verbose: u8) {
-    let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
-    let filter = EnvFilter::new(format!("error,tropa_agent={level},tropa_proto={level}"));
-    // A second call, in a test, changes nothing.
-    use std::io::IsTerminal as _;
-    let ansi =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi)
-        .try_init();
 }

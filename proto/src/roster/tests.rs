@@ -1,0 +1,199 @@
+//! Claims about who is there and who is whose rival.
+
+use super::*;
+use crate::{
+    bounded::{List, Text},
+    evidence::{Core, Os, Reading, Tag},
+    id::Incarnation,
+};
+
+fn announcement(boot: u8, seq: u64) -> Announcement {
+    let mut evidence = Evidence::empty(Os::Linux);
+    evidence.boot_id = Reading::Value(Tag([boot; 16]));
+    evidence.hypervisor = crate::evidence::Hypervisor::None;
+    Announcement {
+        incarnation: Incarnation(1),
+        seq,
+        period_ms: 10_000,
+        state: AgentState::Ready,
+        label: Text::cut("den"),
+        core: Core::new(&evidence, Reading::Absent),
+        sampled_ms_ago: 0,
+        locks: List::default(),
+        width: 1,
+        bundle: [0; 32],
+        inventory: [0; 32],
+        addresses: List::default(),
+    }
+}
+
+fn agent(n: u8) -> AgentId {
+    AgentId([n; 32])
+}
+
+const fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn two_agents_on_one_kernel_are_rivals_and_on_two_kernels_are_not() {
+    for (boots, rivals) in [([1, 1], 1), ([1, 2], 0)] {
+        let mut roster = Roster::new(false);
+        roster.announced(agent(1), announcement(boots[0], 1), at(0));
+        roster.announced(agent(2), announcement(boots[1], 1), at(0));
+        roster.connected(agent(1), true);
+        roster.connected(agent(2), true);
+        let view = roster.view();
+        assert_eq!(view.installs[0].rivals.len(), rivals, "{boots:?}");
+        assert_eq!(view.machines.len(), 2 - rivals);
+    }
+}
+
+#[test]
+fn silence_for_three_and_a_half_periods_is_a_death_unless_there_is_a_connection() {
+    let mut roster = Roster::new(false);
+    roster.announced(agent(1), announcement(1, 1), at(0));
+    roster.announced(agent(2), announcement(2, 1), at(0));
+    roster.connected(agent(2), true);
+    assert_eq!(roster.expire(at(34)), []);
+    assert_eq!(roster.next_deadline(), Some(at(35)));
+    assert_eq!(roster.expire(at(35)), [agent(1)]);
+    assert_eq!(roster.len(), 1);
+}
+
+#[test]
+fn an_agent_that_leaves_is_gone_at_once() {
+    let mut roster = Roster::new(false);
+    roster.announced(agent(1), announcement(1, 1), at(0));
+    let last = Announcement { state: AgentState::Leaving, ..announcement(1, 2) };
+    roster.announced(agent(1), last, at(1));
+    assert!(roster.is_empty());
+}
+
+#[test]
+fn an_agent_gets_work_only_while_there_is_a_connection_to_it_and_it_has_said_what_it_has() {
+    let mut roster = Roster::new(false);
+    roster.connected(agent(1), true);
+    roster.announced(agent(1), announcement(1, 1), at(0));
+    assert_eq!(roster.view().installs[0].out, Some(Out::NotDescribed));
+    let inventory = Inventory {
+        engine: EngineState::Up,
+        version: Text::cut("0.24.0"),
+        models: List::default(),
+        cut: false,
+    };
+    let (hashes, evidence) = (([0; 32], [0; 32]), Evidence::empty(Os::Linux));
+    assert_eq!(roster.undescribed(), [(agent(1), hashes)]);
+    roster.described(agent(1), hashes, Description { evidence, inventory });
+    assert_eq!(roster.view().installs[0].out, None);
+    roster.connected(agent(1), false);
+    assert_eq!(roster.view().installs[0].out, Some(Out::Unreachable));
+}
+
+#[test]
+fn declared_evidence_gets_no_work_unless_it_is_accepted() {
+    for accepted in [false, true] {
+        let mut declared = announcement(1, 1);
+        declared.core.declared = true;
+        let mut roster = Roster::new(accepted);
+        roster.connected(agent(1), true);
+        roster.announced(agent(1), declared, at(0));
+        assert_eq!(roster.view().installs[0].out == Some(Out::Declared), !accepted);
+    }
+}
+
+fn run(incarnation: u64, boot: u8, seq: u64, label: &str) -> Announcement {
+    Announcement { incarnation: Incarnation(incarnation), label: Text::cut(label), ..announcement(boot, seq) }
+}
+
+fn clone_warning(roster: &mut Roster) -> Option<String> {
+    let view = roster.view();
+    let name = |agent: &AgentId| view.install(*agent).unwrap().label.clone();
+    let warnings = view.fusion.as_ref().unwrap().warnings();
+    let found: Vec<_> = warnings.iter().filter(|warning| warning.code == Code::ClonedAgentKey).collect();
+    assert!(found.len() <= 1, "{found:?}");
+    found.first().map(|warning| warning.text(name))
+}
+
+#[test]
+fn a_restart_is_no_copy() {
+    for connected in [false, true] {
+        let mut roster = Roster::new(false);
+        roster.connected(agent(1), connected);
+        roster.announced(agent(1), run(1, 1, 1, "den"), at(0));
+        roster.connected(agent(1), false);
+        roster.connected(agent(1), connected);
+        roster.announced(agent(1), run(2, 1, 1025, "den"), at(1));
+        assert_ne!(roster.view().installs[0].out, Some(Out::Cloned));
+        assert_eq!(clone_warning(&mut roster), None);
+        assert_eq!(roster.view().installs.len(), 1);
+    }
+}
+
+#[test]
+fn an_incarnation_that_comes_back_is_a_copy_and_neither_gets_work_until_one_is_silent() {
+    for boots in [[1, 1], [1, 2]] {
+        let mut roster = Roster::new(false);
+        roster.announced(agent(1), run(1, boots[0], 1, "den"), at(0));
+        roster.announced(agent(1), run(2, boots[1], 1025, "copy"), at(1));
+        assert_eq!(clone_warning(&mut roster), None);
+        roster.announced(agent(1), run(1, boots[0], 2049, "den"), at(2));
+        assert!(roster.view().installs.iter().all(|install| install.out == Some(Out::Cloned)));
+        assert_eq!(roster.view().installs.len(), 2);
+        let text = clone_warning(&mut roster).unwrap();
+        assert!(text.contains("den") && text.contains("copy"), "{text}");
+        roster.announced(agent(1), run(1, boots[0], 2050, "den"), at(12));
+        roster.expire(at(35));
+        assert!(clone_warning(&mut roster).is_some());
+        assert_eq!(roster.next_deadline(), Some(at(36)));
+        roster.expire(at(36));
+        assert_eq!(clone_warning(&mut roster), None);
+        assert_ne!(roster.view().installs[0].out, Some(Out::Cloned));
+        assert_eq!(roster.view().installs.len(), 1);
+    }
+}
+
+#[test]
+fn another_incarnation_over_a_connection_that_never_broke_is_a_copy() {
+    let mut roster = Roster::new(false);
+    roster.connected(agent(1), true);
+    roster.announced(agent(1), run(1, 1, 1, "den"), at(0));
+    roster.announced(agent(1), run(2, 1, 1025, "copy"), at(1));
+    assert_eq!(roster.view().installs.iter().filter(|i| i.out == Some(Out::Cloned)).count(), 2);
+    assert!(clone_warning(&mut roster).is_some());
+}
+
+#[test]
+fn a_new_incarnation_is_asked_anew_what_it_has() {
+    let mut roster = Roster::new(false);
+    roster.announced(agent(1), run(1, 1, 1, "den"), at(0));
+    let inventory =
+        Inventory { engine: EngineState::Up, version: Text::cut("1"), models: List::default(), cut: false };
+    let description = Description { evidence: Evidence::empty(Os::Linux), inventory };
+    roster.described(agent(1), ([0; 32], [0; 32]), description);
+    assert_eq!(roster.undescribed(), []);
+    roster.announced(agent(1), run(2, 1, 2, "den"), at(1));
+    assert_eq!(roster.undescribed(), [(agent(1), ([0; 32], [0; 32]))]);
+}
+
+#[test]
+fn copies_beyond_the_bound_are_not_kept() {
+    let mut roster = Roster::new(false);
+    roster.connected(agent(1), true);
+    for n in 0..20 {
+        roster.announced(agent(1), run(n, 1, n, "den"), at(n));
+    }
+    assert_eq!(roster.view().installs.len(), 4);
+}
+
+#[test]
+fn the_mesh_takes_no_more_agents_than_its_bound_and_keeps_the_first() {
+    let mut roster = Roster::new(false);
+    for n in 0..=MAX_AGENTS {
+        let mut id = [0; 32];
+        id[..2].copy_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
+        roster.announced(AgentId(id), announcement(1, 1), at(0));
+    }
+    assert_eq!(roster.len(), MAX_AGENTS);
+    assert!(roster.entries.contains_key(&AgentId([0; 32])));
+}
