@@ -217,12 +217,9 @@ pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
     .collect()
 }
 
-/// The rivals of another kernel: no file lock reaches from one to the other.
+/// The rivals that no kernel lock keeps apart from it: only this coordinator does.
 fn unguarded(view: &View, install: &Install) -> BTreeSet<AgentId> {
-    let kernel =
-        |agent| view.fusion.as_ref().and_then(|fusion| fusion.place(agent)).map(|place| place.kernel);
-    let own = kernel(install.agent);
-    install.rivals.iter().copied().filter(|rival| own.is_none() || kernel(*rival) != own).collect()
+    install.rivals.iter().copied().filter(|rival| !view.share_a_lock(install.agent, *rival)).collect()
 }
 
 /// Plans a job of so many items with these models.

@@ -7,6 +7,7 @@ mod rules;
 mod runs;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,15 +17,18 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-pub use self::rules::Rules;
 use self::runs::{Run, Runs};
+pub use self::{
+    rules::Rules,
+    view::{Install, Machine, Out, View},
+};
 use crate::{
     codec::{Message, encode},
     device::{Lane, Place},
     epoch::{EpochTrack, EpochWatch},
     evidence::Evidence,
-    fuse::{Code, Fusion, Input, Member, PairFacts, Why, fuse},
-    id::{AgentId, Incarnation, MachineId},
+    fuse::{Code, Fusion, Input, Member, PairFacts, fuse},
+    id::AgentId,
     message::{AgentState, Announcement, Description, EngineState, Inventory},
 };
 
@@ -60,74 +64,6 @@ struct Entry {
     inventory: Option<Arc<Inventory>>,
     described: Option<Hashes>,
     runs: Runs,
-}
-
-/// The roster, grouped.
-#[derive(Clone, Debug, Default)]
-pub struct View {
-    /// Machines in the order of their ids.
-    pub machines: Vec<Machine>,
-    /// Installs in the order of their agents' ids.
-    pub installs: Vec<Install>,
-    /// What the evidence says: relations with their reasons, excluded pairs, warnings. `None` before the first agent.
-    pub fusion: Option<Fusion>,
-}
-
-/// One physical box, as far as the evidence tells.
-#[derive(Clone, Debug)]
-pub struct Machine {
-    /// Its id: the smallest of its agents.
-    pub id: MachineId,
-    /// Its name for people: a rule's, else the label of that agent.
-    pub name: String,
-    /// Its agents, in order.
-    pub agents: Vec<AgentId>,
-}
-
-/// One install.
-#[derive(Clone, Debug)]
-pub struct Install {
-    /// Its agent.
-    pub agent: AgentId,
-    /// The run of its agent.
-    pub incarnation: Incarnation,
-    /// The agent's name for people, not yet escaped.
-    pub label: String,
-    /// Its machine.
-    pub machine: MachineId,
-    /// The devices that it occupies while it works.
-    pub lane: Lane,
-    /// How many chunks it may work on at once.
-    pub width: u16,
-    /// What it has; `None` until its agent has been asked.
-    pub inventory: Option<Arc<Inventory>>,
-    /// All evidence, or as much as the announcement carries.
-    pub evidence: Arc<Evidence>,
-    /// Installs that share a device with it.
-    pub rivals: BTreeSet<AgentId>,
-    /// Why it gets no work, if it gets none.
-    pub out: Option<Out>,
-}
-
-/// Why an install gets no work.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Out {
-    /// Its agent has not been asked yet what it has.
-    NotDescribed,
-    /// There is no direct connection to its agent, or no longer.
-    Unreachable,
-    /// Its agent is leaving.
-    Draining,
-    /// Two agents run with its key, and an order might reach either.
-    Cloned,
-    /// Its evidence was declared by an operator, and this coordinator does not accept that.
-    Declared,
-    /// Its engine does not answer; says why.
-    Down(String),
-    /// Its Ollama is too old; says which version.
-    TooOld(String),
-    /// Something answers that is not Ollama; says what.
-    NotOllama(String),
 }
 
 impl Roster {
@@ -372,6 +308,7 @@ impl Roster {
             inventory: entry.inventory.clone(),
             evidence,
             rivals: BTreeSet::new(),
+            locks: entry.announcement.locks.iter().copied().collect(),
             out: self.out(&agent, entry),
         })
     }
@@ -457,6 +394,7 @@ fn run_install(id: AgentId, run: &Run, fusion: &Fusion) -> Option<Install> {
         inventory: None,
         evidence,
         rivals: BTreeSet::new(),
+        locks: run.announcement.locks.iter().copied().collect(),
         out: Some(Out::Cloned),
     })
 }
@@ -473,24 +411,6 @@ fn hash<M: Message>(message: &M) -> [u8; 32] {
     // What cannot be encoded cannot be sent either; its hash only has to change with it.
     let bytes = encode(message).unwrap_or_else(|error| error.to_string().into_bytes());
     Sha256::digest(&bytes).into()
-}
-
-impl View {
-    /// Says in a few words why work of two agents may not overlap.
-    #[must_use]
-    pub fn why_together(&self, a: AgentId, b: AgentId) -> String {
-        let why = self.fusion.as_ref().and_then(|fusion| fusion.why(a, b));
-        let text =
-            |why: Why| why.reasons.iter().map(|reason| reason.text.as_str()).collect::<Vec<_>>().join(", ");
-        why.map_or_else(|| "they share a device".to_owned(), text)
-    }
-
-    /// The install of an agent.
-    #[must_use]
-    pub fn install(&self, agent: AgentId) -> Option<&Install> {
-        let at = self.installs.binary_search_by_key(&agent, |install| install.agent).ok()?;
-        self.installs.get(at)
-    }
 }
 
 /// What an install may occupy: as much as all its loaded models do, and everything claimed while none is loaded.

@@ -197,3 +197,16 @@ fn the_mesh_takes_no_more_agents_than_its_bound_and_keeps_the_first() {
     assert_eq!(roster.len(), MAX_AGENTS);
     assert!(roster.entries.contains_key(&AgentId([0; 32])));
 }
+
+#[test]
+fn two_agents_of_one_kernel_share_a_lock_only_if_they_name_one_lock_file() {
+    for (files, shared) in [([1, 1], true), ([1, 2], false), ([0, 0], false)] {
+        let mut roster = Roster::new(false);
+        for (n, file) in (1..).zip(files) {
+            let locks = if file == 0 { Vec::new() } else { vec![[file; 8], [90 + n; 8]] };
+            let locks = List::new(locks).unwrap();
+            roster.announced(agent(n), Announcement { locks, ..announcement(1, 1) }, at(0));
+        }
+        assert_eq!(roster.view().share_a_lock(agent(1), agent(2)), shared, "{files:?}");
+    }
+}

@@ -1,0 +1,109 @@
+//! The roster as it is planned and scheduled with: machines, installs, and why each is where it is.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    device::Lane,
+    evidence::Evidence,
+    fuse::{Fusion, Why},
+    id::{AgentId, Incarnation, MachineId},
+    message::Inventory,
+};
+
+/// The roster, grouped.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Machines in the order of their ids.
+    pub machines: Vec<Machine>,
+    /// Installs in the order of their agents' ids.
+    pub installs: Vec<Install>,
+    /// What the evidence says: relations with their reasons, excluded pairs, warnings. `None` before the first agent.
+    pub fusion: Option<Fusion>,
+}
+
+/// One physical box, as far as the evidence tells.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its id: the smallest of its agents.
+    pub id: MachineId,
+    /// Its name for people: a rule's, else the label of that agent.
+    pub name: String,
+    /// Its agents, in order.
+    pub agents: Vec<AgentId>,
+}
+
+/// One install.
+#[derive(Clone, Debug)]
+pub struct Install {
+    /// Its agent.
+    pub agent: AgentId,
+    /// The run of its agent.
+    pub incarnation: Incarnation,
+    /// The agent's name for people, not yet escaped.
+    pub label: String,
+    /// Its machine.
+    pub machine: MachineId,
+    /// The devices that it occupies while it works.
+    pub lane: Lane,
+    /// How many chunks it may work on at once.
+    pub width: u16,
+    /// What it has; `None` until its agent has been asked.
+    pub inventory: Option<Arc<Inventory>>,
+    /// All evidence, or as much as the announcement carries.
+    pub evidence: Arc<Evidence>,
+    /// Installs that share a device with it.
+    pub rivals: BTreeSet<AgentId>,
+    /// The lock files of its devices; empty where its agent has no place for locks.
+    pub locks: BTreeSet<[u8; 8]>,
+    /// Why it gets no work, if it gets none.
+    pub out: Option<Out>,
+}
+
+/// Why an install gets no work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Out {
+    /// Its agent has not been asked yet what it has.
+    NotDescribed,
+    /// There is no direct connection to its agent, or no longer.
+    Unreachable,
+    /// Its agent is leaving.
+    Draining,
+    /// Two agents run with its key, and an order might reach either.
+    Cloned,
+    /// Its evidence was declared by an operator, and this coordinator does not accept that.
+    Declared,
+    /// Its engine does not answer; says why.
+    Down(String),
+    /// Its Ollama is too old; says which version.
+    TooOld(String),
+    /// Something answers that is not Ollama; says what.
+    NotOllama(String),
+}
+
+impl View {
+    /// Says in a few words why work of two agents may not overlap.
+    #[must_use]
+    pub fn why_together(&self, a: AgentId, b: AgentId) -> String {
+        let why = self.fusion.as_ref().and_then(|fusion| fusion.why(a, b));
+        let text =
+            |why: Why| why.reasons.iter().map(|reason| reason.text.as_str()).collect::<Vec<_>>().join(", ");
+        why.map_or_else(|| "they share a device".to_owned(), text)
+    }
+
+    /// Whether a kernel lock keeps the work of two installs apart, whatever anybody orders: they have a lock file in
+    /// common (`reliability.md` §8.3). One kernel alone is no proof: two containers may not share the directory.
+    #[must_use]
+    pub fn share_a_lock(&self, a: AgentId, b: AgentId) -> bool {
+        match (self.install(a), self.install(b)) {
+            (Some(a), Some(b)) => !a.locks.is_disjoint(&b.locks),
+            (None, _) | (_, None) => false,
+        }
+    }
+
+    /// The install of an agent.
+    #[must_use]
+    pub fn install(&self, agent: AgentId) -> Option<&Install> {
+        let at = self.installs.binary_search_by_key(&agent, |install| install.agent).ok()?;
+        self.installs.get(at)
+    }
+}
