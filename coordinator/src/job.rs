@@ -11,6 +11,7 @@
 
 mod batch;
 mod csv;
+pub mod graph;
 mod item;
 mod items;
 mod jsonl;

@@ -1,0 +1,212 @@
+//! Jobs whose chunks build on each other: a document that is read in parts, a text that is written in parts, a panel.
+//!
+//! A graph is fixed before anything runs, so the same job asks the same things whether one machine does it or ten.
+//! What is open is only the text of answers that do not exist yet: a message is a list of pieces, and a piece is text
+//! or the answer of an earlier node. A node may only name nodes before it, so a graph has no cycles by construction.
+
+use std::collections::BTreeSet;
+
+/// Answers that one node may build on, at most (`security.md` §6).
+pub const MAX_NEEDS: usize = 4096;
+
+/// Nodes of one graph, at most (`security.md` §6).
+pub const MAX_NODES: usize = 10_000_000;
+
+/// A node, by its place in the graph; the same number as that of its chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeIndex(pub u32);
+
+/// Nodes in an order in which each comes after all that it needs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Graph {
+    nodes: Vec<Node>,
+}
+
+/// One question to one model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What it is, for people: `part 3 of 12`, `critic 2`.
+    pub name: String,
+    /// Its answer is a line of the output; otherwise only other nodes read it.
+    pub shown: bool,
+    /// What is asked.
+    pub messages: Vec<Message>,
+    /// Tokens of the answer, at most; at least 1.
+    pub num_predict: u32,
+    /// The model; absent: the job's.
+    pub model: Option<String>,
+    /// Sampling temperature; absent: the job's, else the model's own.
+    pub temperature: Option<f64>,
+}
+
+/// One message of a chat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Whose words they are.
+    pub role: Role,
+    /// The words, one after the other with nothing between.
+    pub content: Vec<Piece>,
+}
+
+/// Whose words a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// What the model is to be.
+    System,
+    /// What it is asked.
+    User,
+    /// What it has said before.
+    Assistant,
+}
+
+/// A piece of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Text that is known when the job is made.
+    Text(String),
+    /// The whole answer of an earlier node, without its thinking.
+    Answer(NodeIndex),
+}
+
+/// Why a node does not fit a graph: a mistake of whoever builds it, or an input that is too large.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GraphError {
+    /// It builds on an answer that comes later, or on its own.
+    #[error("node {node} ({name}) builds on node {on}, which does not come before it")]
+    Order {
+        /// The node.
+        node: u32,
+        /// What it is.
+        name: String,
+        /// What it builds on.
+        on: u32,
+    },
+    /// It builds on too many.
+    #[error("{name} builds on {count} answers, and at most {MAX_NEEDS} fit")]
+    TooManyNeeds {
+        /// What it is.
+        name: String,
+        /// How many.
+        count: usize,
+    },
+    /// There are too many nodes.
+    #[error("more than {MAX_NODES} chunks")]
+    TooMany,
+}
+
+impl Graph {
+    /// Adds a node behind all that are there.
+    ///
+    /// # Errors
+    /// When it builds on a node that is not there yet, or on too many, or there are too many nodes.
+    pub fn add(&mut self, node: Node) -> Result<NodeIndex, GraphError> {
+        let index = u32::try_from(self.nodes.len()).ok().filter(|index| (*index as usize) < MAX_NODES);
+        let index = index.ok_or(GraphError::TooMany)?;
+        let needs = node.needs();
+        if let Some(NodeIndex(on)) = needs.last().filter(|NodeIndex(on)| *on >= index) {
+            return Err(GraphError::Order { node: index, name: node.name, on: *on });
+        }
+        if needs.len() > MAX_NEEDS {
+            return Err(GraphError::TooManyNeeds { name: node.name, count: needs.len() });
+        }
+        self.nodes.push(node);
+        Ok(NodeIndex(index))
+    }
+
+    /// All nodes, each behind what it needs.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// A node by its place.
+    #[must_use]
+    pub fn get(&self, NodeIndex(index): NodeIndex) -> Option<&Node> {
+        self.nodes.get(index as usize)
+    }
+
+    /// How many nodes must run one after the other at least: the length of the longest chain of needs.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        let mut depths: Vec<usize> = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let below = node.needs().iter().map(|NodeIndex(on)| depths[*on as usize]).max();
+            depths.push(below.unwrap_or(0) + 1);
+        }
+        depths.into_iter().max().unwrap_or(0)
+    }
+}
+
+impl Node {
+    /// The nodes whose answers it builds on, each once, in order.
+    #[must_use]
+    pub fn needs(&self) -> BTreeSet<NodeIndex> {
+        let pieces = self.messages.iter().flat_map(|message| &message.content);
+        let answers = pieces.filter_map(|piece| match piece {
+            Piece::Text(_) => None,
+            Piece::Answer(node) => Some(*node),
+        });
+        answers.collect()
+    }
+}
+
+impl Message {
+    /// A message from the user, or to be, of these pieces.
+    #[must_use]
+    pub fn new(role: Role, content: Vec<Piece>) -> Self {
+        Self { role, content }
+    }
+}
+
+impl From<&str> for Piece {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Piece {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<NodeIndex> for Piece {
+    fn from(node: NodeIndex) -> Self {
+        Self::Answer(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(needs: &[u32]) -> Node {
+        let content = needs.iter().map(|on| Piece::Answer(NodeIndex(*on)));
+        Node {
+            name: "a".to_owned(),
+            shown: true,
+            messages: vec![Message::new(Role::User, std::iter::once("say".into()).chain(content).collect())],
+            num_predict: 10,
+            model: None,
+            temperature: None,
+        }
+    }
+
+    #[test]
+    fn a_node_builds_only_on_nodes_before_it() {
+        let mut graph = Graph::default();
+        graph.add(node(&[])).expect("a first node");
+        assert!(matches!(graph.add(node(&[1])), Err(GraphError::Order { node: 1, on: 1, .. })));
+        assert!(matches!(graph.add(node(&[0, 7])), Err(GraphError::Order { on: 7, .. })));
+        assert_eq!(graph.add(node(&[0])), Ok(NodeIndex(1)));
+    }
+
+    #[test]
+    fn the_depth_is_the_longest_chain() {
+        let mut graph = Graph::default();
+        for needs in [&[][..], &[], &[0], &[1, 2], &[]] {
+            graph.add(node(needs)).expect("a graph in order");
+        }
+        assert_eq!(graph.depth(), 3);
+    }
+}
