@@ -1,10 +1,15 @@
 //! Jobs whose chunks build on each other: a document that is read in parts, a text that is written in parts, a panel.
 //!
 //! A graph is fixed before anything runs, so the same job asks the same things whether one machine does it or ten.
-//! What is open is only the text of answers that do not exist yet: a message is a list of pieces, and a piece is text
-//! or the answer of an earlier node. A node may only name nodes before it, so a graph has no cycles by construction.
+//! What is open is only the text of answers that do not exist yet: a message is a list of pieces, and a piece is text,
+//! or the answer of an earlier node, or the end of one. A node may only name nodes before it, so a graph has no cycles
+//! by construction.
 
 use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::item::TOKENS_PER_MESSAGE;
 
 /// Answers that one node may build on, at most (`security.md` §6).
 pub const MAX_NEEDS: usize = 4096;
@@ -37,6 +42,8 @@ pub struct Node {
     pub model: Option<String>,
     /// Sampling temperature; absent: the job's, else the model's own.
     pub temperature: Option<f64>,
+    /// The JSON schema that the answer keeps to, with the order of its keys; absent: free text.
+    pub format: Option<Value>,
 }
 
 /// One message of a chat.
@@ -66,6 +73,13 @@ pub enum Piece {
     Text(String),
     /// The whole answer of an earlier node, without its thinking.
     Answer(NodeIndex),
+    /// The end of the answer of an earlier node, as [`tail`] cuts it.
+    Tail {
+        /// The node.
+        node: NodeIndex,
+        /// How much of it, in bytes, at most.
+        bytes: u32,
+    },
 }
 
 /// Why a node does not fit a graph: a mistake of whoever builds it, or an input that is too large.
@@ -125,6 +139,37 @@ impl Graph {
         self.nodes.get(index as usize)
     }
 
+    /// The context in tokens that a node needs at worst, when every answer that it builds on is as long as it may be:
+    /// estimate of the prompt × 1.15 + limit of the answer + 64 (`ollama-api.md` §5); 0 where there is no such node.
+    #[must_use]
+    pub fn context(&self, node: NodeIndex) -> u64 {
+        let Some(node) = self.get(node) else { return 0 };
+        let prompt: u64 = node.messages.iter().map(|message| self.tokens(message)).sum();
+        (prompt * 115).div_ceil(100) + u64::from(node.num_predict) + 64
+    }
+
+    /// The largest [`Graph::context`] of all nodes; 0 where there is none.
+    #[must_use]
+    pub fn largest_context(&self) -> u64 {
+        let all = (0..).map(NodeIndex).take(self.nodes.len());
+        all.map(|node| self.context(node)).max().unwrap_or(0)
+    }
+
+    /// Estimates the tokens of a message at worst.
+    fn tokens(&self, message: &Message) -> u64 {
+        let (mut bytes, mut tokens) = (0, TOKENS_PER_MESSAGE);
+        for piece in &message.content {
+            match piece {
+                Piece::Text(text) => bytes += text.len() as u64,
+                Piece::Answer(node) => {
+                    tokens += self.get(*node).map_or(0, |node| u64::from(node.num_predict));
+                }
+                Piece::Tail { bytes: tail, .. } => bytes += u64::from(*tail),
+            }
+        }
+        bytes.div_ceil(3) + tokens
+    }
+
     /// How many nodes must run one after the other at least: the length of the longest chain of needs.
     #[must_use]
     pub fn depth(&self) -> usize {
@@ -144,10 +189,24 @@ impl Node {
         let pieces = self.messages.iter().flat_map(|message| &message.content);
         let answers = pieces.filter_map(|piece| match piece {
             Piece::Text(_) => None,
-            Piece::Answer(node) => Some(*node),
+            Piece::Answer(node) | Piece::Tail { node, .. } => Some(*node),
         });
         answers.collect()
     }
+}
+
+/// The end of a text: at most so many bytes, from the start of a line if one starts in the first half of them, else
+/// from the start of a word, else from a character.
+#[must_use]
+pub fn tail(text: &str, bytes: u32) -> &str {
+    let bytes = bytes as usize;
+    if text.len() <= bytes {
+        return text;
+    }
+    let end = &text[text.ceil_char_boundary(text.len() - bytes)..];
+    let half = &end[..end.floor_char_boundary(end.len() / 2)];
+    let start = half.find('\n').or_else(|| half.find(char::is_whitespace));
+    start.map_or(end, |start| end[start..].trim_start())
 }
 
 impl Message {
@@ -189,6 +248,7 @@ mod tests {
             num_predict: 10,
             model: None,
             temperature: None,
+            format: None,
         }
     }
 
@@ -208,5 +268,30 @@ mod tests {
             graph.add(node(needs)).expect("a graph in order");
         }
         assert_eq!(graph.depth(), 3);
+    }
+
+    #[test]
+    fn the_context_allows_for_answers_of_full_length() {
+        let mut graph = Graph::default();
+        let first = graph.add(node(&[])).expect("a first node");
+        let second = graph.add(node(&[0])).expect("a second node");
+        let mut third = node(&[0, 1]);
+        third.messages[0].content.push(Piece::Tail { node: second, bytes: 30 });
+        let third = graph.add(third).expect("a third node");
+        // `say` is a token, a message costs 10, an answer at most 10, 30 bytes are 10; a margin of 15 %.
+        assert_eq!(graph.context(first), 13 + 10 + 64);
+        assert_eq!(graph.context(second), 25 + 10 + 64);
+        assert_eq!(graph.context(third), 48 + 10 + 64);
+        assert_eq!(graph.largest_context(), graph.context(third));
+        assert_eq!(graph.get(third).map(Node::needs), Some([first, second].into()));
+    }
+
+    #[test]
+    fn a_tail_begins_at_a_line_else_at_a_word_else_at_a_character() {
+        assert_eq!(tail("short", 10), "short");
+        assert_eq!(tail("first line\nsecond line", 16), "second line");
+        assert_eq!(tail("one two three four", 13), "three four");
+        assert_eq!(tail("ññññññññ", 5), "ññ");
+        assert_eq!(tail("日本語", 1), "");
     }
 }

@@ -15,7 +15,7 @@ pub(super) const LOAD_OPTIONS: [&str; 7] =
     ["num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"];
 
 /// Tokens that a chat template may put around one message, generously.
-const TOKENS_PER_MESSAGE: u64 = 10;
+pub(super) const TOKENS_PER_MESSAGE: u64 = 10;
 
 /// Tokens of an image: vision models get at least as much context, whatever is asked (`ollama-api.md` §5).
 const TOKENS_PER_IMAGE: u64 = 2048;
