@@ -23,6 +23,7 @@ use tropa_proto::{
     failure::Reason,
     id::{AgentId, AttemptId, Incarnation},
     message::{Failure, Place, Refusal},
+    proof::{Bug, planted},
 };
 
 pub use self::event::{Action, Event, Key};
@@ -234,7 +235,9 @@ impl Admission {
             actions.push(Action::Refuse(key, Refusal::Stale(self.incarnation)));
             return;
         }
-        if let Some(state) = self.known.get(&key) {
+        if let Some(state) = self.known.get(&key)
+            && !planted(Bug::RunNotIdempotent)
+        {
             actions.push(match state {
                 State::Queued(_) => Action::Accept(key, self.place_of_queued()),
                 State::Running { .. } => Action::Accept(key, Place::Running),
@@ -307,6 +310,7 @@ impl Admission {
 
     /// Starts what may start, and asks for, settles or gives back the lane as that needs.
     fn move_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.unsettled &= !planted(Bug::NoSettling);
         if self.unsettled
             && let Lane::Held { since, .. } | Lane::Yielding { since } = self.lane
         {

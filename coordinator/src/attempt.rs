@@ -12,6 +12,7 @@ use tropa_proto::{
     id::{AgentId, AttemptId},
     mesh::{Mesh, MeshError},
     message::{Failure, FromAgent, Hello, Outcome, Place, Refusal, Role, Run, ToAgent},
+    proof,
 };
 
 /// Opening a stream and saying hello on a live connection takes well under a millisecond; this is the limit of
@@ -95,6 +96,7 @@ impl Attempt {
 
     /// Lets the agent forget what came of it. Dropping the attempt afterwards loses nothing.
     pub fn acknowledge(&self) {
+        proof::event("ack", &self.id, "");
         let _ = self.orders.try_send(ToAgent::Ack(self.id));
     }
 }

@@ -31,6 +31,7 @@ pub mod failure;
 pub mod fuse;
 pub mod id;
 pub mod message;
+pub mod proof;
 pub mod roster;
 pub mod secret;
 

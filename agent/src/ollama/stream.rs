@@ -148,7 +148,7 @@ impl<'a> Fold<'a> {
     }
 
     /// Makes the result out of the last line and what was joined before it.
-    fn finish(&mut self, last: &str) -> Result<Step, Broken> {
+    pub(super) fn finish(&mut self, last: &str) -> Result<Step, Broken> {
         let mut last: Map<String, Value> = serde_json::from_str(last).map_err(|_| broken_line(last))?;
         let done_reason = last.get("done_reason").and_then(Value::as_str).unwrap_or("stop").to_owned();
         if matches!(done_reason.as_str(), "load" | "unload") {

@@ -20,6 +20,7 @@ use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, ChunkIndex, Incarnation, MachineId, hex},
     message::{Fingerprint, Outcome},
+    proof::{self, Bug, planted},
 };
 
 use super::{Error, State, result_hash};
@@ -275,8 +276,19 @@ fn size(steps: &[(Token, Step)]) -> usize {
 fn commit(conn: &mut Connection, steps: &[(Token, Step)]) -> rusqlite::Result<Vec<Effect>> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let effects = steps.iter().map(|(_, step)| apply(&tx, step)).collect::<Result<_, _>>()?;
+    broken(proof::step("journal.commit"))?;
     tx.commit()?;
+    broken(proof::step("journal.synced"))?;
     Ok(effects)
+}
+
+/// What a test breaks, as the store would say it.
+fn broken(step: std::io::Result<()>) -> rusqlite::Result<()> {
+    step.map_err(|error| {
+        let full = error.kind() == std::io::ErrorKind::StorageFull;
+        let code = if full { ffi::SQLITE_FULL } else { ffi::SQLITE_IOERR };
+        rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(error.to_string()))
+    })
 }
 
 fn apply(conn: &Connection, step: &Step) -> rusqlite::Result<Effect> {
@@ -328,6 +340,9 @@ fn result(
     now_ms: i64,
 ) -> rusqlite::Result<Effect> {
     let outcome = &done.outcome;
+    if planted(Bug::NoKeyAtCommit) {
+        conn.prepare_cached("DELETE FROM result WHERE idx = ?1")?.execute([chunk.0])?;
+    }
     let inserted = conn
         .prepare_cached(
             "INSERT INTO result (idx, kind, no, model_fingerprint, model_digest, done_reason,

@@ -6,9 +6,10 @@ use tropa_proto::{
     failure::Class,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, MachineId},
     message::{Hello, Role, Run},
+    proof::{self, Bug, planted},
 };
 
-use super::{After, Live, Loop};
+use super::{After, Live, Loop, passes};
 use crate::{
     attempt::{Attempt, Report},
     exit::{Exit, Failed, OrExit as _},
@@ -61,6 +62,8 @@ impl Loop<'_> {
     }
 
     fn send(&mut self, attempt: AttemptId, agent: AgentId) -> Result<(), Failed> {
+        passes("coordinator.send");
+        proof::event("send", &attempt, agent.short());
         let chunk = self.run.journal.chunk(attempt.chunk).or_exit(Exit::Io)?;
         let index = self.model_named(&chunk.model);
         let Some(install) = self.installs.get(&agent) else {
@@ -86,6 +89,7 @@ impl Loop<'_> {
         let mesh = self.run.members.mesh().clone();
         let started = Attempt::start(mesh, agent, self.hello(), run, self.reports.clone());
         self.attempts.insert(attempt, Live { attempt: started, agent, tokens: 0, note: String::new() });
+        passes("coordinator.sent");
         Ok(())
     }
 
@@ -123,6 +127,11 @@ impl Loop<'_> {
     fn commit(&mut self, attempt: AttemptId) {
         let Some((outcome, body)) = self.results.remove(&attempt) else { return };
         let fingerprint = self.fingerprint_of(attempt.chunk);
+        if planted(Bug::AckBeforeCommit)
+            && let Some(live) = self.attempts.get(&attempt)
+        {
+            live.attempt.acknowledge();
+        }
         let agent = self.attempts.get(&attempt).map(|live| live.agent);
         let after = After::Closed {
             chunk: attempt.chunk,
@@ -149,8 +158,15 @@ impl Loop<'_> {
                 attempt.acknowledge();
                 Ok(())
             }
-            After::Recorded(attempt) => self.tell(Event::Recorded(attempt)),
+            After::Recorded(attempt) => {
+                proof::event("record", &attempt, "");
+                self.tell(Event::Recorded(attempt))
+            }
             After::Closed { chunk, attempt, done, tokens, agent } => {
+                if effect == Effect::First {
+                    proof::event("commit", &attempt, if done { "done" } else { "failed" });
+                }
+                passes("coordinator.committed");
                 if let Some(live) = self.attempts.remove(&attempt) {
                     live.attempt.acknowledge();
                 }
@@ -158,6 +174,7 @@ impl Loop<'_> {
                     self.count(done, tokens, agent);
                     self.run.output.committed(self.run.journal, chunk).or_exit(Exit::Io)?;
                 }
+                passes("coordinator.acknowledged");
                 self.tell(Event::Committed(chunk))
             }
         }

@@ -8,6 +8,7 @@ use std::{
 use tropa_proto::{
     failure::Class,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation},
+    proof::{Bug, planted},
 };
 
 use super::{
@@ -32,7 +33,9 @@ impl Schedule {
             self.close(chunk);
         }
         self.history = history;
-        self.orphans = open_attempts;
+        if !planted(Bug::RequeueBeforeReattach) {
+            self.orphans = open_attempts;
+        }
         let waiting: BTreeSet<ChunkIndex> = self.orphans.keys().map(|attempt| attempt.chunk).collect();
         let status = &self.status;
         for queue in self.queues.values_mut() {
