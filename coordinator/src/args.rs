@@ -1,6 +1,6 @@
 //! What was typed. `settings.rs` turns it into what will happen.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
@@ -81,8 +81,10 @@ pub enum Command {
     Plan(PlanArgs),
     /// Show which installs are here and which of them are the same hardware
     Machines(MachinesArgs),
-    /// List the jobs of this user
-    Jobs,
+    /// List the jobs of this user, look at one, or delete some
+    Jobs(JobsArgs),
+    /// Give a job up: nothing new starts, what is done is kept
+    Cancel(CancelArgs),
     /// Go on with a job after a stop or a crash; nothing that is committed runs again
     Resume(ResumeArgs),
     /// Make or join a mesh of several machines
@@ -202,6 +204,62 @@ pub struct MachinesArgs {
     pub test: Option<Vec<String>>,
 }
 
+/// `tropa jobs`.
+#[derive(Debug, ClapArgs)]
+pub struct JobsArgs {
+    /// What to do with them; absent: list them
+    #[command(subcommand)]
+    pub command: Option<JobsCommand>,
+}
+
+/// What to do with jobs.
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// Show where a job stands: its items by outcome, its attempts, its machines
+    Show(ShowArgs),
+    /// Delete jobs with all that they hold; what was written elsewhere stays
+    Purge(PurgeArgs),
+}
+
+/// `tropa jobs show`.
+#[derive(Debug, ClapArgs)]
+pub struct ShowArgs {
+    /// The job, or the beginning of its id
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    /// Show the attempts of this chunk, counted from 0
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<u32>,
+}
+
+/// `tropa jobs purge`.
+#[derive(Debug, ClapArgs)]
+pub struct PurgeArgs {
+    /// The jobs, or the beginnings of their ids
+    #[arg(value_name = "JOB")]
+    pub jobs: Vec<String>,
+    /// All jobs that are done
+    #[arg(long, conflicts_with = "jobs")]
+    pub done: bool,
+    /// All jobs submitted longer ago than this: 30d, 12h, 90m; together with --done those that are both
+    #[arg(long, value_name = "TIME", conflicts_with = "jobs", value_parser = age)]
+    pub older_than: Option<Duration>,
+    /// Delete jobs that are not finished too; those that run are never deleted
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// `tropa cancel`.
+#[derive(Debug, ClapArgs)]
+pub struct CancelArgs {
+    /// The job, or the beginning of its id
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    /// Call off what runs instead of letting it end
+    #[arg(long)]
+    pub now: bool,
+}
+
 /// `tropa resume`.
 #[derive(Debug, ClapArgs)]
 pub struct ResumeArgs {
@@ -211,6 +269,9 @@ pub struct ResumeArgs {
     /// Run the chunks again that have failed
     #[arg(long)]
     pub failed: bool,
+    /// Go on although the job was cancelled
+    #[arg(long)]
+    pub cancelled: bool,
     /// Check that the job was made from this input
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
@@ -236,6 +297,24 @@ pub enum MeshCommand {
     },
 }
 
+/// Reads a time such as `30d`, `12h`, `90m` or `45s`.
+///
+/// # Errors
+/// When it is not a whole number and one of these units, or beyond what can be counted.
+pub fn age(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time such as 30d, 12h, 90m or 45s");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        'd' => 86_400,
+        'h' => 3_600,
+        'm' => 60,
+        's' => 1,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong())?;
+    count.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
 /// Resolves `HOST:PORT`, one or more addresses.
 ///
 /// # Errors
@@ -257,5 +336,16 @@ mod tests {
     #[test]
     fn the_arguments_do_not_contradict_each_other() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn an_age_is_a_whole_number_and_a_unit() {
+        assert_eq!(age("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        assert_eq!(age("90m"), Ok(Duration::from_secs(5_400)));
+        for wrong in
+            ["", "d", "3", "1.5h", "-1d", "1w", "99999999999999999999d", "18446744073709551615d", "3ü"]
+        {
+            assert!(age(wrong).is_err(), "{wrong}");
+        }
     }
 }

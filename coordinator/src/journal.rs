@@ -15,7 +15,9 @@ mod error;
 mod finished;
 mod jobs;
 mod read;
+mod removal;
 mod schema;
+mod timeline;
 mod totals;
 mod writer;
 
@@ -29,10 +31,12 @@ pub use directory::{MIN_FREE, require_space};
 pub use draft::Draft;
 pub use error::Error;
 pub use finished::Finished;
-pub use jobs::{FindError, JobState, JobSummary, find, list};
+pub use jobs::{FindError, JobState, JobSummary, find, list, summary};
 pub use read::{AttemptRow, Chunk, Decided, DoneRow, FailedRow, Item, OpenAttempt, PastAttempt, Resume};
+pub use removal::{Cancel, ask_to_cancel, purge, sweep};
+pub use timeline::{Attempted, Names, Won};
 pub use totals::{Share, Totals};
-pub use writer::{Committed, Done, Effect, QUEUE, RETRY, Step, Token, Writer};
+pub use writer::{Committed, Done, Effect, Named, QUEUE, RETRY, Step, Token, Writer};
 
 /// What kind of job a journal records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod generated;
 pub mod incoming;
 pub mod job;
+pub mod jobs;
 pub mod journal;
 pub mod limits;
 pub mod live;
@@ -70,7 +71,8 @@ fn execute(command: Command, settings: &Settings, clock: Clock) -> Outcome {
             Command::Run(args) => submit::run(args, settings, clock).await,
             Command::Plan(args) => submit::plan(args, settings, clock).await,
             Command::Machines(args) => assemble::machines(&args, settings, clock).await,
-            Command::Jobs => resume::jobs(settings),
+            Command::Jobs(args) => jobs::jobs(args.command, settings, clock),
+            Command::Cancel(args) => jobs::cancel(&args, settings, clock).await,
             Command::Resume(args) => resume::resume(args, settings, clock).await,
             Command::Mesh(command) => mesh_file::mesh(command, settings),
             Command::Completions { shell } => generated::completions(shell),

@@ -3,8 +3,6 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use jiff::Timestamp;
-use serde::Serialize;
 use tropa_proto::{
     id::{AttemptId, ChunkIndex, MachineId, unhex},
     message::Fingerprint,
@@ -16,17 +14,16 @@ use crate::{
     clock::Clock,
     exit::{Exit, Failed, OrExit as _, Outcome},
     job,
-    journal::{self, JobState, Journal, State},
+    journal::{self, Journal, State},
     plan::Pinned,
     progress::Progress,
     report::{Destination, Output, Summary},
     run::{End, Runner},
     schedule::{History, ModelIndex, Schedule},
     settings::Settings,
-    stdout::{print, print_json},
+    stdout::print_json,
     stop::Stop,
     submit::{OrCode as _, Spec, exit_of},
-    table::Table,
 };
 
 /// Why a job is worked on, for messages.
@@ -56,6 +53,7 @@ pub async fn resume(args: ResumeArgs, settings: &Settings, clock: Clock) -> Outc
     if let Some(input) = &args.input {
         same_input(input, &spec)?;
     }
+    reopen(&mut journal, args.cancelled)?;
     let failed_before = if args.failed { journal.retry_failed().or_code()? } else { 0 };
     let models = spec.models.iter().map(pinned).collect::<Result<_, _>>()?;
     let output = OutputArgs {
@@ -68,82 +66,19 @@ pub async fn resume(args: ResumeArgs, settings: &Settings, clock: Clock) -> Outc
     work(assembly, journal, models, purpose, settings, clock, stop).await
 }
 
-/// `tropa jobs`.
-///
-/// # Errors
-/// When the directory of jobs cannot be read.
-pub fn jobs(settings: &Settings) -> Outcome {
-    let list = journal::list(&settings.jobs()).or_code()?;
-    let rows: Vec<JobRow> = list.iter().map(JobRow::of).collect();
-    if settings.json {
-        print_json(&JobList { schema: "tropa.jobs/1", jobs: rows })?;
-        return Ok(Exit::Done);
+/// Lets a cancelled job go on where the user says so.
+fn reopen(journal: &mut Journal, cancelled: bool) -> Result<(), Failed> {
+    if journal.job().state != State::Cancelled && journal.cancel_asked().is_none() {
+        return Ok(());
     }
-    let mut table = Table::new(["JOB", "KIND", "CREATED", "DONE", "FAILED", "ITEMS", "STATE"]);
-    for row in &rows {
-        table.row([
-            &row.id[..6],
-            &row.kind,
-            &row.created,
-            &row.done.to_string(),
-            &row.failed.to_string(),
-            &row.items.to_string(),
-            &row.state,
-        ]);
+    let id = journal.job().id.short();
+    if !cancelled {
+        let why =
+            format!("job {id} was cancelled; to go on with it all the same: tropa resume {id} --cancelled");
+        return Err(Failed::new(Exit::Usage, why));
     }
-    print(&table.to_string())?;
-    Ok(Exit::Done)
-}
-
-#[derive(Debug, Serialize)]
-struct JobList {
-    schema: &'static str,
-    jobs: Vec<JobRow>,
-}
-
-#[derive(Debug, Serialize)]
-struct JobRow {
-    id: String,
-    kind: String,
-    created: String,
-    done: u32,
-    failed: u32,
-    items: u32,
-    state: String,
-}
-
-impl JobRow {
-    fn of(job: &journal::JobSummary) -> Self {
-        let id = job.id.to_string();
-        let nothing = |state: String| Self {
-            id: job.id.to_string(),
-            kind: "-".to_owned(),
-            created: "-".to_owned(),
-            done: 0,
-            failed: 0,
-            items: 0,
-            state,
-        };
-        match &job.state {
-            JobState::Whole { kind, state, created_ms, done, failed, chunks } => Self {
-                id,
-                kind: kind.name().to_owned(),
-                created: date(*created_ms),
-                done: *done,
-                failed: *failed,
-                items: *chunks,
-                state: if job.running { "running".to_owned() } else { state.name().to_owned() },
-            },
-            JobState::Incomplete if job.running => nothing("reading its input".to_owned()),
-            JobState::Incomplete => nothing("its input never arrived: submit it again".to_owned()),
-            JobState::Unreadable(why) => nothing(format!("unreadable: {why}")),
-        }
-    }
-}
-
-fn date(ms: u64) -> String {
-    let at = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    at.map_or_else(|| "-".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M").to_string())
+    journal.clear_cancel().or_code()?;
+    journal.set_state(State::Open).or_code()
 }
 
 /// Works on a job until it is done, stopped or stuck, and says how it went.
@@ -182,6 +117,7 @@ pub(crate) async fn work(
     assembly.finish().await;
     let (end, output) = ended.map_err(|failed| with_hint(failed, &journal))?;
     let to_file = purpose.output.output.is_some();
+    let mut cancelled = false;
     let end = match end {
         End::Done => {
             output.finish(&journal).or_exit(Exit::Io)?;
@@ -189,15 +125,17 @@ pub(crate) async fn work(
             show(&summary, &names, to_file, settings)?;
             Ok(if summary.has_failed() { Exit::SomeFailed } else { Exit::Done })
         }
-        End::Stopped(_) | End::Stuck(_) => {
+        End::Stopped(_) | End::Cancelled | End::Stuck(_) => {
             // What is finished and due goes out; the rest comes with the next run.
             output.finish(&journal).or_exit(Exit::Io)?;
+            cancelled = matches!(end, End::Cancelled);
             conclude(end, &journal)
         }
     };
-    if end.is_ok() {
-        let mut journal = journal;
-        journal.set_state(State::Done).or_code()?;
+    let mut journal = journal;
+    if end.is_ok() || cancelled {
+        journal.set_state(if cancelled { State::Cancelled } else { State::Done }).or_code()?;
+        journal.clear_cancel().or_code()?;
     }
     end
 }
@@ -208,6 +146,13 @@ fn conclude(end: End, journal: &Journal) -> Outcome {
         End::Stopped(stopped) => {
             let id = journal.job().id.short();
             Err(anyhow!("stopped; what is done is kept; go on with: tropa resume {id}")).or_exit(stopped.exit)
+        }
+        End::Cancelled => {
+            let id = journal.job().id.short();
+            let error = anyhow!(
+                "cancelled by `tropa cancel`; what is done is kept; to go on all the same: tropa resume {id} --cancelled"
+            );
+            Err(error).or_exit(Exit::Interrupted)
         }
         End::Stuck(why) => {
             let id = journal.job().id.short();

@@ -23,7 +23,7 @@ use crate::{
     attempt::{Attempt, Report},
     clock::Clock,
     exit::{Exit, Failed, OrExit as _},
-    journal::{Committed, Journal, Step, Token, Writer},
+    journal::{Cancel, Committed, Journal, Named, Step, Token, Writer},
     members::{Change, Members},
     plan::{self, Pinned},
     progress::{MachineProgress, Progress, Snapshot},
@@ -48,6 +48,8 @@ pub enum End {
     Done,
     /// The user stopped it; what ran has ended or been left to its agent.
     Stopped(Stopped),
+    /// The user gave it up; what ran has ended.
+    Cancelled,
     /// No install can ever run what is left; says why, install by install.
     Stuck(String),
 }
@@ -92,6 +94,9 @@ struct Loop<'a> {
     incarnation: Incarnation,
     stuck_since: Option<Duration>,
     stopped: Option<Stopped>,
+    cancelled: Option<Cancel>,
+    /// What agents and machines are called, as the journal was told.
+    names: BTreeMap<Named, String>,
     shown: Duration,
 }
 
@@ -141,6 +146,8 @@ impl Runner<'_> {
             incarnation,
             stuck_since: None,
             stopped: None,
+            cancelled: None,
+            names: BTreeMap::new(),
             shown: Duration::ZERO,
         };
         at_work.begin()?;
@@ -166,7 +173,7 @@ impl Runner<'_> {
         drop(committed);
         match end {
             End::Stopped(Stopped { at_once: true, .. }) => drop(writer),
-            End::Done | End::Stopped(_) | End::Stuck(_) => writer.finish(),
+            End::Done | End::Stopped(_) | End::Cancelled | End::Stuck(_) => writer.finish(),
         }
         Ok(end)
     }
@@ -186,10 +193,14 @@ impl Loop<'_> {
                 let view = self.run.members.view();
                 let installs = plan::installs(view, &self.run.models);
                 self.lanes = view.installs.iter().map(|i| (i.agent, i.lane.to_string())).collect();
+                let agents = view.installs.iter().map(|i| (Named::Agent(i.agent), i.label.clone()));
+                let machines = view.machines.iter().map(|m| (Named::Machine(m.id), m.name.clone()));
+                let names: Vec<(Named, String)> = agents.chain(machines).collect();
                 for machine in &view.machines {
                     let entry = self.snapshot.machines.entry(machine.id).or_default();
                     entry.name.clone_from(&machine.name);
                 }
+                self.name(names);
                 let same = self.installs.len() == installs.len()
                     && installs.iter().all(|install| self.installs.get(&install.agent) == Some(install));
                 if same {
@@ -210,6 +221,11 @@ impl Loop<'_> {
                         Place::Waiting(holder) => format!("waiting for {}", &**holder),
                         Place::Settling => "waiting for an old request to end".to_owned(),
                     };
+                }
+                if place == Place::Running {
+                    let now_ms = self.run.clock.wall_ms();
+                    let started = Step::Started { chunk: attempt.chunk, no: attempt.no, now_ms };
+                    self.submit(started, After::Nothing);
                 }
                 self.tell(Event::Accepted(attempt, place))
             }
@@ -285,6 +301,30 @@ impl Loop<'_> {
         Ok(None)
     }
 
+    /// Somebody gave the job up with `tropa cancel`: nothing new starts, and what runs ends or is called off.
+    fn on_cancel(&mut self, how: Cancel) -> Result<(), Failed> {
+        if self.cancelled >= Some(how) {
+            return Ok(());
+        }
+        if self.cancelled.replace(how).is_none() {
+            self.run.progress.say(&format!("cancelled: {} running", self.attempts.len()));
+        }
+        self.tell(match how {
+            Cancel::Gently => Event::Stop,
+            Cancel::AtOnce => Event::CallOff,
+        })
+    }
+
+    /// Keeps what agents and machines are called now, for reports of the job.
+    fn name(&mut self, names: Vec<(Named, String)>) {
+        for (id, name) in names {
+            if self.names.get(&id) != Some(&name) {
+                self.names.insert(id, name.clone());
+                self.submit(Step::Named { id, name }, After::Nothing);
+            }
+        }
+    }
+
     /// Keeps why an attempt failed.
     fn note(&mut self, attempt: AttemptId, reason: Option<Reason>, why: String) {
         if let Some(live) = self.attempts.get(&attempt) {
@@ -298,6 +338,9 @@ impl Loop<'_> {
         let now = self.now();
         if self.schedule.is_done() && self.tokens.is_empty() && self.backlog.is_empty() {
             return Ok(Some(End::Done));
+        }
+        if self.cancelled.is_some() && self.schedule.is_idle() && self.tokens.is_empty() {
+            return Ok(Some(End::Cancelled));
         }
         if let Some(stopped) = self.stopped
             && self.schedule.is_idle()
@@ -362,6 +405,9 @@ impl Loop<'_> {
         if now.saturating_sub(self.shown) >= SHOW_EVERY {
             self.shown = now;
             self.show();
+            if let Some(how) = self.run.journal.cancel_asked() {
+                self.on_cancel(how)?;
+            }
             let change = self.run.members.expire();
             self.on_change(&change)?;
         }

@@ -89,6 +89,8 @@ pub enum Event {
     Paused(bool),
     /// Nothing new starts; what runs may end.
     Stop,
+    /// Nothing new starts, and what runs is called off.
+    CallOff,
     /// Time has passed.
     Tick,
 }
@@ -218,6 +220,10 @@ impl Schedule {
                 self.wake_all();
             }
             Event::Stop => self.stop(&mut actions),
+            Event::CallOff => {
+                self.stop(&mut actions);
+                self.call_off(&mut actions);
+            }
             Event::Tick => self.wake_all(),
         }
         self.give_up_orphans(now, &mut actions);
@@ -406,6 +412,20 @@ impl Schedule {
         let unsent: Vec<AttemptId> = unsent.map(|(attempt, _)| *attempt).collect();
         for attempt in unsent {
             self.take_back(attempt, actions);
+        }
+    }
+
+    /// Cancels all that was sent; its chunks wait again.
+    fn call_off(&mut self, actions: &mut Vec<Action>) {
+        let sent = self.holdings.iter().filter(|(_, active)| active.occupies());
+        let sent: Vec<AttemptId> = sent.map(|(attempt, _)| *attempt).collect();
+        for attempt in sent {
+            if let Some(active) = self.holdings.get_mut(&attempt)
+                && active.stage != Stage::Cancelling
+            {
+                active.stage = Stage::Cancelling;
+                actions.push(Action::Cancel(attempt, active.agent));
+            }
         }
     }
 

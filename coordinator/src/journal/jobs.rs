@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use tropa_proto::id::JobId;
 
-use super::{Error, Kind, State, directory, read, schema};
+use super::{Error, Kind, State, directory, read, removal, schema};
 
 /// One line of `tropa jobs`.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct JobSummary {
     pub state: JobState,
     /// Whether a live coordinator holds it.
     pub running: bool,
+    /// Whether somebody has asked to cancel it and its coordinator has not come to it.
+    pub cancelling: bool,
 }
 
 /// What the journal of a listed job says.
@@ -119,12 +121,15 @@ fn ids(jobs: &Path) -> Result<Vec<JobId>, Error> {
     Ok(ids)
 }
 
-fn summary(jobs: &Path, id: JobId) -> JobSummary {
+/// Reads the line of one job that [`find`] has found.
+#[must_use]
+pub fn summary(jobs: &Path, id: JobId) -> JobSummary {
     let dir = jobs.join(id.to_string());
     let state = schema::open_read_only(&directory::database(&dir)).and_then(|conn| state(&conn));
     let state = state.unwrap_or_else(|error| JobState::Unreadable(error.to_string()));
     let running = directory::Lock::is_held(&dir);
-    JobSummary { id, dir, state, running }
+    let cancelling = removal::asked(&dir).is_some();
+    JobSummary { id, dir, state, running, cancelling }
 }
 
 fn state(conn: &Connection) -> Result<JobState, Error> {

@@ -306,7 +306,9 @@ impl Journal {
             })
             .optional()
             .map_err(sql)?;
-        let Some(((chunk, model, origin, own), decided, sha)) = found else { return Ok(None) };
+        let Some(((chunk, model, origin, own), decided, sha)) = found else {
+            return self.is_hidden(index).map(|()| None);
+        };
         if own != Some(index) {
             // The index led here, and the row itself says otherwise; the quick check does not compare the two.
             return Err(Error::Damaged(format!("the index of items leads from {index} to another item")));
@@ -318,6 +320,17 @@ impl Journal {
         }
         let attempts = self.attempts(ChunkIndex(chunk))?;
         Ok(Some(Item { index, model, origin: origin.unwrap_or_default(), decided, attempts }))
+    }
+
+    /// Makes sure that an item which the index of items does not lead to is really not finished: it reads all rows,
+    /// which happens to items that are not finished and to damaged files only.
+    fn is_hidden(&self, index: u32) -> Result<(), Error> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM chunk c NOT INDEXED JOIN result r ON r.idx = c.idx WHERE c.item = ?1)";
+        let hidden = self.parts.conn.query_row(sql, [index], |row| row.get(0));
+        if hidden.map_err(|e| Error::sql("look for a result", e))? {
+            return Err(Error::Damaged(format!("the index of items does not lead to item {index}")));
+        }
+        Ok(())
     }
 
     fn attempts(&self, index: ChunkIndex) -> Result<Vec<AttemptRow>, Error> {
@@ -381,10 +394,10 @@ pub(super) fn job(conn: &Connection) -> Result<Option<Job>, Error> {
     Ok(Some(job))
 }
 
-fn agent(row: &Row<'_>, column: usize) -> Result<AgentId, Error> {
+pub(super) fn agent(row: &Row<'_>, column: usize) -> Result<AgentId, Error> {
     row.get(column).map(AgentId).map_err(|e| Error::sql("read who had an attempt", e))
 }
 
-fn machine(row: &Row<'_>, column: usize) -> Result<MachineId, Error> {
+pub(super) fn machine(row: &Row<'_>, column: usize) -> Result<MachineId, Error> {
     agent(row, column).map(MachineId)
 }

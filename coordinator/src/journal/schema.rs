@@ -5,7 +5,8 @@
 //! these additions, which the result file needs and nothing else decides by: `chunk.endpoint` and `chunk.origin`
 //! (what the item was called and how its answer is to be shaped), `attempt.machine` and `attempt.reason`,
 //! `result.metrics` (times of the deciding attempt, JSON) and `result.detail` (words of a failure). `attempt.machine`
-//! is the whole id; `result.sha256` covers the number of the chunk and the body.
+//! is the whole id; `attempt.started_ms` (when its engine began) and `name` (what agents and machines were called) are
+//! for reports; `result.sha256` covers the number of the chunk and the body.
 
 use std::path::Path;
 
@@ -17,7 +18,7 @@ use super::Error;
 pub(super) const APPLICATION_ID: i64 = 0x7472_6f70;
 
 /// `PRAGMA user_version`: the version of the tables below. A journal of another version is refused.
-pub(super) const USER_VERSION: i64 = 1;
+pub(super) const USER_VERSION: i64 = 2;
 
 /// The largest journal that is checked page by page at every opening: a gigabyte takes a few seconds to read.
 pub(super) const QUICK_CHECK_BELOW: u64 = 1 << 30;
@@ -46,7 +47,8 @@ CREATE TABLE need (
 CREATE TABLE attempt (
   idx INTEGER NOT NULL REFERENCES chunk(idx), no INTEGER NOT NULL CHECK (no >= 1),
   round INTEGER NOT NULL, agent BLOB NOT NULL, incarnation INTEGER NOT NULL,
-  machine BLOB NOT NULL CHECK (length(machine) = 32), lane TEXT NOT NULL, sent_ms INTEGER NOT NULL, ended_ms INTEGER,
+  machine BLOB NOT NULL CHECK (length(machine) = 32), lane TEXT NOT NULL, sent_ms INTEGER NOT NULL,
+  started_ms INTEGER, ended_ms INTEGER,
   class TEXT, reason TEXT, detail TEXT CHECK (length(detail) <= 2048),
   PRIMARY KEY (idx, no)) STRICT, WITHOUT ROWID;
 CREATE TABLE result (
@@ -59,6 +61,10 @@ CREATE TABLE result (
   sha256 BLOB, body BLOB,
   CHECK ((kind = 'done') = (body IS NOT NULL)), CHECK ((kind = 'failed') = (class IS NOT NULL)),
   FOREIGN KEY (idx, no) REFERENCES attempt(idx, no)) STRICT;
+CREATE TABLE name (
+  kind TEXT NOT NULL CHECK (kind IN ('agent','machine')), id BLOB NOT NULL,
+  name TEXT NOT NULL CHECK (length(name) <= 256),
+  PRIMARY KEY (kind, id)) STRICT, WITHOUT ROWID;
 ";
 
 /// Every pragma of a connection with the value that it must read back as (`reliability.md` §7.3).

@@ -100,6 +100,31 @@ pub enum Step {
     },
     /// The job stands elsewhere.
     State(State),
+    /// The engine began to work on an attempt. For show: waits for a step that cannot wait.
+    Started {
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The number of the attempt.
+        no: u32,
+        /// When.
+        now_ms: u64,
+    },
+    /// What an agent or a machine is called; cut to 256 bytes. For show: waits for a step that cannot wait.
+    Named {
+        /// Which one.
+        id: Named,
+        /// Its name now.
+        name: String,
+    },
+}
+
+/// What has a name for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Named {
+    /// An agent.
+    Agent(AgentId),
+    /// A machine.
+    Machine(MachineId),
 }
 
 /// What an attempt brought, checked by the coordinator against length and hash.
@@ -231,9 +256,11 @@ impl Loop {
         let _ = self.reports.blocking_send(report);
     }
 
-    /// Waits for a step and takes with it all that are queued, within the bounds of one transaction.
+    /// Waits for a step that cannot wait, and takes with it all that are queued, within the bounds of one transaction.
     fn take(&self, steps: &mut Vec<(Token, Step)>) -> Result<(), Over> {
-        steps.push(self.queue.recv().map_err(|_| Over)?);
+        while steps.len() < QUEUE && steps.iter().all(|(_, step)| step.may_wait()) {
+            steps.push(self.queue.recv().map_err(|_| Over)?);
+        }
         let mut bytes = size(steps);
         while steps.len() < QUEUE && bytes < BYTES_PER_COMMIT {
             match self.queue.try_recv() {
@@ -262,12 +289,31 @@ impl Loop {
     }
 }
 
+impl Step {
+    /// Says whether it is worth no sync of its own.
+    fn may_wait(&self) -> bool {
+        match self {
+            Self::Started { .. } | Self::Named { .. } => true,
+            Self::Attempt { .. }
+            | Self::Ended { .. }
+            | Self::Result { .. }
+            | Self::Failed { .. }
+            | Self::State(_) => false,
+        }
+    }
+}
+
 fn size(steps: &[(Token, Step)]) -> usize {
     steps
         .iter()
         .map(|(_, step)| match step {
             Step::Result { done, .. } => done.body.len(),
-            Step::Attempt { .. } | Step::Ended { .. } | Step::Failed { .. } | Step::State(_) => 0,
+            Step::Attempt { .. }
+            | Step::Ended { .. }
+            | Step::Failed { .. }
+            | Step::State(_)
+            | Step::Started { .. }
+            | Step::Named { .. } => 0,
         })
         .sum()
 }
@@ -328,6 +374,19 @@ fn apply(conn: &Connection, step: &Step) -> rusqlite::Result<Effect> {
             )?
             .execute(params![chunk.0, no, class.name(), &*Text::<2048>::cut(detail)]),
         Step::State(state) => conn.prepare_cached("UPDATE job SET state = ?1")?.execute([state.name()]),
+        Step::Started { chunk, no, now_ms } => conn
+            .prepare_cached(
+                "UPDATE attempt SET started_ms = ?3 WHERE idx = ?1 AND no = ?2 AND started_ms IS NULL",
+            )?
+            .execute(params![chunk.0, no, ms(*now_ms)]),
+        Step::Named { id, name } => {
+            let (kind, id) = match id {
+                Named::Agent(agent) => ("agent", agent),
+                Named::Machine(machine) => ("machine", &machine.0),
+            };
+            conn.prepare_cached("INSERT OR REPLACE INTO name (kind, id, name) VALUES (?1, ?2, ?3)")?
+                .execute(params![kind, id.0, &*Text::<256>::cut(name)])
+        }
     };
     judge(changed)
 }

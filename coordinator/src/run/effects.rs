@@ -180,7 +180,7 @@ impl Loop<'_> {
         }
     }
 
-    fn submit(&mut self, step: Step, after: After) {
+    pub(super) fn submit(&mut self, step: Step, after: After) {
         let token = Token(self.next_token);
         self.next_token += 1;
         if !matches!(after, After::Nothing) {
