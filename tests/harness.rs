@@ -118,18 +118,32 @@ impl World {
         hardware: Hardware,
         more: &[&str],
     ) -> Result<Running> {
+        let mut place = Vec::new();
+        let lanes = if let Hardware::Declared(number) = hardware {
+            let root = self.path(&format!("host-{number}"));
+            declare(&root, number)?;
+            place.extend(["--evidence-root".to_owned(), root.display().to_string()]);
+            self.path(&format!("lanes-{number}"))
+        } else {
+            self.path("lanes")
+        };
+        place.extend(["--lane-lock-dir".to_owned(), lanes.display().to_string()]);
+        place.extend(more.iter().map(|argument| (*argument).to_owned()));
+        let place: Vec<&str> = place.iter().map(String::as_str).collect();
+        self.agent_on(label, ollama, &place)
+    }
+
+    /// Starts an agent beside an install, on hardware and with locks that the arguments name.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn agent_on(&self, label: &str, ollama: SocketAddr, more: &[&str]) -> Result<Running> {
         let mut command = Command::new(&self.programs.agent);
         self.at_home(&mut command);
         command.arg("--ollama").arg(format!("http://{ollama}"));
         command.args(["--listen", "127.0.0.1:0", "--label", label]);
-        command.arg("--state-dir").arg(self.path(&format!("state-{label}")));
-        if let Hardware::Declared(number) = hardware {
-            let root = self.path(&format!("host-{number}"));
-            declare(&root, number)?;
-            command.arg("--evidence-root").arg(&root);
-            command.arg("--lane-lock-dir").arg(self.path(&format!("lanes-{number}")));
-        } else {
-            command.arg("--lane-lock-dir").arg(self.path("lanes"));
+        if !more.contains(&"--state-dir") {
+            command.arg("--state-dir").arg(self.path(&format!("state-{label}")));
         }
         command.args(more);
         self.start(command, &format!("agent-{label}"))

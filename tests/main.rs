@@ -22,3 +22,4 @@ mod real_jobs;
 mod rules;
 mod schedule;
 mod simulation;
+mod uid;

@@ -12,6 +12,7 @@ pub mod evidence;
 pub mod execute;
 mod joining;
 mod live_test;
+pub mod machine;
 pub mod ollama;
 pub mod outbox;
 mod program;
@@ -50,6 +51,7 @@ use crate::{
     execute::{Executor, Load, Orders},
     joining::Joining,
     live_test::LiveTests,
+    machine::{Here, Machine},
     ollama::{Ollama, OllamaUrl, Policy},
     runtime_dir::{Presence, Present, RuntimePlaces},
     state::State,
@@ -137,6 +139,10 @@ pub struct Agent {
     mesh: Mesh,
     events: mpsc::Receiver<MeshEvent>,
     state: State,
+    machine: Machine,
+    /// What is kept outlives a restart, or the operator has named the machine.
+    durable: bool,
+    started: Instant,
     joining: Joining,
     runtime: Option<RuntimePlaces>,
     install_port: u16,
@@ -171,6 +177,8 @@ impl Agent {
         let stock = Stock::take(&config, Arc::clone(&ollama)).await;
         let (host, port) = config.ollama.host_and_port();
         let mut state = State::open(&config.state, &host, port, stock.facts())?;
+        // A record that came here with its key knows the old one.
+        let found = state.parent().filter(|_| state.has_moved()).unwrap_or_else(|| state.id());
         if config.runtime.as_ref().is_some_and(|places| places.list().iter().any(|p| p.agent == state.id())) {
             tracing::warn!(
                 "identity.clone: another agent of this machine runs with this key, the state directory was copied; taking a new key"
@@ -181,6 +189,10 @@ impl Agent {
                 "identity.clone: this state was made on other hardware; the agent has taken a new key"
             );
         }
+        let durable = config.machine.is_some() || state::lasts(state.directory());
+        let keys = [state.id(), found];
+        let here = Here { keys: &keys, facts: stock.facts(), durable, since_1970: since_1970() };
+        let machine = Machine::open(state.directory(), &here)?;
         let joining = Joining {
             secret: config.secret.clone(),
             listen: config.listen.clone(),
@@ -200,6 +212,9 @@ impl Agent {
             mesh,
             events,
             state,
+            machine,
+            durable,
+            started: now(),
             joining,
             runtime: config.runtime,
             install_port: port,
@@ -260,11 +275,19 @@ impl Agent {
                             next_announcement = now();
                         }
                     }
-                    Some(event) => self.on_event(event).await,
+                    Some(event) => {
+                        if let MeshEvent::Announced { from, announcement } = &event
+                            && self.heard_of_machine(*from, announcement)?
+                        {
+                            next_announcement = now();
+                        }
+                        self.on_event(event).await;
+                    }
                     None => break,
                 },
                 changed = self.stock.changed() => if changed {
                     next_announcement = now();
+                    self.look_at_machine()?;
                     // An executor that has ended has nothing to occupy.
                     let _ = self.orders.occupy(self.stock.devices()).await;
                 },
@@ -308,6 +331,22 @@ impl Agent {
         Ok(true)
     }
 
+    /// Takes in what another agent says of its machine; says whether this one's has another name now.
+    fn heard_of_machine(&mut self, from: AgentId, other: &Announcement) -> Result<bool, AgentError> {
+        let epoch = evidence::sample_epoch(&self.root);
+        let core = Core::new(&self.stock.description().evidence, epoch);
+        let mine = (self.id(), self.incarnation, &core);
+        let at = now().duration_since(self.started);
+        Ok(self.machine.heard(mine, from, other, at, since_1970())?)
+    }
+
+    /// Takes in what is seen of the machine now: other hardware, or another key.
+    fn look_at_machine(&mut self) -> Result<(), AgentError> {
+        let (keys, facts) = ([self.state.id()], self.stock.facts());
+        let here = Here { keys: &keys, facts, durable: self.durable, since_1970: since_1970() };
+        Ok(self.machine.see(&here)?)
+    }
+
     fn may_renew(&self) -> bool {
         let load = *self.load.borrow();
         let idle = load.running + load.queued + load.checking + load.waiting_results == 0;
@@ -325,6 +364,7 @@ impl Agent {
     async fn renew(&mut self) -> Result<(), AgentError> {
         let before = self.mesh.listening();
         self.state.mint(self.stock.facts())?;
+        self.look_at_machine()?;
         drop(self.presence.take());
         self.mesh.clone().shutdown().await;
         (self.mesh, self.events) = self.joining.join_again(&self.state, &before).await?;
@@ -378,6 +418,7 @@ impl Agent {
             label: Text::cut(&self.config_label),
             core: Core::new(&self.stock.description().evidence, epoch),
             sampled_ms_ago: 0,
+            machine: self.machine.claim(),
             locks: List::cut(locks).0,
             width: self.width,
             bundle,

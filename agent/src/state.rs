@@ -7,6 +7,7 @@
 //!     seq                      0600   the first sequence number that no announcement can have used
 //!     birth                    0600   keyed hashes of the hardware on which the key was made
 //!     parent                   0600   the id that this key replaced, where it did
+//!     machine                  0600   the machine's name and what it is known by (`machine.rs`)
 //! ```
 //!
 //! `<install>` is the endpoint's port, with its host in front where that is not loopback, so an agent finds its
@@ -341,6 +342,15 @@ fn take(path: &Path) -> Result<Option<File>, StateError> {
     }
 }
 
+/// Says whether what is written here outlives a restart: the layer of a container that is not on a volume does not,
+/// nor does memory. What cannot be told counts as lasting.
+#[must_use]
+pub fn lasts(directory: &Path) -> bool {
+    /// overlayfs, tmpfs and ramfs, from `linux/magic.h`. The type of the field differs between platforms.
+    const PASSING: [u32; 3] = [0x794c_7630, 0x0102_1994, 0x8584_58f6];
+    rustix::fs::statfs(directory).map_or(true, |found| !PASSING.contains(&(found.f_type as u32)))
+}
+
 /// Makes a directory for us alone, or refuses one that is not.
 fn make_private(directory: &Path) -> Result<(), StateError> {
     match fs::DirBuilder::new().mode(0o700).recursive(true).create(directory) {
@@ -368,7 +378,8 @@ fn check(path: &Path, found: &fs::Metadata, mode: u32) -> Result<(), StateError>
     Err(StateError::Unsafe { path: path.into(), fix })
 }
 
-fn read(directory: &Path, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+/// Reads a file of the state; `None` where there is none.
+pub(crate) fn read(directory: &Path, name: &str) -> Result<Option<Vec<u8>>, StateError> {
     let path = directory.join(name);
     // A FIFO in this place must not stop us.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -388,7 +399,7 @@ fn read(directory: &Path, name: &str) -> Result<Option<Vec<u8>>, StateError> {
 }
 
 /// Puts a file in place whole: written beside, synced, renamed, and the directory synced.
-fn write_new(directory: &Path, name: &str, content: &[u8]) -> Result<(), StateError> {
+pub(crate) fn write_new(directory: &Path, name: &str, content: &[u8]) -> Result<(), StateError> {
     let path = directory.join(name);
     let beside = directory.join(format!("{name}.new"));
     // Only a life that ended half-way leaves one, and the directory is locked.
@@ -412,7 +423,7 @@ fn damaged(directory: &Path, name: &str, what: &'static str) -> StateError {
     StateError::Damaged { path: directory.join(name), what, directory: directory.into() }
 }
 
-fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> StateError {
+pub(crate) fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> StateError {
     let path = path.to_owned();
     move |source| StateError::Io { what, path: path.clone(), source }
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use tropa_proto::{
     evidence::{Attribution, Evidence, Hypervisor},
-    fuse::{Fusion, Kind, Why},
+    fuse::{Fusion, Kind, RULES_VERSION, Why},
     id::AgentId,
     message::EngineState,
     roster::{Install, Machine, View},
@@ -34,6 +34,8 @@ const MAX_PAIRS: usize = 200;
 pub struct Report {
     /// The version of this object.
     pub schema: &'static str,
+    /// The version of the rules of identity and of every score in them.
+    pub rules_version: u16,
     /// How many installs there are.
     pub installs: usize,
     /// The machines, in the order of their ids.
@@ -55,8 +57,14 @@ pub struct Report {
 /// One machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct MachineRow {
-    /// Its id, in its short form.
+    /// Its id, in its short form: of its uid, or where it has none, of its agent with the smallest id.
     pub id: String,
+    /// Its lasting name, kept by its agents; `null` where another machine claims it with more right.
+    pub uid: Option<String>,
+    /// Names that forward to this machine.
+    pub aliases: Vec<String>,
+    /// The short id under which plans, journals and results name it: its agent with the smallest id.
+    pub roster_id: String,
     /// Its name for people.
     pub name: String,
     /// Kernels on it.
@@ -156,6 +164,7 @@ impl Report {
             fusion.map_or_else(Default::default, |fusion| relations(view, fusion, live_tests));
         Self {
             schema: "tropa.machines/1",
+            rules_version: RULES_VERSION,
             installs: view.installs.len(),
             at_once: working.len(),
             relations_left_out: pairs - relations.len(),
@@ -175,7 +184,10 @@ fn machine_row(view: &View, machine: &Machine, working: &BTreeSet<AgentId>) -> M
         .as_ref()
         .and_then(|fusion| fusion.machines().iter().find(|described| described.id == machine.id));
     MachineRow {
-        id: machine.id.short(),
+        id: machine.shown(),
+        uid: machine.uid.map(|uid| uid.to_string()),
+        aliases: machine.aliases.iter().map(ToString::to_string).collect(),
+        roster_id: machine.id.short(),
         name: machine.name.clone(),
         kernels: described.map_or(1, |described| described.kernels.len()),
         cpus: described.map_or(0, |described| described.host_cpus),

@@ -150,6 +150,9 @@ impl Message for Announcement {
         if self.width == 0 || self.width > 64 {
             return Err("the width is not between 1 and 64");
         }
+        if !self.machine.is_valid() {
+            return Err("a machine was made at a time that no uid has, or forwards to itself");
+        }
         Ok(())
     }
 }

@@ -7,10 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::fuse::Code;
 
-/// Types of anchors, the hardware ones first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Types of anchors, the hardware ones first. Their names stand in the records on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Anchor {
     /// Processor serials.
     Ppin,
@@ -78,7 +81,8 @@ impl Anchor {
     }
 
     /// Belongs to the hardware: a changed disk or a reinstalled system leaves it as it is.
-    fn is_hardware(self) -> bool {
+    #[must_use]
+    pub fn is_hardware(self) -> bool {
         match self {
             Self::Ppin | Self::ProductUuid | Self::PlatformUuid | Self::Gpu | Self::Mac => true,
             Self::Nvme | Self::MachineId | Self::MachineGuid | Self::AgentKey => false,
@@ -119,11 +123,15 @@ impl<I: Ord> Anchors<I> {
         Match { outcome, warning, sum }
     }
 
-    /// There is something that ties this machine to its record after a restart; a container without a volume, on a
-    /// machine without a GPU, has nothing (`NO_DURABLE_ANCHOR`).
+    /// How many values of hardware both know.
     #[must_use]
-    pub fn is_durable(&self) -> bool {
-        self.values.values().any(|values| !values.is_empty())
+    pub fn hardware_in_common(&self, record: &Self) -> usize {
+        let hardware = self.values.iter().filter(|(anchor, _)| anchor.is_hardware());
+        hardware
+            .map(|(anchor, seen)| {
+                record.values.get(anchor).map_or(0, |known| seen.intersection(known).count())
+            })
+            .sum()
     }
 }
 

@@ -34,6 +34,7 @@ pub mod message;
 pub mod proof;
 pub mod roster;
 pub mod secret;
+pub mod uid;
 
 #[cfg(feature = "mesh")]
 pub mod chunk_stream;

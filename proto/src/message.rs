@@ -13,6 +13,7 @@ use crate::{
     evidence::{Core, Evidence, Reading},
     failure::Reason,
     id::{AttemptId, Incarnation},
+    uid::MachineClaim,
 };
 
 /// The version byte in front of every frame; another version is refused before the body is decoded.
@@ -51,6 +52,8 @@ pub struct Announcement {
     pub core: Core,
     /// How many milliseconds before sending the boot epoch in `core` was sampled.
     pub sampled_ms_ago: u32,
+    /// The machine that the agent is on, by its lasting name.
+    pub machine: MachineClaim,
     /// Who shares a lock directory: the ids of the lock files of the agent's devices; empty: there is none.
     pub locks: List<[u8; 8], 16>,
     /// How many attempts the install may hold at once.

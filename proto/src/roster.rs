@@ -3,6 +3,7 @@
 //! Pure: every call brings the time, as a duration since the reader's own start. [`Roster::view`] is computed
 //! anew only when something changed; it is what a coordinator plans and schedules with.
 
+mod naming;
 mod rules;
 mod runs;
 #[cfg(test)]
@@ -28,8 +29,9 @@ use crate::{
     epoch::{EpochTrack, EpochWatch},
     evidence::Evidence,
     fuse::{Code, Fusion, Input, Member, PairFacts, fuse},
-    id::AgentId,
+    id::{AgentId, Incarnation},
     message::{AgentState, Announcement, Description, EngineState, Inventory},
+    uid::MachineClaim,
 };
 
 /// An agent that has been silent for this many of its own periods is gone: three lost announcements and a late
@@ -287,12 +289,22 @@ impl Roster {
                 .map(|(agent, _)| *agent)
                 .collect();
         }
-        let machines = fusion.machines().iter().map(|machine| Machine {
+        let names = naming::name(&mut fusion, &self.claims());
+        let machines = fusion.machines().iter().zip(names).map(|(machine, named)| Machine {
             id: machine.id,
+            uid: named.uid,
+            aliases: named.aliases,
             name: self.rules.name(&machine.agents).unwrap_or_else(|| self.label(machine.id.0)),
             agents: machine.agents.clone(),
         });
         View { machines: machines.collect(), installs, fusion: Some(fusion) }
+    }
+
+    /// What everybody says of the machine that it is on, with the run that says it.
+    fn claims(&self) -> BTreeMap<AgentId, (Incarnation, MachineClaim)> {
+        let claim = |of: &Announcement| (of.incarnation, of.machine);
+        let entries = self.entries.iter().map(|(agent, entry)| (*agent, claim(&entry.announcement)));
+        entries.chain(self.runs().map(|(agent, run)| (run.id(agent), claim(&run.announcement)))).collect()
     }
 
     fn install(&self, agent: AgentId, entry: &Entry, fusion: &Fusion) -> Option<Install> {

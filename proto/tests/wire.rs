@@ -174,3 +174,11 @@ fn another_version_is_refused_before_the_body_is_looked_at() {
     assert!(matches!(refused, Err(CodecError::Version { found: 2, .. })), "{refused:?}");
     assert!(matches!(decode::<Question>(&[]), Err(CodecError::Empty(_))));
 }
+
+#[test]
+fn the_largest_announcement_fits_its_cap() {
+    let announcement = fixed::largest_announcement();
+    let bytes = encode(&announcement).unwrap();
+    assert!(bytes.len() <= Announcement::CAP, "{}", bytes.len());
+    assert!(bytes.len() > 900, "not the largest: {}", bytes.len());
+}

@@ -6,6 +6,7 @@ use tropa_proto::{
     fuse::{ClockOffset, Code, Kind, Test},
     message::{AgentState, Announcement, Counters},
     roster::Roster,
+    uid::{MachineClaim, MachineUid},
 };
 
 use super::{report::named, *};
@@ -55,6 +56,7 @@ fn announcement(incarnation: u64, change: impl Fn(&mut Evidence)) -> Announcemen
         label: Text::cut("den"),
         core: Core::new(&evidence, Reading::Value(1_790_000_000_000_000_000)),
         sampled_ms_ago: 0,
+        machine: MachineClaim::new(MachineUid { created_ms: 1, random: [1; 16] }),
         locks: List::default(),
         width: 1,
         bundle: [0; 32],

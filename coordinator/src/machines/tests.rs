@@ -12,6 +12,7 @@ use tropa_proto::{
     id::{AgentId, Incarnation},
     message::{AgentState, Announcement, Description, EngineState, Inventory},
     roster::{Roster, Rules},
+    uid::{Change, MachineClaim, MachineUid},
 };
 
 use super::*;
@@ -24,10 +25,17 @@ struct Made {
     gpu: bool,
     kind: Hypervisor,
     engine: EngineState,
+    claim: Option<MachineClaim>,
 }
 
 fn made(label: &str, kernel: u32) -> Made {
-    Made { label: label.to_owned(), kernel, gpu: false, kind: Hypervisor::None, engine: EngineState::Up }
+    let (kind, engine) = (Hypervisor::None, EngineState::Up);
+    Made { label: label.to_owned(), kernel, gpu: false, kind, engine, claim: None }
+}
+
+/// What the agents of a kernel say of their machine.
+fn claim(kernel: u32) -> MachineClaim {
+    MachineClaim::new(MachineUid { created_ms: u64::from(kernel), random: tag(5, kernel << 16).0 })
 }
 
 fn tag(kind: u8, number: u32) -> Tag {
@@ -106,6 +114,7 @@ fn roster(agents: &[Made]) -> Roster {
                 label: Text::cut(&of.label),
                 core,
                 sampled_ms_ago: 0,
+                machine: of.claim.unwrap_or_else(|| claim(of.kernel)),
                 locks: List::default(),
                 width: 1,
                 bundle,
@@ -214,6 +223,29 @@ fn a_rule_names_a_machine_and_rules_are_listed_with_their_age() {
         ],
     };
     golden("rules.txt", &Report::with(roster.view(), &LiveTests::default(), Some(rules)).text(false));
+}
+
+#[test]
+fn what_agents_remember_of_their_machines_is_said_with_what_to_do() {
+    let copy = Some(claim(1));
+    let claim = |kernel, change, durable| {
+        Some(MachineClaim { change, durable, hardware: u8::from(durable), ..claim(kernel) })
+    };
+    let report = report(&[
+        Made { claim: claim(1, Change::HardwareChanged, true), ..made("den", 1) },
+        Made { claim: claim(2, Change::Moved, true), ..made("attic", 2) },
+        Made { claim: claim(3, Change::None, false), ..made("box", 3) },
+        Made { claim: copy, ..made("copy", 4) },
+    ]);
+    let codes: Vec<&str> = report.warnings.iter().map(|warning| warning.code).collect();
+    assert_eq!(
+        codes,
+        ["CLONED_IMAGE", "HARDWARE_CHANGED", "OS_MOVED_TO_OTHER_HARDWARE", "NO_DURABLE_ANCHOR"]
+    );
+    let uids = report.machines.iter().map(|machine| machine.uid.is_some());
+    assert_eq!(uids.collect::<Vec<_>>(), [true, true, true, false], "the copy has no name of its own");
+    assert_eq!((&*report.machines[0].id, &*report.machines[3].id), ("m-0001", "m-0004"));
+    golden("remembered.txt", &report.text(true));
 }
 
 #[test]

@@ -143,12 +143,13 @@ fn details(text: &mut String, machines: &[&MachineRow]) {
     for machine in &machines[..shown] {
         let _ = writeln!(
             text,
-            "\nmachine {} \"{}\"    {}, {}{}",
+            "\nmachine {} \"{}\"    {}, {}{}{}",
             machine.id,
             escaped(&machine.name),
             count(machine.agents.len(), "agent"),
             count(machine.kernels, "kernel"),
-            if machine.declared { ", declared, not read" } else { "" }
+            if machine.declared { ", declared, not read" } else { "" },
+            if machine.uid.is_none() { ", without a name of its own" } else { "" }
         );
         let named = if machine.agents.len() > AGENTS + 1 { AGENTS } else { machine.agents.len() };
         for agent in &machine.agents[..named] {

@@ -218,6 +218,7 @@ pub(super) mod tests {
         bounded::Text,
         evidence::{Core, Hypervisor, Os, Reading},
         id::Incarnation,
+        uid::{MachineClaim, MachineUid},
     };
 
     pub(in crate::mesh) fn envelope(key: &Keypair, announcement: &Announcement) -> Vec<u8> {
@@ -245,6 +246,7 @@ pub(super) mod tests {
                 gpus: List::default(),
             },
             sampled_ms_ago: 0,
+            machine: MachineClaim::new(MachineUid { created_ms: 1, random: [1; 16] }),
             locks: List::default(),
             width: 1,
             bundle: [1; 32],

@@ -5,6 +5,7 @@ use crate::{
     bounded::{List, Text},
     evidence::{Core, Os, Reading, Tag},
     id::Incarnation,
+    uid::{Before, Change, MachineClaim, MachineUid},
 };
 
 fn announcement(boot: u8, seq: u64) -> Announcement {
@@ -19,12 +20,18 @@ fn announcement(boot: u8, seq: u64) -> Announcement {
         label: Text::cut("den"),
         core: Core::new(&evidence, Reading::Absent),
         sampled_ms_ago: 0,
+        machine: MachineClaim::new(uid(boot)),
         locks: List::default(),
         width: 1,
         bundle: [0; 32],
         inventory: [0; 32],
         addresses: List::default(),
     }
+}
+
+/// One for each number; the greater, the younger.
+fn uid(n: u8) -> MachineUid {
+    MachineUid { created_ms: u64::from(n), random: [n; 16] }
 }
 
 fn agent(n: u8) -> AgentId {
@@ -209,4 +216,85 @@ fn two_agents_of_one_kernel_share_a_lock_only_if_they_name_one_lock_file() {
         }
         assert_eq!(roster.view().share_a_lock(agent(1), agent(2)), shared, "{files:?}");
     }
+}
+
+/// A roster of agents 1, 2, …, each with the number of its boot, its incarnation and what it claims.
+fn claimed(agents: &[(u8, u64, MachineClaim)]) -> Roster {
+    let mut roster = Roster::new(false);
+    for (n, (boot, incarnation, machine)) in (1..).zip(agents) {
+        let announcement =
+            Announcement { machine: *machine, ..run(*incarnation, *boot, 1, &format!("a{n}")) };
+        roster.announced(agent(n), announcement, at(0));
+        roster.connected(agent(n), true);
+    }
+    roster
+}
+
+fn codes(view: &View) -> Vec<(Code, Vec<AgentId>)> {
+    let warnings = view.fusion.as_ref().unwrap().warnings();
+    warnings.iter().map(|warning| (warning.code, warning.agents.clone())).collect()
+}
+
+#[test]
+fn a_machine_goes_by_the_oldest_uid_of_its_agents_and_the_others_forward() {
+    let claim = |n| MachineClaim::new(uid(n));
+    let adopted = MachineClaim { before: Before::Alias(uid(7)), ..claim(3) };
+    let mut roster = claimed(&[(1, 1, claim(5)), (1, 1, adopted), (2, 1, claim(4))]);
+    let view = roster.view();
+    assert_eq!(view.machines[0].uid, Some(uid(3)));
+    assert_eq!(view.machines[0].aliases, BTreeSet::from([uid(5), uid(7)]));
+    assert_eq!(view.machines[0].shown(), "m-0303");
+    assert_eq!((view.machines[1].uid, view.machines[1].aliases.len()), (Some(uid(4)), 0));
+    assert_eq!(view.machine(view.machines[1].id).unwrap().uid, Some(uid(4)));
+    assert_eq!(codes(view), []);
+}
+
+#[test]
+fn one_uid_on_two_machines_stays_with_the_better_claim_and_is_warned_of() {
+    let claim = |hardware| MachineClaim { hardware, ..MachineClaim::new(uid(3)) };
+    for (hardware, runs, keeps) in
+        [([2, 1], [9, 1], 0), ([1, 2], [1, 9], 1), ([1, 1], [1, 9], 0), ([1, 1], [9, 1], 1)]
+    {
+        let mut roster = claimed(&[(1, runs[0], claim(hardware[0])), (2, runs[1], claim(hardware[1]))]);
+        let view = roster.view();
+        assert_eq!(view.machines[keeps].uid, Some(uid(3)));
+        assert_eq!(view.machines[1 - keeps].uid, None, "{hardware:?} {runs:?}");
+        assert_eq!(view.machines[1 - keeps].shown(), view.machines[1 - keeps].id.short());
+        assert_eq!(codes(view), [(Code::ClonedImage, vec![agent(1), agent(2)])]);
+    }
+}
+
+#[test]
+fn a_machine_that_lost_a_uid_to_another_goes_by_its_next_one() {
+    let [weak, strong] = [0, 1].map(|hardware| MachineClaim { hardware, ..MachineClaim::new(uid(3)) });
+    let mut roster = claimed(&[(1, 1, weak), (1, 1, MachineClaim::new(uid(6))), (2, 1, strong)]);
+    let view = roster.view();
+    assert_eq!((view.machines[0].uid, view.machines[1].uid), (Some(uid(6)), Some(uid(3))));
+    assert!(view.machines[0].aliases.is_empty(), "the name of another machine does not forward here");
+}
+
+#[test]
+fn what_a_record_tells_of_its_machine_is_a_warning() {
+    let claim = MachineClaim::new(uid(1));
+    let changed = MachineClaim { change: Change::HardwareChanged, ..claim };
+    let moved = MachineClaim { change: Change::Moved, ..MachineClaim::new(uid(2)) };
+    let copy = MachineClaim { before: Before::CopyOf(uid(1)), ..MachineClaim::new(uid(3)) };
+    let mut roster = claimed(&[(1, 1, changed), (1, 1, changed), (2, 1, moved), (3, 1, copy)]);
+    assert_eq!(
+        codes(roster.view()),
+        [
+            (Code::ClonedImage, vec![agent(2), agent(4)]),
+            (Code::HardwareChanged, vec![agent(1), agent(2)]),
+            (Code::OsMovedToOtherHardware, vec![agent(3)]),
+        ]
+    );
+}
+
+#[test]
+fn a_name_that_nothing_keeps_is_warned_of_unless_a_neighbour_on_the_kernel_keeps_it() {
+    let lost = MachineClaim { durable: false, ..MachineClaim::new(uid(1)) };
+    let mut alone = claimed(&[(1, 1, lost), (2, 1, MachineClaim::new(uid(2)))]);
+    assert_eq!(codes(alone.view()), [(Code::NoDurableAnchor, vec![agent(1)])]);
+    let mut carried = claimed(&[(1, 1, lost), (1, 1, MachineClaim::new(uid(1)))]);
+    assert_eq!(codes(carried.view()), []);
 }

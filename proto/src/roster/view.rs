@@ -8,6 +8,7 @@ use crate::{
     fuse::{Fusion, Why},
     id::{AgentId, Incarnation, MachineId},
     message::Inventory,
+    uid::MachineUid,
 };
 
 /// The roster, grouped.
@@ -24,8 +25,12 @@ pub struct View {
 /// One physical box, as far as the evidence tells.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// Its id: the smallest of its agents.
+    /// Its id within this view: the smallest of its agents.
     pub id: MachineId,
+    /// Its lasting name: the oldest among its agents' that no other machine holds better; `None`: there is no such.
+    pub uid: Option<MachineUid>,
+    /// Other names that it goes by: what was remembered under them is this machine's.
+    pub aliases: BTreeSet<MachineUid>,
     /// Its name for people: a rule's, else the label of that agent.
     pub name: String,
     /// Its agents, in order.
@@ -80,7 +85,22 @@ pub enum Out {
     NotOllama(String),
 }
 
+impl Machine {
+    /// The id that people see: short, and the same as long as an agent of the machine remembers it.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        self.uid.map_or_else(|| self.id.short(), |uid| uid.short())
+    }
+}
+
 impl View {
+    /// The machine of this id.
+    #[must_use]
+    pub fn machine(&self, id: MachineId) -> Option<&Machine> {
+        let at = self.machines.binary_search_by_key(&id, |machine| machine.id).ok()?;
+        self.machines.get(at)
+    }
+
     /// Says in a few words why work of two agents may not overlap.
     #[must_use]
     pub fn why_together(&self, a: AgentId, b: AgentId) -> String {

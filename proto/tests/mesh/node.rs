@@ -12,6 +12,7 @@ use tropa_proto::{
     },
     message::{AgentState, Announcement, Endpoint, Hello, Role, Run, ToAgent},
     secret::MeshSecret,
+    uid::{MachineClaim, MachineUid},
 };
 
 /// How long anything may take on a busy machine before the test fails.
@@ -76,6 +77,7 @@ impl Node {
                 gpus: List::default(),
             },
             sampled_ms_ago: 0,
+            machine: MachineClaim::new(MachineUid { created_ms: 1, random: [1; 16] }),
             locks: List::default(),
             width: 1,
             bundle: [1; 32],

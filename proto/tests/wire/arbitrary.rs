@@ -19,6 +19,7 @@ use tropa_proto::{
         Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Outcome, Place, Question, Refusal, Role, Run,
         ToAgent,
     },
+    uid::{Before, Change, MachineClaim, MachineUid},
 };
 
 /// Longest generated list or text, so that a case stays quick; bounds have tests of their own.
@@ -93,15 +94,37 @@ prop_compose! {
         label in text(),
         core in core(),
         sampled_ms_ago in any::<u32>(),
+        machine in machine(),
         locks in list(any::<[u8; 8]>()),
         width in 1..=64_u16,
         (bundle, inventory) in any::<([u8; 32], [u8; 32])>(),
         addresses in list(any::<SocketAddr>().prop_map(plain)),
     ) -> Announcement {
         Announcement {
-            incarnation: Incarnation(incarnation), seq, period_ms, state, label, core, sampled_ms_ago, locks,
-            width, bundle, inventory, addresses,
+            incarnation: Incarnation(incarnation), seq, period_ms, state, label, core, sampled_ms_ago, machine,
+            locks, width, bundle, inventory, addresses,
         }
+    }
+}
+
+fn uid() -> impl Strategy<Value = MachineUid> {
+    (0..1_u64 << 48, any::<[u8; 16]>()).prop_map(|(created_ms, random)| MachineUid { created_ms, random })
+}
+
+prop_compose! {
+    fn machine()(
+        (uid, other) in (uid(), uid()),
+        kind in 0..3_u8,
+        hardware in any::<u8>(),
+        (same_boot, durable) in any::<(bool, bool)>(),
+        change in select(&[Change::None, Change::HardwareChanged, Change::Moved][..]),
+    ) -> MachineClaim {
+        let before = match kind {
+            1 if other != uid => Before::Alias(other),
+            2 if other != uid => Before::CopyOf(other),
+            _ => Before::Nothing,
+        };
+        MachineClaim { uid, before, hardware, same_boot, change, durable }
     }
 }
 

@@ -13,6 +13,7 @@ use tropa_proto::{
         Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Outcome, Place, Question, Refusal, Role, Run,
         ToAgent,
     },
+    uid::{Before, Change, MachineClaim, MachineUid},
 };
 
 /// A value and its name.
@@ -26,6 +27,52 @@ fn list<T, const MAX: usize>(values: impl Into<Vec<T>>) -> List<T, MAX> {
     List::new(values.into()).unwrap()
 }
 
+fn machine(state: AgentState) -> MachineClaim {
+    let uid = |byte: u8| MachineUid { created_ms: 1_790_000_000_000 + u64::from(byte), random: [byte; 16] };
+    let (before, change) = match state {
+        AgentState::Ready => (Before::Nothing, Change::None),
+        AgentState::Draining => (Before::Alias(uid(2)), Change::HardwareChanged),
+        AgentState::Leaving => (Before::CopyOf(uid(3)), Change::Moved),
+    };
+    let same_boot = state == AgentState::Ready;
+    MachineClaim { uid: uid(1), before, hardware: 3, same_boot, change, durable: same_boot }
+}
+
+/// An announcement in which every field is as long as it may be.
+pub(crate) fn largest_announcement() -> Announcement {
+    let why = || Text::cut(&"x".repeat(96));
+    let uid = |random| MachineUid { created_ms: (1 << 48) - 1, random };
+    let machine = MachineClaim { before: Before::CopyOf(uid([1; 16])), ..MachineClaim::new(uid([2; 16])) };
+    let address = "[2001:db8::7]:11634".parse().unwrap();
+    Announcement {
+        incarnation: Incarnation(u64::MAX),
+        seq: u64::MAX,
+        period_ms: 660_000,
+        state: AgentState::Leaving,
+        label: Text::cut(&"x".repeat(64)),
+        core: Core {
+            os: Os::Windows,
+            hypervisor: Hypervisor::Unknown,
+            declared: true,
+            time_namespace: true,
+            boot_id: Reading::Rejected(why()),
+            epoch_ns: Reading::Rejected(why()),
+            machine_id: Reading::Rejected(why()),
+            product_uuid: Reading::Rejected(why()),
+            host_cpus: u16::MAX,
+            memory: u64::MAX,
+            gpus: list([Tag([7; 16]); 8]),
+        },
+        sampled_ms_ago: u32::MAX,
+        machine,
+        locks: list([[1; 8]; 16]),
+        width: 64,
+        bundle: [1; 32],
+        inventory: [2; 32],
+        addresses: list([address; 6]),
+    }
+}
+
 pub(crate) fn announcements() -> Vec<Named<Announcement>> {
     let of = |state, core| Announcement {
         incarnation: Incarnation(0x0102_0304_0506_0708),
@@ -35,6 +82,7 @@ pub(crate) fn announcements() -> Vec<Named<Announcement>> {
         label: Text::cut("llama-1"),
         core,
         sampled_ms_ago: 12,
+        machine: machine(state),
         locks: list([[1; 8], [2; 8]]),
         width: 4,
         bundle: [0xb0; 32],
