@@ -85,6 +85,7 @@ impl World {
                 }
                 Action::Send(attempt, agent) => self.held.entry(agent).or_default().push(attempt),
                 Action::Cancel(..) | Action::End(..) | Action::Drop(_) | Action::Recall(..) => {}
+                Action::Fill(_) | Action::FailNeed(..) => panic!("these chunks need no others: {action:?}"),
                 Action::Commit(attempt) => self.close(attempt.chunk, Ok(())),
                 Action::Fail(chunk, _, class) => self.close(chunk, Err(class)),
             }

@@ -12,6 +12,7 @@
 mod directory;
 mod draft;
 mod error;
+mod fill;
 mod finished;
 mod jobs;
 mod read;
@@ -21,15 +22,22 @@ mod timeline;
 mod totals;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use rusqlite::{Connection, TransactionBehavior};
 use sha2::{Digest as _, Sha256};
-use tropa_proto::{id::JobId, message::Endpoint};
+use tropa_proto::{
+    id::{ChunkIndex, JobId},
+    message::Endpoint,
+};
 
 pub use directory::{MIN_FREE, require_space};
 pub use draft::Draft;
 pub use error::Error;
+pub use fill::{Filled, Needs};
 pub use finished::Finished;
 pub use jobs::{FindError, JobState, JobSummary, find, list, summary};
 pub use read::{AttemptRow, Chunk, Decided, DoneRow, FailedRow, Item, OpenAttempt, PastAttempt, Resume};
@@ -71,8 +79,13 @@ pub struct NewChunk {
     pub endpoint: Endpoint,
     /// The model's name as the body says it.
     pub model: String,
-    /// The JSON body for Ollama, final, at most [`tropa_proto::message::MAX_BODY`] bytes.
+    /// The JSON body for Ollama, at most [`tropa_proto::message::MAX_BODY`] bytes: final where the chunk needs no
+    /// other, else the recipe of one, with holes for the answers of those that it needs ([`crate::recipe`]).
     pub body: Vec<u8>,
+    /// The chunks whose answers fill its holes; each comes before it. Exactly those that the recipe names.
+    pub needs: BTreeSet<ChunkIndex>,
+    /// It is an item of the output; otherwise only other chunks read its answer.
+    pub shown: bool,
     /// What the export needs to know about the item, as JSON; opaque to the journal.
     pub origin: String,
 }
@@ -94,6 +107,8 @@ pub struct Job {
     pub state: State,
     /// How many chunks it has.
     pub chunks: u32,
+    /// How many of them are items of the output; the others only feed them.
+    pub items: u32,
 }
 
 /// A journal that holds the whole input of its job.
@@ -252,6 +267,20 @@ fn chunk_hash(endpoint: Endpoint, body: &[u8]) -> [u8; 32] {
     hash.update(endpoint_name(endpoint));
     hash.update(b"\0");
     hash.update(body);
+    hash.finalize().into()
+}
+
+/// Gives the hash of a chunk that builds on others: over its endpoint, the chunks that it needs, and its recipe.
+fn recipe_hash(endpoint: Endpoint, needs: &BTreeSet<ChunkIndex>, recipe: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(b"tropa.recipe/1\0");
+    hash.update(endpoint_name(endpoint));
+    hash.update(b"\0");
+    hash.update(u32::try_from(needs.len()).unwrap_or(u32::MAX).to_le_bytes());
+    for ChunkIndex(on) in needs {
+        hash.update(on.to_le_bytes());
+    }
+    hash.update(recipe);
     hash.finalize().into()
 }
 

@@ -21,6 +21,7 @@ pub mod mesh_file;
 pub mod own_agent;
 pub mod plan;
 pub mod progress;
+pub mod recipe;
 pub mod report;
 pub mod resume;
 pub mod rules;

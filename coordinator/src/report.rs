@@ -45,7 +45,10 @@ pub struct Output {
     /// The open stream; `None` for a file that is written at the end.
     stream: Option<BufWriter<Box<dyn Write + Send>>>,
     as_completed: bool,
+    /// Which chunks are finished.
     finished: Finished,
+    /// The chunks that are items, in order; `None` where all are.
+    shown: Option<Vec<ChunkIndex>>,
     /// The first item that has not been written.
     next: u32,
     items: u32,
@@ -107,11 +110,11 @@ impl Output {
         let as_completed = as_completed || planted(Bug::OutputByCompletion);
         let finished = journal.load()?.finished;
         let stream = stream.map(|stream| BufWriter::with_capacity(64 << 10, stream));
-        let items = journal.job().chunks;
-        let mut output = Self { destination, stream, as_completed, finished, next: 0, items };
+        let (shown, items) = (journal.shown()?, journal.job().items);
+        let mut output = Self { destination, stream, as_completed, finished, shown, next: 0, items };
         if as_completed {
             for index in 0..items {
-                if output.finished.contains(ChunkIndex(index)) {
+                if output.finished.contains(output.chunk_of(index)) {
                     output.write(journal, index)?;
                 }
             }
@@ -122,13 +125,13 @@ impl Output {
         Ok(output)
     }
 
-    /// How many items have a result, and how many failed.
+    /// How many chunks have a result, and how many failed.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
         (self.finished.done().into(), self.finished.failed().into())
     }
 
-    /// Takes note that an item is finished in the journal, and writes what is due. Stdout that is not read makes
+    /// Takes note that a chunk is finished in the journal, and writes what is due. Stdout that is not read makes
     /// this wait.
     ///
     /// # Errors
@@ -140,7 +143,9 @@ impl Output {
         let done = !journal.is_failed(chunk)?;
         self.finished.insert(chunk, done);
         if self.as_completed {
-            self.write(journal, chunk.0)?;
+            if let Some(item) = self.item_of(chunk) {
+                self.write(journal, item)?;
+            }
             return self.flush();
         }
         self.release(journal, LINES_PER_COMMIT)
@@ -154,7 +159,7 @@ impl Output {
     /// As [`Output::committed`]. A file of an earlier run is then still there as it was.
     pub fn finish(mut self, journal: &Journal) -> Result<bool, Error> {
         self.release(journal, u32::MAX)?;
-        let complete = self.finished.done() + self.finished.failed() == self.items;
+        let complete = self.finished.done() + self.finished.failed() == journal.job().chunks;
         let Destination::File(path) = self.destination.clone() else { return Ok(complete) };
         if is_special(&path) {
             return Ok(complete);
@@ -167,9 +172,9 @@ impl Output {
         }
         if complete {
             let errors = errors_file(&path);
-            let failed = (0..self.items).filter(|index| self.finished.is_failed(ChunkIndex(*index)));
-            if self.finished.failed() > 0 {
-                export(journal, &errors, failed)?;
+            let failed = |index: &u32| self.finished.is_failed(self.chunk_of(*index));
+            if (0..self.items).any(|index| failed(&index)) {
+                export(journal, &errors, (0..self.items).filter(failed))?;
             } else if let Err(error) = std::fs::remove_file(&errors)
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -184,11 +189,23 @@ impl Output {
             return Ok(());
         }
         let end = self.next.saturating_add(limit);
-        while self.next < end && self.finished.contains(ChunkIndex(self.next)) {
+        while self.next < end.min(self.items) && self.finished.contains(self.chunk_of(self.next)) {
             self.write(journal, self.next)?;
             self.next += 1;
         }
         self.flush()
+    }
+
+    /// The chunk of an item; one that is never finished for an item that there is not.
+    fn chunk_of(&self, item: u32) -> ChunkIndex {
+        let Some(shown) = &self.shown else { return ChunkIndex(item) };
+        shown.get(item as usize).copied().unwrap_or(ChunkIndex(u32::MAX))
+    }
+
+    /// The item that a chunk is, if it is one.
+    fn item_of(&self, chunk: ChunkIndex) -> Option<u32> {
+        let Some(shown) = &self.shown else { return Some(chunk.0) };
+        shown.binary_search(&chunk).ok().and_then(|item| u32::try_from(item).ok())
     }
 
     fn write(&mut self, journal: &Journal, index: u32) -> Result<(), Error> {

@@ -194,10 +194,16 @@ fn announce(journal: &Journal, purpose: &Purpose, progress: &Progress, settings:
         } else {
             String::new()
         };
-        progress.say(&format!("job {} goes on: {} items{again}", job.id.short(), job.chunks));
+        progress.say(&format!("job {} goes on: {}{again}", job.id.short(), amount(job)));
     } else {
-        progress.say(&format!("job {}: {} items", job.id.short(), job.chunks));
+        progress.say(&format!("job {}: {}", job.id.short(), amount(job)));
     }
+}
+
+/// How much there is to do, in words.
+fn amount(job: &journal::Job) -> String {
+    let items = format!("{} item{}", job.items, if job.items == 1 { "" } else { "s" });
+    if job.items == job.chunks { items } else { format!("{items} from {} chunks", job.chunks) }
 }
 
 fn with_hint(failed: Failed, journal: &Journal) -> Failed {
@@ -241,6 +247,9 @@ fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule, Failed> {
     let open = unfinished
         .map(|open| (AttemptId { job: id, chunk: open.chunk, no: open.no }, (open.agent, open.incarnation)));
     schedule.resume(closed, history, open.collect());
+    let needs = journal.needs().or_code()?;
+    let failed = needs.on.values().flatten().copied().filter(|chunk| resume.finished.is_failed(*chunk));
+    schedule.depend(needs.on.clone(), &needs.unfilled, failed.collect());
     Ok(schedule)
 }
 

@@ -112,7 +112,17 @@ struct Live {
 enum After {
     Recorded(AttemptId),
     Ended(Attempt),
-    Closed { chunk: ChunkIndex, attempt: AttemptId, done: bool, tokens: u64, agent: Option<AgentId> },
+    Closed {
+        chunk: ChunkIndex,
+        attempt: AttemptId,
+        done: bool,
+        tokens: u64,
+        agent: Option<AgentId>,
+    },
+    /// The request of a chunk that builds on others.
+    Filled(ChunkIndex),
+    /// A failure that no attempt decided.
+    Untried(ChunkIndex),
     Nothing,
 }
 

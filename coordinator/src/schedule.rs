@@ -14,6 +14,7 @@ mod check;
 mod dispatch;
 mod holdings;
 mod missing;
+mod needs;
 mod standing;
 
 use std::{
@@ -30,6 +31,7 @@ use tropa_proto::{
 use self::{
     holdings::{Holdings, Stage},
     missing::{Missing, settles},
+    needs::Needs,
     standing::{Standing, smoothed},
 };
 
@@ -85,6 +87,10 @@ pub enum Event {
     Lost(AttemptId),
     /// The chunk's result or failure is on disk.
     Committed(ChunkIndex),
+    /// The request that `Fill` asked for is on disk.
+    Filled(ChunkIndex),
+    /// No request comes of the answers; the chunk's failure is on its way to the disk.
+    Unfit(ChunkIndex),
     /// The journal cannot write (true) or can again (false).
     Paused(bool),
     /// Nothing new starts; what runs may end.
@@ -112,6 +118,10 @@ pub enum Action {
     Recall(AttemptId, AgentId),
     /// Commit the result that `Finished` named.
     Commit(AttemptId),
+    /// All that the chunk needs is done: write its request with the answers in it, then say `Filled` or `Unfit`.
+    Fill(ChunkIndex),
+    /// Commit that the chunk has failed because the second one, which it needs, has.
+    FailNeed(ChunkIndex, ChunkIndex),
     /// What came of it came too late: acknowledge it and drop it.
     Drop(AttemptId),
 }
@@ -132,6 +142,8 @@ pub struct Schedule {
     orphans: BTreeMap<AttemptId, (AgentId, Incarnation)>,
     /// Attempts that were lost and may still run.
     missing: BTreeMap<AttemptId, Missing>,
+    /// Which chunks build on which.
+    needs: Needs,
     installs: BTreeMap<AgentId, Install>,
     /// The unguarded rivals of every install that was ever seen: they stay rivals when its agent is out of reach.
     unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
@@ -179,6 +191,7 @@ impl Schedule {
             holdings: Holdings::default(),
             orphans: BTreeMap::new(),
             missing: BTreeMap::new(),
+            needs: Needs::default(),
             unguarded: BTreeMap::new(),
             installs: BTreeMap::new(),
             standing: BTreeMap::new(),
@@ -214,7 +227,12 @@ impl Schedule {
             Event::Finished(attempt) => self.on_finished(attempt, now, &mut actions),
             Event::Failed(attempt, reason) => self.on_ended(attempt, reason.class(), now, &mut actions),
             Event::Lost(attempt) => self.on_ended(attempt, Class::Lost, now, &mut actions),
-            Event::Committed(chunk) => self.close(chunk),
+            Event::Committed(chunk) => {
+                self.close(chunk);
+                self.passed_on(chunk);
+            }
+            Event::Filled(chunk) => self.on_filled(chunk),
+            Event::Unfit(chunk) => self.on_unfit(chunk),
             Event::Paused(paused) => {
                 self.paused = paused;
                 self.wake_all();
@@ -227,6 +245,7 @@ impl Schedule {
             Event::Tick => self.wake_all(),
         }
         self.give_up_orphans(now, &mut actions);
+        self.follow_needs(&mut actions);
         self.recall(now, &mut actions);
         if self.wakes_at.is_some_and(|at| at <= now) {
             self.wakes_at = self.pauses_end(now);
@@ -260,7 +279,7 @@ impl Schedule {
     /// Nothing runs and nothing is on its way to the disk.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.holdings.is_empty() && self.finishing == 0
+        self.holdings.is_empty() && self.finishing == 0 && !self.needs.is_filling()
     }
 
     /// Nothing runs, and the open chunks of these models have no install that could ever take them as the roster
@@ -401,6 +420,7 @@ impl Schedule {
             Verdict::Again => self.again(attempt.chunk),
             Verdict::Over(class) => {
                 self.finish(attempt.chunk);
+                self.needs.fails(attempt.chunk);
                 actions.push(Action::Fail(attempt.chunk, attempt, class));
             }
         }

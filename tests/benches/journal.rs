@@ -108,7 +108,14 @@ fn drive(
 
 fn chunk(index: u32) -> Result<NewChunk, Error> {
     let body = format!(r#"{{"model":"m:1b","n":{index},"text":"{}"}}"#, "x".repeat(1000)).into_bytes();
-    Ok(NewChunk { endpoint: Endpoint::Chat, model: "m:1b".to_owned(), body, origin: "{}".to_owned() })
+    Ok(NewChunk {
+        endpoint: Endpoint::Chat,
+        model: "m:1b".to_owned(),
+        body,
+        needs: std::collections::BTreeSet::new(),
+        shown: true,
+        origin: "{}".to_owned(),
+    })
 }
 
 fn attempt(index: u32) -> Step {

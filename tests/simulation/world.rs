@@ -446,6 +446,7 @@ impl World {
                 Action::Cancel(attempt, _) => self.order(attempt, Arrival::Cancel),
                 Action::End(attempt, class) => self.submit(Step::Ended(attempt, class)),
                 Action::Fail(_, attempt, class) => self.submit(Step::Failed(attempt, class)),
+                Action::Fill(_) | Action::FailNeed(..) => panic!("these chunks need no others: {action:?}"),
                 Action::Commit(attempt) => self.submit(Step::Result(attempt)),
                 Action::Drop(attempt) => self.submit(Step::Ended(attempt, Class::Superseded)),
             }

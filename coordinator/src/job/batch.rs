@@ -336,6 +336,8 @@ impl Chunks<'_> {
             endpoint: item.endpoint,
             model: full_name(item.model.as_deref().unwrap_or(&self.model)),
             body,
+            needs: BTreeSet::new(),
+            shown: true,
             origin: json!(origin).to_string(),
         }
     }

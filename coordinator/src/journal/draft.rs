@@ -7,7 +7,8 @@ use sha2::{Digest as _, Sha256};
 use tropa_proto::{id::JobId, message::MAX_BODY};
 
 use super::{
-    Error, Job, Journal, Kind, NewChunk, Parts, State, chunk_hash, directory, endpoint_name, schema, sha256,
+    Error, Job, Journal, Kind, NewChunk, Parts, State, chunk_hash, directory, endpoint_name, recipe_hash,
+    schema, sha256,
 };
 
 /// Rows of one transaction while the input comes in: large enough that a sync costs nothing beside them.
@@ -23,6 +24,7 @@ pub struct Draft {
     open: Option<Parts>,
     id: JobId,
     chunks: u32,
+    items: u32,
     input: Sha256Debug,
 }
 
@@ -38,7 +40,7 @@ impl Draft {
         let lock = directory::create(dir)?;
         let conn = schema::create(&directory::database(dir))?;
         let parts = Parts { conn, dir: dir.to_owned(), lock: Some(lock) };
-        Ok(Self { open: Some(parts), id, chunks: 0, input: Sha256Debug(Sha256::new()) })
+        Ok(Self { open: Some(parts), id, chunks: 0, items: 0, input: Sha256Debug(Sha256::new()) })
     }
 
     /// Takes in chunks, in order, behind those that are there; memory stays flat however many come.
@@ -59,9 +61,12 @@ impl Draft {
                 .map_err(|e| Error::sql(doing, e))?;
             let mut row = tx
                 .prepare_cached(
-                    "INSERT INTO chunk (idx, item, hash, model, endpoint, request, origin)
-                     VALUES (?1, ?1, ?2, ?3, ?4, ?5, ?6)",
+                    "INSERT INTO chunk (idx, item, hash, model, endpoint, request, recipe, origin)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                 )
+                .map_err(|e| Error::sql(doing, e))?;
+            let mut edge = tx
+                .prepare_cached("INSERT INTO need (idx, on_idx) VALUES (?1, ?2)")
                 .map_err(|e| Error::sql(doing, e))?;
             let (mut rows, mut bytes) = (0, 0);
             while rows < ROWS_PER_COMMIT && bytes < BYTES_PER_COMMIT {
@@ -71,22 +76,33 @@ impl Draft {
                 if chunk.body.len() > MAX_BODY {
                     return Err(Error::TooLarge { index, len: chunk.body.len() }.into());
                 }
-                let hash = chunk_hash(chunk.endpoint, &chunk.body);
+                let (hash, request, recipe) = if chunk.needs.is_empty() {
+                    (chunk_hash(chunk.endpoint, &chunk.body), Some(&chunk.body), None)
+                } else {
+                    (recipe_hash(chunk.endpoint, &chunk.needs, &chunk.body), None, Some(&chunk.body))
+                };
                 self.input.0.update(hash);
+                let item = chunk.shown.then_some(self.items);
                 row.execute(params![
                     index,
+                    item,
                     hash,
                     chunk.model,
                     endpoint_name(chunk.endpoint),
-                    chunk.body,
+                    request,
+                    recipe,
                     chunk.origin
                 ])
                 .map_err(|e| Error::sql(doing, e))?;
+                for on in &chunk.needs {
+                    edge.execute(params![index, on.0]).map_err(|e| Error::sql(doing, e))?;
+                }
                 self.chunks = index.checked_add(1).ok_or(Error::TooMany)?;
-                rows += 1;
+                self.items += u32::from(chunk.shown);
+                rows += 1 + u32::try_from(chunk.needs.len()).unwrap_or(u32::MAX);
                 bytes += chunk.body.len() + chunk.origin.len();
             }
-            drop(row);
+            drop((row, edge));
             tx.commit().map_err(|e| Error::sql(doing, e))?;
         }
         Ok(())
@@ -125,6 +141,7 @@ impl Draft {
             created_ms,
             state: State::Open,
             chunks: self.chunks,
+            items: self.items,
         };
         match self.open.take() {
             Some(parts) => Ok(Journal { parts, job }),

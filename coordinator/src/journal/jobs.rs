@@ -35,9 +35,11 @@ pub enum JobState {
         created_ms: u64,
         /// How many chunks it has.
         chunks: u32,
-        /// How many have a result.
+        /// How many of them are items of the output.
+        items: u32,
+        /// How many items have a result.
         done: u32,
-        /// How many have a failure.
+        /// How many items have a failure.
         failed: u32,
     },
     /// The input is coming in, or its coordinator died while it did.
@@ -134,8 +136,8 @@ pub fn summary(jobs: &Path, id: JobId) -> JobSummary {
 
 fn state(conn: &Connection) -> Result<JobState, Error> {
     let Some(job) = read::job(conn)? else { return Ok(JobState::Incomplete) };
-    let sql =
-        "SELECT count(*) FILTER (WHERE kind = 'done'), count(*) FILTER (WHERE kind = 'failed') FROM result";
+    let sql = "SELECT count(*) FILTER (WHERE r.kind = 'done'), count(*) FILTER (WHERE r.kind = 'failed')
+               FROM result r JOIN chunk c ON c.idx = r.idx WHERE c.item IS NOT NULL";
     let (done, failed) = conn
         .query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
         .map_err(|e| Error::sql("count the results", e))?;
@@ -144,6 +146,7 @@ fn state(conn: &Connection) -> Result<JobState, Error> {
         state: job.state,
         created_ms: job.created_ms,
         chunks: job.chunks,
+        items: job.items,
         done,
         failed,
     })

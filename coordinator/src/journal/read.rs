@@ -230,23 +230,32 @@ impl Journal {
     /// Reads one chunk to send it.
     ///
     /// # Errors
-    /// When there is none, or its body is not what came in.
+    /// When there is none, its body is not what came in or not what its recipe and the answers give, or it still
+    /// waits for some.
     pub fn chunk(&self, index: ChunkIndex) -> Result<Chunk, Error> {
         let sql = |e| Error::sql("read a chunk", e);
         let mut query = self
             .parts
             .conn
-            .prepare_cached("SELECT endpoint, model, request, hash, origin FROM chunk WHERE idx = ?1")
+            .prepare_cached(
+                "SELECT endpoint, model, request, hash, origin, recipe IS NOT NULL FROM chunk WHERE idx = ?1",
+            )
             .map_err(sql)?;
-        let (endpoint, model, body, hash, origin): (String, String, Vec<u8>, [u8; 32], Option<String>) =
-            query
-                .query_row([index.0], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
-                })
-                .map_err(sql)?;
+        type Row = (String, String, Option<Vec<u8>>, [u8; 32], Option<String>, bool);
+        let (endpoint, model, body, hash, origin, builds_on_others): Row = query
+            .query_row([index.0], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+            })
+            .map_err(sql)?;
         let endpoint =
             endpoint_from_name(&endpoint).ok_or_else(|| Error::Damaged(format!("endpoint {endpoint:?}")))?;
-        if chunk_hash(endpoint, &body) != hash {
+        let body = body.ok_or_else(|| Error::Damaged(format!("chunk {} has no request yet", index.0)))?;
+        let whole = if builds_on_others {
+            matches!(self.fill(index)?, super::Filled::Body(filled) if filled == body)
+        } else {
+            chunk_hash(endpoint, &body) == hash
+        };
+        if !whole {
             return Err(Error::Damaged(format!("the request of chunk {} does not have its hash", index.0)));
         }
         Ok(Chunk { index, endpoint, model, body, origin: origin.unwrap_or_default() })
@@ -367,7 +376,8 @@ pub(super) fn job(conn: &Connection) -> Result<Option<Job>, Error> {
     let found = conn
         .query_row(
             "SELECT id, kind, spec, spec_sha256, input_sha256, created_ms, state,
-                    (SELECT coalesce(max(idx) + 1, 0) FROM chunk) FROM job",
+                    (SELECT coalesce(max(idx) + 1, 0) FROM chunk),
+                    (SELECT coalesce(max(item) + 1, 0) FROM chunk) FROM job",
             [],
             |row| {
                 let names: (String, String, [u8; 32]) = (row.get(1)?, row.get(6)?, row.get(3)?);
@@ -379,6 +389,7 @@ pub(super) fn job(conn: &Connection) -> Result<Option<Job>, Error> {
                     created_ms: row.get::<_, i64>(5)?.cast_unsigned(),
                     state: State::Open,
                     chunks: row.get(7)?,
+                    items: row.get(8)?,
                 };
                 Ok((job, names))
             },

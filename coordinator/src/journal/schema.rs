@@ -3,7 +3,8 @@
 //! State that can be derived is not stored: a chunk is finished if and only if it has a row in `result`, and
 //! running if and only if it has an attempt without `class`. The tables are those of `reliability.md` §7.2 with
 //! these additions, which the result file needs and nothing else decides by: `chunk.endpoint` and `chunk.origin`
-//! (what the item was called and how its answer is to be shaped), `attempt.machine` and `attempt.reason`,
+//! (what the item was called and how its answer is to be shaped), `chunk.recipe` (the body with holes of a chunk that
+//! builds on others; `request` is the same with the answers in it, written when they are all there), `attempt.machine` and `attempt.reason`,
 //! `result.metrics` (times of the deciding attempt, JSON) and `result.detail` (words of a failure). `attempt.machine`
 //! is the whole id; `attempt.started_ms` (when its engine began) and `name` (what agents and machines were called) are
 //! for reports; `result.sha256` covers the number of the chunk and the body.
@@ -39,6 +40,7 @@ CREATE TABLE chunk (
   hash BLOB NOT NULL CHECK (length(hash) = 32), model TEXT NOT NULL,
   endpoint TEXT NOT NULL CHECK (endpoint IN ('chat','generate','embed')),
   request BLOB,
+  recipe BLOB,
   origin TEXT,
   round INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE need (

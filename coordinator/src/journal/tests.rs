@@ -27,6 +27,8 @@ fn chunk(n: u32) -> Result<NewChunk, Error> {
         endpoint: Endpoint::Chat,
         model: "m:1b".to_owned(),
         body: format!(r#"{{"model":"m:1b","n":{n}}}"#).into_bytes(),
+        needs: BTreeSet::new(),
+        shown: true,
         origin: format!(r#"{{"id":"{n}"}}"#),
     })
 }

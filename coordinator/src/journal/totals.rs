@@ -13,6 +13,10 @@ pub struct Totals {
     pub done: u32,
     /// Items that failed, by class.
     pub failed: BTreeMap<String, u32>,
+    /// Chunks with a result that are no items: they only feed some.
+    pub inner_done: u32,
+    /// Such chunks that failed, by class.
+    pub inner_failed: BTreeMap<String, u32>,
     /// Tokens of the prompts of results.
     pub prompt_tokens: u64,
     /// Tokens of the answers.
@@ -28,7 +32,7 @@ pub struct Totals {
 /// What one machine brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
-    /// Results.
+    /// Results, those of inner chunks too.
     pub items: u32,
     /// Tokens of their answers.
     pub output_tokens: u64,
@@ -46,19 +50,23 @@ impl Journal {
         let mut query = conn
             .prepare(
                 "SELECT r.kind = 'done', coalesce(r.class, ''), a.machine, count(*), coalesce(sum(r.prompt_tokens), 0),
-                        coalesce(sum(r.output_tokens), 0), count(*) FILTER (WHERE r.done_reason = 'length')
-                 FROM result r LEFT JOIN attempt a ON a.idx = r.idx AND a.no = r.no GROUP BY 1, 2, 3",
+                        coalesce(sum(r.output_tokens), 0), count(*) FILTER (WHERE r.done_reason = 'length'),
+                        c.item IS NOT NULL
+                 FROM result r JOIN chunk c ON c.idx = r.idx
+                 LEFT JOIN attempt a ON a.idx = r.idx AND a.no = r.no GROUP BY 1, 2, 3, 7",
             )
             .map_err(sql)?;
         let mut rows = query.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let count: u32 = row.get(3).map_err(sql)?;
+            let shown: bool = row.get(7).map_err(sql)?;
             if !row.get::<_, bool>(0).map_err(sql)? {
-                *totals.failed.entry(row.get(1).map_err(sql)?).or_default() += count;
+                let failed = if shown { &mut totals.failed } else { &mut totals.inner_failed };
+                *failed.entry(row.get(1).map_err(sql)?).or_default() += count;
                 continue;
             }
             let output_tokens = row.get::<_, i64>(5).map_err(sql)?.cast_unsigned();
-            totals.done += count;
+            *(if shown { &mut totals.done } else { &mut totals.inner_done }) += count;
             totals.prompt_tokens += row.get::<_, i64>(4).map_err(sql)?.cast_unsigned();
             totals.output_tokens += output_tokens;
             totals.truncated += row.get::<_, u32>(6).map_err(sql)?;

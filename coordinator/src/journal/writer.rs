@@ -87,6 +87,13 @@ pub enum Step {
         /// When.
         now_ms: u64,
     },
+    /// All answers that the chunk builds on are there, and this is its request with them in it.
+    Request {
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The body for Ollama.
+        body: Vec<u8>,
+    },
     /// The chunk has failed for good: commits that if nothing is committed for it yet.
     Failed {
         /// The chunk.
@@ -308,6 +315,7 @@ fn size(steps: &[(Token, Step)]) -> usize {
         .iter()
         .map(|(_, step)| match step {
             Step::Result { done, .. } => done.body.len(),
+            Step::Request { body, .. } => body.len(),
             Step::Attempt { .. }
             | Step::Ended { .. }
             | Step::Failed { .. }
@@ -373,6 +381,9 @@ fn apply(conn: &Connection, step: &Step) -> rusqlite::Result<Effect> {
                  ON CONFLICT (idx) DO NOTHING",
             )?
             .execute(params![chunk.0, no, class.name(), &*Text::<2048>::cut(detail)]),
+        Step::Request { chunk, body } => conn
+            .prepare_cached("UPDATE chunk SET request = ?2 WHERE idx = ?1 AND request IS NULL")?
+            .execute(params![chunk.0, body]),
         Step::State(state) => conn.prepare_cached("UPDATE job SET state = ?1")?.execute([state.name()]),
         Step::Started { chunk, no, now_ms } => conn
             .prepare_cached(

@@ -26,7 +26,7 @@ impl Summary {
     /// When the journal cannot be read.
     pub fn of(journal: &Journal, wall: Duration) -> Result<Self, Error> {
         let job = journal.job();
-        Ok(Self { job: job.id.short(), items: job.chunks, totals: journal.totals()?, wall })
+        Ok(Self { job: job.id.short(), items: job.items, totals: journal.totals()?, wall })
     }
 
     /// How many items have failed.
@@ -35,10 +35,10 @@ impl Summary {
         self.totals.failed.values().sum()
     }
 
-    /// Says whether any item has failed.
+    /// Says whether any item, or any chunk that feeds one, has failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        !self.totals.failed.is_empty()
+        !self.totals.failed.is_empty() || !self.totals.inner_failed.is_empty()
     }
 
     /// Says whether every item has its result or failure.
@@ -52,9 +52,15 @@ impl Summary {
     pub fn text(&self, names: &BTreeMap<MachineId, String>) -> String {
         let totals = &self.totals;
         let mut text = format!("job {}: {} of {} items done", self.job, totals.done, self.items);
-        if self.has_failed() {
-            let classes = totals.failed.iter().map(|(class, count)| format!("{count} {}", escaped(class)));
-            let _ = write!(text, ", {} failed ({})", self.failed(), classes.collect::<Vec<_>>().join(", "));
+        if !totals.failed.is_empty() {
+            let _ = write!(text, ", {} failed ({})", self.failed(), by_class(&totals.failed));
+        }
+        if totals.inner_done > 0 {
+            let _ = write!(text, ", from {} chunks before them", totals.inner_done);
+        }
+        if !totals.inner_failed.is_empty() {
+            let count: u32 = totals.inner_failed.values().sum();
+            let _ = write!(text, ", {count} of those failed ({})", by_class(&totals.inner_failed));
         }
         let _ = write!(
             text,
@@ -73,13 +79,14 @@ impl Summary {
         for (machine, share) in &totals.machines {
             let name = names.get(machine).cloned().unwrap_or_else(|| machine.short());
             // Shares are rounded down, so that 99.9 % is never shown as all.
-            let percent = u64::from(share.items) * 100 / u64::from(totals.done.max(1));
+            let done = (totals.done + totals.inner_done).max(1);
+            let percent = u64::from(share.items) * 100 / u64::from(done);
             let _ = writeln!(
                 text,
                 "    {}    {} {} ({percent} %), {} output tokens",
                 escaped(&name),
                 share.items,
-                plural("item", share.items),
+                plural(if totals.inner_done > 0 { "chunk" } else { "item" }, share.items),
                 share.output_tokens
             );
         }
@@ -102,9 +109,15 @@ impl Summary {
             "failed": self.failed(), "failed_by_class": totals.failed,
             "wall_ms": u64::try_from(self.wall.as_millis()).unwrap_or(u64::MAX),
             "prompt_tokens": totals.prompt_tokens, "output_tokens": totals.output_tokens,
+            "inner_done": totals.inner_done, "inner_failed_by_class": totals.inner_failed,
             "repeated_attempts": totals.repeated, "truncated": totals.truncated, "machines": machines,
         })
     }
+}
+
+fn by_class(failed: &BTreeMap<String, u32>) -> String {
+    let classes = failed.iter().map(|(class, count)| format!("{count} {}", escaped(class)));
+    classes.collect::<Vec<_>>().join(", ")
 }
 
 fn plural(word: &str, count: u32) -> String {

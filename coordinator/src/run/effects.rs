@@ -13,7 +13,7 @@ use super::{After, Live, Loop, passes};
 use crate::{
     attempt::{Attempt, Report},
     exit::{Exit, Failed, OrExit as _},
-    journal::{Done, Effect, Step, Token},
+    journal::{Done, Effect, Filled, Step, Token},
     limits::Limits,
     schedule::{Action, Event, ModelIndex},
 };
@@ -35,6 +35,11 @@ impl Loop<'_> {
                 Action::Fail(chunk, attempt, class) => self.fail(chunk, attempt, class),
                 Action::Recall(attempt, agent) => self.recall(attempt, agent),
                 Action::Commit(attempt) => self.commit(attempt),
+                Action::Fill(chunk) => self.fill(chunk)?,
+                Action::FailNeed(chunk, culprit) => {
+                    let why = self.run.journal.why_need_failed(culprit).or_exit(Exit::Io)?;
+                    self.fail_untried(chunk, Class::NeedFailed, why);
+                }
                 Action::Drop(attempt) => {
                     self.results.remove(&attempt);
                     // What came before it, and made it late, is on disk before it is acknowledged.
@@ -118,6 +123,25 @@ impl Loop<'_> {
         self.submit(step, held.map_or(After::Nothing, |live| After::Ended(live.attempt)));
     }
 
+    /// Makes the request of a chunk that builds on others.
+    fn fill(&mut self, chunk: ChunkIndex) -> Result<(), Failed> {
+        match self.run.journal.fill(chunk).or_exit(Exit::Io)? {
+            Filled::Body(body) => {
+                self.submit(Step::Request { chunk, body }, After::Filled(chunk));
+                Ok(())
+            }
+            Filled::Failed(class, why) => {
+                self.fail_untried(chunk, class, why);
+                self.tell(Event::Unfit(chunk))
+            }
+        }
+    }
+
+    /// Commits a failure that no attempt decided.
+    fn fail_untried(&mut self, chunk: ChunkIndex, class: Class, detail: String) {
+        self.submit(Step::Failed { chunk, no: None, class, detail }, After::Untried(chunk));
+    }
+
     fn fail(&mut self, chunk: ChunkIndex, attempt: AttemptId, class: Class) {
         let (_, detail) = self.details.remove(&attempt).unwrap_or_default();
         let after = After::Closed { chunk, attempt, done: false, tokens: 0, agent: None };
@@ -175,6 +199,14 @@ impl Loop<'_> {
                     self.run.output.committed(self.run.journal, chunk).or_exit(Exit::Io)?;
                 }
                 passes("coordinator.acknowledged");
+                self.tell(Event::Committed(chunk))
+            }
+            After::Filled(chunk) => self.tell(Event::Filled(chunk)),
+            After::Untried(chunk) => {
+                if effect == Effect::First {
+                    self.count(false, 0, None);
+                    self.run.output.committed(self.run.journal, chunk).or_exit(Exit::Io)?;
+                }
                 self.tell(Event::Committed(chunk))
             }
         }

@@ -21,6 +21,8 @@ pub enum Violation {
     TooMany(AgentId, usize),
     /// A chunk is with two installs at once.
     Twice(ChunkIndex, AttemptId),
+    /// A chunk is with an install although one that it needs is not done on disk.
+    Early(ChunkIndex, ChunkIndex),
     /// The count of unfinished chunks is wrong.
     Count(usize, usize),
 }
@@ -40,6 +42,12 @@ impl Schedule {
             }
             if !chunks.insert(attempt.chunk) {
                 return Err(Violation::Twice(attempt.chunk, *attempt));
+            }
+            let done = |need: &ChunkIndex| {
+                self.status(*need) == Some(Status::Closed) && !self.needs.has_failed(*need)
+            };
+            if let Some(need) = self.needs.of(attempt.chunk).find(|need| !done(need)) {
+                return Err(Violation::Early(attempt.chunk, need));
             }
         }
         for (agent, count) in &sent {
@@ -71,6 +79,7 @@ impl fmt::Display for Violation {
             }
             Self::TooMany(agent, count) => write!(f, "{} holds {count} attempts", agent.short()),
             Self::Twice(chunk, attempt) => write!(f, "chunk {} runs twice: {attempt:?}", chunk.0),
+            Self::Early(chunk, need) => write!(f, "chunk {} runs before chunk {} is done", chunk.0, need.0),
             Self::Count(kept, counted) => write!(f, "{kept} unfinished chunks kept, {counted} counted"),
         }
     }
