@@ -166,6 +166,35 @@ pub struct JobArgs {
     pub think: bool,
 }
 
+/// What a job whose chunks build on each other asks of the models.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct AskArgs {
+    /// The model [default: the one that is loaded, else the only one]
+    #[arg(short, long, value_name = "NAME", env = "TROPA_MODEL")]
+    pub model: Option<String>,
+    /// Context in tokens, one value for the job [default: as much as the largest request needs]
+    #[arg(long, value_name = "N", env = "TROPA_NUM_CTX", value_parser = clap::value_parser!(u32).range(256..=16_777_216))]
+    pub num_ctx: Option<u32>,
+    /// System prompt
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Sampling temperature
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Seed; equal seeds do not promise equal text on different hardware
+    #[arg(long, value_name = "N")]
+    pub seed: Option<i64>,
+    /// Let models think that can
+    #[arg(long)]
+    pub think: bool,
+    /// Say what would run where, and run nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: say for every install why it takes part or does not
+    #[arg(long, requires = "plan")]
+    pub why: bool,
+}
+
 /// How an input looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum InputKind {

@@ -11,11 +11,13 @@
 
 mod batch;
 mod csv;
+mod density;
 pub mod graph;
 mod item;
 mod items;
 mod jsonl;
 mod lines;
+mod measured;
 mod openai;
 
 use std::{
@@ -29,7 +31,9 @@ use serde_json::{Map, Value};
 use crate::journal;
 
 pub use batch::{Chunks, Input, Prepared, file_sha256, prepare};
+pub use density::Density;
 pub use item::full_name;
+pub use measured::Measured;
 
 /// Tokens of an answer where neither the item nor `--max-tokens` says: room for a page, and finite, since an
 /// open-ended answer once took 49,158 tokens (`ollama-api.md` §5).
@@ -103,8 +107,11 @@ pub enum Think {
 pub struct Origin {
     /// The item's own name, else the number of its line.
     pub id: String,
-    /// The line of the input where it begins, from 1.
+    /// The line of the input where it begins, from 1; 0 where it is no line of an input.
     pub line: u64,
+    /// The stage of a job whose chunks build on each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
     /// The shape of its result.
     pub shape: Shape,
     /// The context that its body asks for.

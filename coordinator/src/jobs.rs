@@ -89,13 +89,13 @@ impl JobRow {
             state,
         };
         match &job.state {
-            JobState::Whole { kind, state, created_ms, done, failed, chunks } => Self {
+            JobState::Whole { kind, state, created_ms, done, failed, items, .. } => Self {
                 id,
                 kind: kind.name().to_owned(),
                 created: date(*created_ms),
                 done: *done,
                 failed: *failed,
-                items: *chunks,
+                items: *items,
                 state: state_of(*state, job.running, job.cancelling).to_owned(),
             },
             JobState::Incomplete if job.running => nothing("reading its input".to_owned()),

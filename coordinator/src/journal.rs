@@ -37,7 +37,7 @@ use tropa_proto::{
 pub use directory::{MIN_FREE, require_space};
 pub use draft::Draft;
 pub use error::Error;
-pub use fill::{Filled, Needs};
+pub use fill::{Filled, Head, Needs};
 pub use finished::Finished;
 pub use jobs::{FindError, JobState, JobSummary, find, list, summary};
 pub use read::{AttemptRow, Chunk, Decided, DoneRow, FailedRow, Item, OpenAttempt, PastAttempt, Resume};

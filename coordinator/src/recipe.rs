@@ -1,13 +1,16 @@
 //! The body of a request that builds on answers which do not exist yet, and how it becomes final.
 //!
 //! A recipe is the body for Ollama as JSON, but that the content of a message may be a list of pieces: text, or a
-//! hole `{"answer": 3}` for the answer of chunk 3. Filling is a function of the recipe and those answers alone, so
+//! hole `{"answer": 3}` for the answer of chunk 3, or `{"answer": 3, "tail": 200}` for its last 200 bytes, as
+//! [`tail`] cuts them. Filling is a function of the recipe and those answers alone, so
 //! that it may be done again after a crash and gives the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 use tropa_proto::id::ChunkIndex;
+
+use crate::job::graph::tail;
 
 /// Why a recipe gives no request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +33,8 @@ pub enum Piece<'a> {
     Text(&'a str),
     /// The answer of this chunk.
     Answer(ChunkIndex),
+    /// The end of the answer of this chunk, at most so many bytes.
+    Tail(ChunkIndex, u32),
 }
 
 /// Writes the content of a message: a text where all of it is known, else a list of pieces.
@@ -37,7 +42,7 @@ pub enum Piece<'a> {
 pub fn content(pieces: &[Piece<'_>]) -> Value {
     let known = pieces.iter().map(|piece| match piece {
         Piece::Text(text) => Some(*text),
-        Piece::Answer(_) => None,
+        Piece::Answer(_) | Piece::Tail(..) => None,
     });
     if let Some(texts) = known.collect::<Option<Vec<_>>>() {
         return texts.concat().into();
@@ -45,6 +50,7 @@ pub fn content(pieces: &[Piece<'_>]) -> Value {
     let piece = |piece: &Piece<'_>| match piece {
         Piece::Text(text) => (*text).into(),
         Piece::Answer(on) => json!({"answer": on.0}),
+        Piece::Tail(on, bytes) => json!({"answer": on.0, "tail": bytes}),
     };
     pieces.iter().map(piece).collect()
 }
@@ -55,7 +61,7 @@ pub fn needs(recipe: &[u8]) -> Option<BTreeSet<ChunkIndex>> {
     let recipe: Map<String, Value> = serde_json::from_slice(recipe).ok()?;
     let messages = recipe.get("messages")?.as_array()?;
     let pieces = messages.iter().filter_map(|message| message["content"].as_array()).flatten();
-    pieces.filter(|piece| !piece.is_string()).map(hole).collect()
+    pieces.filter(|piece| !piece.is_string()).map(|piece| hole(piece).map(|(on, _)| on)).collect()
 }
 
 /// Fills the holes of a recipe. The result is the same bytes for the same arguments.
@@ -73,8 +79,9 @@ pub fn fill(recipe: &[u8], answers: &BTreeMap<ChunkIndex, String>) -> Result<Vec
                 match piece.as_str() {
                     Some(known) => text.push_str(known),
                     None => {
-                        let on = hole(piece).ok_or(FillError::Malformed)?;
-                        text.push_str(answers.get(&on).ok_or(FillError::Missing(on))?);
+                        let (on, end) = hole(piece).ok_or(FillError::Malformed)?;
+                        let answer = answers.get(&on).ok_or(FillError::Missing(on))?;
+                        text.push_str(end.map_or(answer, |bytes| tail(answer, bytes)));
                     }
                 }
             }
@@ -97,8 +104,11 @@ pub fn answer(reply: &[u8]) -> Option<String> {
     }
 }
 
-fn hole(piece: &Value) -> Option<ChunkIndex> {
-    piece["answer"].as_u64().and_then(|on| u32::try_from(on).ok()).map(ChunkIndex)
+/// Reads a hole: whose answer, and how much of its end where not all of it.
+fn hole(piece: &Value) -> Option<(ChunkIndex, Option<u32>)> {
+    let number = |key| piece.get(key)?.as_u64().and_then(|number| u32::try_from(number).ok());
+    let end = if piece.get("tail").is_some() { Some(number("tail")?) } else { None };
+    Some((ChunkIndex(number("answer")?), end))
 }
 
 #[cfg(test)]
@@ -120,15 +130,22 @@ mod tests {
             Piece::Answer(ChunkIndex(4)),
             Piece::Text("; two: "),
             Piece::Answer(ChunkIndex(2)),
+            Piece::Text("; end: "),
+            Piece::Tail(ChunkIndex(4), 8),
         ]);
         assert_eq!(needs(&recipe), Some(BTreeSet::from([ChunkIndex(2), ChunkIndex(4)])));
         let hostile = "\"}]{\"answer\": 4}\u{0}\u{202e}";
-        let answers =
-            BTreeMap::from([(ChunkIndex(2), hostile.to_owned()), (ChunkIndex(4), "yes".to_owned())]);
+        let answers = BTreeMap::from([
+            (ChunkIndex(2), hostile.to_owned()),
+            (ChunkIndex(4), "yes, a long answer".to_owned()),
+        ]);
         let body = fill(&recipe, &answers).unwrap();
         assert_eq!(body, fill(&recipe, &answers).unwrap());
         let body: Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!(body["messages"][1]["content"], format!("one: yes; two: {hostile}"));
+        assert_eq!(
+            body["messages"][1]["content"],
+            format!("one: yes, a long answer; two: {hostile}; end: answer")
+        );
         assert_eq!((&body["model"], &body["options"]["num_ctx"]), (&"m:1".into(), &1024.into()));
     }
 

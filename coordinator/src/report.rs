@@ -8,11 +8,12 @@
 mod batch;
 mod line;
 mod summary;
+mod text;
 
 use std::{
     fmt,
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, IsTerminal as _, Write},
     path::{Path, PathBuf},
 };
 
@@ -25,6 +26,7 @@ use crate::journal::{self, Finished, Journal};
 
 pub use line::line;
 pub use summary::Summary;
+pub use text::{Answer, answers};
 
 /// Lines that one commit may release. An item that was slow holds back all behind it; they are not to hold up
 /// the loop in one piece. The rest comes with the next commits and at the end.
@@ -39,10 +41,20 @@ pub enum Destination {
     File(PathBuf),
 }
 
+/// How results look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One line of JSON for every item.
+    Lines,
+    /// One text for people, Markdown, when all is done.
+    Text,
+}
+
 /// The output of one job.
 pub struct Output {
     destination: Destination,
-    /// The open stream; `None` for a file that is written at the end.
+    form: Form,
+    /// The open stream; `None` for what is written at the end.
     stream: Option<BufWriter<Box<dyn Write + Send>>>,
     as_completed: bool,
     /// Which chunks are finished.
@@ -78,15 +90,25 @@ impl Output {
     /// `as_completed` gives up the order: each line is written when its result is committed, and a file is then
     /// written in place.
     ///
+    /// A text appears when all is done, whatever `as_completed` says.
+    ///
     /// # Errors
     /// When the file cannot be written, which is tried now and not after hours of work.
-    pub fn open(journal: &Journal, destination: Destination, as_completed: bool) -> Result<Self, Error> {
+    pub fn open(
+        journal: &Journal,
+        destination: Destination,
+        form: Form,
+        as_completed: bool,
+    ) -> Result<Self, Error> {
+        let as_completed = as_completed && form == Form::Lines;
         let destination = match destination {
             // What is behind a link is meant, not the link.
             Destination::File(path) => Destination::File(path.canonicalize().unwrap_or(path)),
             Destination::Stdout => Destination::Stdout,
         };
         let stream: Option<Box<dyn Write + Send>> = match &destination {
+            Destination::Stdout if form == Form::Text => None,
+            Destination::File(path) if form == Form::Text && is_special(path) => None,
             Destination::Stdout => Some(Box::new(io::stdout())),
             Destination::File(path) if as_completed || is_special(path) => {
                 Some(Box::new(File::create(path).map_err(|e| Error::io("create", path, e))?))
@@ -98,12 +120,13 @@ impl Output {
                 None
             }
         };
-        Self::with(journal, destination, stream, as_completed)
+        Self::with(journal, destination, form, stream, as_completed)
     }
 
     fn with(
         journal: &Journal,
         destination: Destination,
+        form: Form,
         stream: Option<Box<dyn Write + Send>>,
         as_completed: bool,
     ) -> Result<Self, Error> {
@@ -111,7 +134,7 @@ impl Output {
         let finished = journal.load()?.finished;
         let stream = stream.map(|stream| BufWriter::with_capacity(64 << 10, stream));
         let (shown, items) = (journal.shown()?, journal.job().items);
-        let mut output = Self { destination, stream, as_completed, finished, shown, next: 0, items };
+        let mut output = Self { destination, form, stream, as_completed, finished, shown, next: 0, items };
         if as_completed {
             for index in 0..items {
                 if output.finished.contains(output.chunk_of(index)) {
@@ -160,11 +183,16 @@ impl Output {
     pub fn finish(mut self, journal: &Journal) -> Result<bool, Error> {
         self.release(journal, u32::MAX)?;
         let complete = self.finished.done() + self.finished.failed() == journal.job().chunks;
+        if complete && self.form == Form::Text {
+            self.write_text(journal)?;
+        }
         let Destination::File(path) = self.destination.clone() else { return Ok(complete) };
         if is_special(&path) {
             return Ok(complete);
         }
-        if self.stream.is_some() {
+        if self.form == Form::Text {
+            // It is there.
+        } else if self.stream.is_some() {
             self.flush()?;
             File::open(&path).and_then(|file| file.sync_all()).map_err(|e| Error::io("sync", &path, e))?;
         } else if complete {
@@ -182,6 +210,26 @@ impl Output {
             }
         }
         Ok(complete)
+    }
+
+    /// Writes the text of a job that is done: to where it is written to, else into a file that is replaced in one
+    /// step. Where nothing succeeded there is no text.
+    fn write_text(&self, journal: &Journal) -> Result<(), Error> {
+        let Some(text) = text::text(journal)? else { return Ok(()) };
+        match &self.destination {
+            Destination::Stdout => {
+                let mut stdout = io::stdout().lock();
+                let shown = if stdout.is_terminal() { text::escaped_lines(&text) } else { text };
+                let written = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
+                written.map_err(|e| Error::io("write", Path::new("-"), e))
+            }
+            Destination::File(path) if is_special(path) => File::create(path)
+                .and_then(|mut file| file.write_all(text.as_bytes()))
+                .map_err(|e| Error::io("write", path, e)),
+            Destination::File(path) => replace(journal, path, |stream, beside| {
+                stream.write_all(text.as_bytes()).map_err(|e| Error::io("write", beside, e))
+            }),
+        }
     }
 
     fn release(&mut self, journal: &Journal, limit: u32) -> Result<(), Error> {
@@ -233,12 +281,24 @@ impl Output {
 /// # Errors
 /// When a step fails; a file that was there before is then still there as it was.
 fn export(journal: &Journal, path: &Path, items: impl Iterator<Item = u32>) -> Result<(), Error> {
+    replace(journal, path, |stream, beside| {
+        for index in items {
+            put(journal, index, stream, beside)?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes a file that appears whole or not at all: beside its place, synced, renamed.
+fn replace(
+    journal: &Journal,
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>, &Path) -> Result<(), Error>,
+) -> Result<(), Error> {
     let beside = beside(path, journal);
     let file = File::create(&beside).map_err(|e| Error::io("create", &beside, e))?;
     let mut stream = BufWriter::with_capacity(64 << 10, file);
-    for index in items {
-        put(journal, index, &mut stream, &beside)?;
-    }
+    write(&mut stream, &beside)?;
     let file = stream.into_inner().map_err(|e| Error::io("write", &beside, e.into_error()))?;
     file.sync_all().map_err(|e| Error::io("sync", &beside, e))?;
     std::fs::rename(&beside, path).map_err(|e| Error::io("rename to", path, e))?;

@@ -1,6 +1,6 @@
 //! Working on a job that is in the journal: to its end the first time, and again after a stop or a crash.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, anyhow};
 use tropa_proto::{
@@ -17,7 +17,7 @@ use crate::{
     journal::{self, Journal, State},
     plan::Pinned,
     progress::Progress,
-    report::{Destination, Output, Summary},
+    report::{Destination, Form, Output, Summary},
     run::{End, Runner},
     schedule::{History, ModelIndex, Schedule},
     settings::Settings,
@@ -31,8 +31,10 @@ use crate::{
 pub(crate) struct Purpose {
     /// Where the results go.
     pub output: OutputArgs,
-    /// The input, where this is the first time.
-    pub input: Option<PathBuf>,
+    /// As one text, and not as lines.
+    pub text: bool,
+    /// It was worked on before.
+    pub resumed: bool,
     /// Failures that are tried again.
     pub failed_before: u32,
 }
@@ -62,7 +64,8 @@ pub async fn resume(args: ResumeArgs, settings: &Settings, clock: Clock) -> Outc
     };
     let key = journal.key().or_code()?;
     let assembly = stop.cuts(Assembly::gather(settings, key, clock)).await?;
-    let purpose = Purpose { output, input: None, failed_before };
+    // What `--json` asks for now wins.
+    let purpose = Purpose { output, text: spec.text && !settings.json, resumed: true, failed_before };
     work(assembly, journal, models, purpose, settings, clock, stop).await
 }
 
@@ -96,8 +99,9 @@ pub(crate) async fn work(
     let ended = async {
         let schedule = schedule(&journal, &models)?;
         let destination = purpose.output.output.clone().map_or(Destination::Stdout, Destination::File);
+        let form = if purpose.text { Form::Text } else { Form::Lines };
         let mut output =
-            Output::open(&journal, destination, purpose.output.as_completed).or_exit(Exit::Io)?;
+            Output::open(&journal, destination, form, purpose.output.as_completed).or_exit(Exit::Io)?;
         announce(&journal, &purpose, &progress, settings);
         let runner = Runner {
             members: &mut assembly.members,
@@ -188,7 +192,7 @@ fn announce(journal: &Journal, purpose: &Purpose, progress: &Progress, settings:
         return;
     }
     let job = journal.job();
-    if purpose.input.is_none() {
+    if purpose.resumed {
         let again = if purpose.failed_before > 0 {
             format!(", {} that failed run again", purpose.failed_before)
         } else {

@@ -19,7 +19,7 @@ use tropa_agent::{
 use tropa_proto::secret::MeshSecret;
 
 use crate::{
-    args::{Global, JobArgs, When},
+    args::{AskArgs, Global, JobArgs, When},
     exit::{Exit, Failed, OrExit as _},
     rules::{Book, Said},
 };
@@ -148,6 +148,14 @@ impl JobDefaults {
     pub fn fill(&self, args: &mut JobArgs) {
         args.model = args.model.take().or_else(|| self.model.clone());
         args.max_tokens = args.max_tokens.or(self.max_tokens);
+        args.num_ctx = args.num_ctx.or(self.num_ctx);
+        args.system = args.system.take().or_else(|| self.system.clone());
+        args.temperature = args.temperature.or(self.temperature);
+    }
+
+    /// Fills in what was not typed. Limits of tokens are each command's own.
+    pub fn fill_ask(&self, args: &mut AskArgs) {
+        args.model = args.model.take().or_else(|| self.model.clone());
         args.num_ctx = args.num_ctx.or(self.num_ctx);
         args.system = args.system.take().or_else(|| self.system.clone());
         args.temperature = args.temperature.or(self.temperature);

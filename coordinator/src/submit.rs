@@ -1,11 +1,15 @@
 //! `tropa run` and `tropa plan`: from an input to a job at work.
+//!
+//! Jobs whose chunks build on each other come in through [`graph`].
+
+pub mod graph;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tropa_proto::id::JobId;
+use tropa_proto::{id::JobId, roster::View};
 
 use crate::{
     args::{InputKind, JobArgs, OutputArgs, PlanArgs, RunArgs},
@@ -35,6 +39,9 @@ pub(crate) struct Spec {
     pub output: Option<PathBuf>,
     /// Each as soon as it is committed.
     pub as_completed: bool,
+    /// As one text for people, and not as lines.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub text: bool,
 }
 
 /// A pinned model in a [`Spec`].
@@ -74,7 +81,7 @@ pub async fn run(mut args: RunArgs, settings: &Settings, clock: Clock) -> Outcom
     require_space(&dir, prepared.disk_bytes()).or_code()?;
     let spec = spec(&prepared, &default, &models, &args.output)?;
     let journal = take_in(draft, prepared, default, spec, clock).await?;
-    let purpose = Purpose { output: args.output, input: Some(args.input), failed_before: 0 };
+    let purpose = Purpose { output: args.output, text: false, resumed: false, failed_before: 0 };
     work(assembly, journal, models, purpose, settings, clock, stop).await
 }
 
@@ -152,18 +159,7 @@ fn choose(
 ) -> Result<(String, Vec<Pinned>), Failed> {
     let own = assembly.own.is_some();
     let view = assembly.members.view();
-    let refuse = |error: PinError| {
-        let why = plan::plan(view, u64::from(prepared.items()), &[], prepared.num_ctx());
-        let nobody = error == PinError::NoInstall;
-        let mut text = error.to_string();
-        if nobody && own {
-            text.push_str(": start Ollama with `ollama serve`, or name one with --ollama");
-        }
-        if nobody && !why.rows.is_empty() {
-            text = format!("{text}\n{}", why.text(true));
-        }
-        Failed { exit: Exit::NothingCanRun, error: anyhow!(text) }
-    };
+    let refuse = |error| refusal(&error, view, own);
     let need = if prepared.embeds() { Need::Embedding } else { Need::Completion };
     let default = match &args.model {
         Some(name) => job::full_name(name),
@@ -191,6 +187,20 @@ fn choose(
     Ok((default, models))
 }
 
+/// Says why no model can be pinned, and what there is.
+fn refusal(error: &PinError, view: &View, own: bool) -> Failed {
+    let why = plan::plan(view, 0, &[], 0);
+    let nobody = *error == PinError::NoInstall;
+    let mut text = error.to_string();
+    if nobody && own {
+        text.push_str(": start Ollama with `ollama serve`, or name one with --ollama");
+    }
+    if nobody && !why.rows.is_empty() {
+        text = format!("{text}\n{}", why.text(true));
+    }
+    Failed { exit: Exit::NothingCanRun, error: anyhow!(text) }
+}
+
 fn spec(
     prepared: &Prepared,
     default: &str,
@@ -198,22 +208,37 @@ fn spec(
     output: &OutputArgs,
 ) -> Result<Vec<u8>, Failed> {
     let job = String::from_utf8(prepared.spec(default)).or_exit(Exit::Io)?;
-    let absolute = output.output.as_ref().map(std::path::absolute).transpose().or_exit(Exit::Io)?;
-    let spec = Spec {
-        job: RawValue::from_string(job).or_exit(Exit::Io)?,
-        input_sha256: tropa_proto::id::hex(&prepared.sha256()),
-        models: models
-            .iter()
-            .map(|model| SpecModel {
-                name: model.name.clone(),
-                fingerprint: tropa_proto::id::hex(&model.fingerprint),
-                context: model.context,
-            })
-            .collect(),
-        output: absolute,
-        as_completed: output.as_completed,
-    };
-    serde_json::to_vec(&spec).or_exit(Exit::Io)
+    Spec::new(job, prepared.sha256(), models, output, false)?.bytes()
+}
+
+impl Spec {
+    /// Describes a job: `job` is what was asked, as JSON.
+    fn new(
+        job: String,
+        input_sha256: [u8; 32],
+        models: &[Pinned],
+        output: &OutputArgs,
+        text: bool,
+    ) -> Result<Self, Failed> {
+        let absolute = output.output.as_ref().map(std::path::absolute).transpose().or_exit(Exit::Io)?;
+        let model = |model: &Pinned| SpecModel {
+            name: model.name.clone(),
+            fingerprint: tropa_proto::id::hex(&model.fingerprint),
+            context: model.context,
+        };
+        Ok(Self {
+            job: RawValue::from_string(job).or_exit(Exit::Io)?,
+            input_sha256: tropa_proto::id::hex(&input_sha256),
+            models: models.iter().map(model).collect(),
+            output: absolute,
+            as_completed: output.as_completed,
+            text,
+        })
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, Failed> {
+        serde_json::to_vec(self).or_exit(Exit::Io)
+    }
 }
 
 /// Writes all chunks into the journal; nothing runs before the last is there.

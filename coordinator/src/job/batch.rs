@@ -324,6 +324,7 @@ impl Chunks<'_> {
         let body = item.body(&self.model, num_ctx);
         let origin = Origin {
             line: item.line,
+            stage: None,
             shape: item.shape,
             num_ctx,
             seed: item.options.get("seed").and_then(Value::as_i64),

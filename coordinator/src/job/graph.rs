@@ -7,9 +7,9 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::item::TOKENS_PER_MESSAGE;
+use super::{Density, item::TOKENS_PER_MESSAGE};
 
 /// Answers that one node may build on, at most (`security.md` §6).
 pub const MAX_NEEDS: usize = 4096;
@@ -30,8 +30,10 @@ pub struct Graph {
 /// One question to one model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// What it is, for people: `part 3 of 12`, `critic 2`.
+    /// What it is, for people and as `id` of its line: `part 3 of 12`, `critic 2`.
     pub name: String,
+    /// The stage of the job that it belongs to, for reports: `part`, `synthesis`.
+    pub stage: String,
     /// Its answer is a line of the output; otherwise only other nodes read it.
     pub shown: bool,
     /// What is asked.
@@ -44,6 +46,8 @@ pub struct Node {
     pub temperature: Option<f64>,
     /// The JSON schema that the answer keeps to, with the order of its keys; absent: free text.
     pub format: Option<Value>,
+    /// What its line says under `metadata`.
+    pub metadata: Map<String, Value>,
 }
 
 /// One message of a chat.
@@ -142,21 +146,27 @@ impl Graph {
     /// The context in tokens that a node needs at worst, when every answer that it builds on is as long as it may be:
     /// estimate of the prompt × 1.15 + limit of the answer + 64 (`ollama-api.md` §5); 0 where there is no such node.
     #[must_use]
-    pub fn context(&self, node: NodeIndex) -> u64 {
-        let Some(node) = self.get(node) else { return 0 };
-        let prompt: u64 = node.messages.iter().map(|message| self.tokens(message)).sum();
-        (prompt * 115).div_ceil(100) + u64::from(node.num_predict) + 64
+    pub fn context(&self, node: NodeIndex, density: Density) -> u64 {
+        let Some(asked) = self.get(node) else { return 0 };
+        (self.prompt_tokens(node, density) * 115).div_ceil(100) + u64::from(asked.num_predict) + 64
+    }
+
+    /// Estimates the tokens of a node's prompt at worst; 0 where there is no such node.
+    #[must_use]
+    pub fn prompt_tokens(&self, node: NodeIndex, density: Density) -> u64 {
+        let messages = self.get(node).map_or(&[][..], |node| &node.messages);
+        messages.iter().map(|message| self.tokens(message, density)).sum()
     }
 
     /// The largest [`Graph::context`] of all nodes; 0 where there is none.
     #[must_use]
-    pub fn largest_context(&self) -> u64 {
+    pub fn largest_context(&self, density: Density) -> u64 {
         let all = (0..).map(NodeIndex).take(self.nodes.len());
-        all.map(|node| self.context(node)).max().unwrap_or(0)
+        all.map(|node| self.context(node, density)).max().unwrap_or(0)
     }
 
     /// Estimates the tokens of a message at worst.
-    fn tokens(&self, message: &Message) -> u64 {
+    fn tokens(&self, message: &Message, density: Density) -> u64 {
         let (mut bytes, mut tokens) = (0, TOKENS_PER_MESSAGE);
         for piece in &message.content {
             match piece {
@@ -167,7 +177,7 @@ impl Graph {
                 Piece::Tail { bytes: tail, .. } => bytes += u64::from(*tail),
             }
         }
-        bytes.div_ceil(3) + tokens
+        density.tokens(bytes) + tokens
     }
 
     /// How many nodes must run one after the other at least: the length of the longest chain of needs.
@@ -183,6 +193,28 @@ impl Graph {
 }
 
 impl Node {
+    /// A question of a stage to the job's model, whose answer only other nodes read: as the job says in all else.
+    #[must_use]
+    pub fn new(name: impl Into<String>, stage: &str, num_predict: u32, messages: Vec<Message>) -> Self {
+        Self {
+            name: name.into(),
+            stage: stage.to_owned(),
+            shown: false,
+            messages,
+            num_predict,
+            model: None,
+            temperature: None,
+            format: None,
+            metadata: Map::new(),
+        }
+    }
+
+    /// The same, as a line of the output.
+    #[must_use]
+    pub fn shown(self) -> Self {
+        Self { shown: true, ..self }
+    }
+
     /// The nodes whose answers it builds on, each once, in order.
     #[must_use]
     pub fn needs(&self) -> BTreeSet<NodeIndex> {
@@ -241,15 +273,8 @@ mod tests {
 
     fn node(needs: &[u32]) -> Node {
         let content = needs.iter().map(|on| Piece::Answer(NodeIndex(*on)));
-        Node {
-            name: "a".to_owned(),
-            shown: true,
-            messages: vec![Message::new(Role::User, std::iter::once("say".into()).chain(content).collect())],
-            num_predict: 10,
-            model: None,
-            temperature: None,
-            format: None,
-        }
+        let content = std::iter::once("say".into()).chain(content).collect();
+        Node::new("a", "say", 10, vec![Message::new(Role::User, content)])
     }
 
     #[test]
@@ -273,16 +298,17 @@ mod tests {
     #[test]
     fn the_context_allows_for_answers_of_full_length() {
         let mut graph = Graph::default();
+        let plain = Density::default();
         let first = graph.add(node(&[])).expect("a first node");
         let second = graph.add(node(&[0])).expect("a second node");
         let mut third = node(&[0, 1]);
         third.messages[0].content.push(Piece::Tail { node: second, bytes: 30 });
         let third = graph.add(third).expect("a third node");
         // `say` is a token, a message costs 10, an answer at most 10, 30 bytes are 10; a margin of 15 %.
-        assert_eq!(graph.context(first), 13 + 10 + 64);
-        assert_eq!(graph.context(second), 25 + 10 + 64);
-        assert_eq!(graph.context(third), 48 + 10 + 64);
-        assert_eq!(graph.largest_context(), graph.context(third));
+        assert_eq!(graph.context(first, plain), 13 + 10 + 64);
+        assert_eq!(graph.context(second, plain), 25 + 10 + 64);
+        assert_eq!(graph.context(third, plain), 48 + 10 + 64);
+        assert_eq!(graph.largest_context(plain), graph.context(third, plain));
         assert_eq!(graph.get(third).map(Node::needs), Some([first, second].into()));
     }
 

@@ -32,6 +32,8 @@ struct Report {
     output: Option<String>,
     models: Vec<String>,
     chunks: u32,
+    /// How many of the chunks are items of the output.
+    items: u32,
     done: u32,
     failed: u32,
     failed_by_class: BTreeMap<String, u32>,
@@ -68,7 +70,7 @@ struct ChunkReport {
     line: Option<u64>,
     model: String,
     endpoint: String,
-    body_bytes: usize,
+    body_bytes: Option<u32>,
     state: &'static str,
     attempts: Vec<AttemptRow>,
 }
@@ -132,7 +134,12 @@ fn report(
             }
         }
     })?;
-    let failed = totals.failed.values().sum();
+    let done = totals.done + totals.inner_done;
+    let mut failed_by_class = totals.failed.clone();
+    for (class, count) in &totals.inner_failed {
+        *failed_by_class.entry(class.clone()).or_default() += count;
+    }
+    let failed = failed_by_class.values().sum();
     let handed_out = journal.handed_out()?;
     let state = state_of(job.state, running, cancelling);
     Ok(Report {
@@ -145,10 +152,11 @@ fn report(
         output: spec.as_ref().and_then(|spec| spec.output.as_ref()).map(|path| path.display().to_string()),
         models: spec.map_or_else(Vec::new, |spec| spec.models.into_iter().map(|model| model.name).collect()),
         chunks: job.chunks,
-        done: totals.done,
+        items: job.items,
+        done,
         failed,
         handed_out,
-        waiting: job.chunks.saturating_sub(totals.done + failed + handed_out),
+        waiting: job.chunks.saturating_sub(done + failed + handed_out),
         prompt_tokens: totals.prompt_tokens,
         output_tokens: totals.output_tokens,
         truncated: totals.truncated,
@@ -156,7 +164,7 @@ fn report(
         attempts_by_class: by_class,
         repeated_attempts: totals.repeated,
         machines: shares(&totals, names),
-        failed_by_class: totals.failed,
+        failed_by_class,
         under_way,
         under_way_left_out: left_out,
     })
@@ -213,15 +221,16 @@ fn chunk_report(journal: &Journal, names: &Names, index: u32) -> Result<ChunkRep
         let why = format!("--chunk {index}: job {} has chunks 0 to {last}", job.id.short());
         return Err(Failed::new(Exit::Usage, why));
     }
-    let chunk = journal.chunk(ChunkIndex(index)).or_code()?;
+    let (at, chunk) = (ChunkIndex(index), journal.head(ChunkIndex(index)).or_code()?);
     let origin: Option<Origin> = serde_json::from_str(&chunk.origin).ok();
     let mut attempts = Vec::new();
-    journal.each_attempt(Some(chunk.index), |attempt| attempts.push(row(attempt, names, true))).or_code()?;
+    journal.each_attempt(Some(at), |attempt| attempts.push(row(attempt, names, true))).or_code()?;
     let finished = journal.load().or_code()?.finished;
-    let state = match (finished.contains(chunk.index), finished.is_failed(chunk.index)) {
+    let state = match (finished.contains(at), finished.is_failed(at)) {
         (true, true) => "failed",
         (true, false) => "done",
         (false, _) if attempts.iter().any(|attempt| attempt.class.is_none()) => "handed out",
+        (false, _) if chunk.request_bytes.is_none() => "waiting for the answers that it builds on",
         (false, _) => "waiting",
     };
     Ok(ChunkReport {
@@ -231,8 +240,8 @@ fn chunk_report(journal: &Journal, names: &Names, index: u32) -> Result<ChunkRep
         id: origin.as_ref().map(|origin| origin.id.clone()),
         line: origin.map(|origin| origin.line),
         model: chunk.model,
-        endpoint: format!("/api/{}", format!("{:?}", chunk.endpoint).to_lowercase()),
-        body_bytes: chunk.body.len(),
+        endpoint: format!("/api/{}", chunk.endpoint),
+        body_bytes: chunk.request_bytes,
         state,
         attempts,
     })
@@ -247,7 +256,8 @@ fn text(report: &Report) -> String {
         report.created,
         report.state
     )];
-    let mut items = format!("{} of {} items done", report.done, report.chunks);
+    let what = if report.items == report.chunks { "items" } else { "chunks" };
+    let mut items = format!("{} of {} {what} done", report.done, report.chunks);
     if report.failed > 0 {
         items.push_str(&format!(", {} failed ({})", report.failed, classes(&report.failed_by_class)));
     }
@@ -297,17 +307,18 @@ fn text(report: &Report) -> String {
 }
 
 fn chunk_text(report: &ChunkReport) -> String {
+    let bytes = report.body_bytes.map_or_else(String::new, |bytes| format!(", {bytes} bytes"));
     let mut lines = vec![format!(
-        "chunk {} of job {}: {}, {} at {}, {} bytes",
+        "chunk {} of job {}: {}, {} at {}{bytes}",
         report.chunk,
         &report.job[..6],
         report.state,
         escaped(&report.model),
-        report.endpoint,
-        report.body_bytes
+        report.endpoint
     )];
     if let (Some(id), Some(line)) = (&report.id, report.line) {
-        lines.push(format!("item {} of line {line}", escaped(id)));
+        let line = if line == 0 { String::new() } else { format!(" of line {line}") };
+        lines.push(format!("item {}{line}", escaped(id)));
     }
     if report.attempts.is_empty() {
         lines.push("no attempt yet".to_owned());

@@ -13,7 +13,7 @@ fn job(state: JobState) -> JobSummary {
 }
 
 fn whole(state: State) -> JobState {
-    JobState::Whole { kind: Kind::Run, state, created_ms: 1_000, chunks: 2, done: 1, failed: 0 }
+    JobState::Whole { kind: Kind::Run, state, created_ms: 1_000, chunks: 2, items: 2, done: 1, failed: 0 }
 }
 
 #[test]

@@ -18,6 +18,19 @@ pub struct Needs {
     pub unfilled: BTreeSet<ChunkIndex>,
 }
 
+/// A chunk without its request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The name of its endpoint: `chat`, `generate`, `embed`.
+    pub endpoint: String,
+    /// The model's name as the body says it.
+    pub model: String,
+    /// What the job noted about it, as JSON.
+    pub origin: String,
+    /// The size of its request; `None` while it waits for answers that it builds on.
+    pub request_bytes: Option<u32>,
+}
+
 /// What the answers make of a recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filled {
@@ -99,6 +112,28 @@ impl Journal {
         let further = detail.filter(|_| class == Class::NeedFailed.name());
         let further = further.map_or_else(String::new, |detail| format!(": {detail}"));
         Ok(format!("it builds on {name}, which has failed ({class}){further}"))
+    }
+
+    /// Reads what is known of a chunk without its request, which may not be there yet.
+    ///
+    /// # Errors
+    /// When there is none, or the journal cannot be read.
+    pub fn head(&self, chunk: ChunkIndex) -> Result<Head, Error> {
+        let sql = |e| Error::sql("read a chunk", e);
+        let mut query = self
+            .parts
+            .conn
+            .prepare_cached("SELECT endpoint, model, origin, length(request) FROM chunk WHERE idx = ?1")
+            .map_err(sql)?;
+        let head = query.query_row([chunk.0], |row| {
+            Ok(Head {
+                endpoint: row.get(0)?,
+                model: row.get(1)?,
+                origin: row.get::<_, Option<String>>(2)?.unwrap_or_default(),
+                request_bytes: row.get(3)?,
+            })
+        });
+        head.map_err(sql)
     }
 
     /// Reads the chunks that are items of the output, in the order of the output; `None` where all are.

@@ -19,7 +19,7 @@ use super::Error;
 pub(super) const APPLICATION_ID: i64 = 0x7472_6f70;
 
 /// `PRAGMA user_version`: the version of the tables below. A journal of another version is refused.
-pub(super) const USER_VERSION: i64 = 2;
+pub(super) const USER_VERSION: i64 = 3;
 
 /// The largest journal that is checked page by page at every opening: a gigabyte takes a few seconds to read.
 pub(super) const QUICK_CHECK_BELOW: u64 = 1 << 30;

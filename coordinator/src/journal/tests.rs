@@ -18,6 +18,7 @@ use tropa_proto::{
 use super::*;
 
 mod damage;
+mod graph;
 mod timeline;
 
 const JOB: JobId = JobId([0xa1; 16]);

@@ -53,7 +53,7 @@ impl Journal {
                         coalesce(sum(r.output_tokens), 0), count(*) FILTER (WHERE r.done_reason = 'length'),
                         c.item IS NOT NULL
                  FROM result r JOIN chunk c ON c.idx = r.idx
-                 LEFT JOIN attempt a ON a.idx = r.idx AND a.no = r.no GROUP BY 1, 2, 3, 7",
+                 LEFT JOIN attempt a ON a.idx = r.idx AND a.no = r.no GROUP BY 1, 2, 3, 8",
             )
             .map_err(sql)?;
         let mut rows = query.query([]).map_err(sql)?;

@@ -305,6 +305,7 @@ impl Step {
             | Self::Ended { .. }
             | Self::Result { .. }
             | Self::Failed { .. }
+            | Self::Request { .. }
             | Self::State(_) => false,
         }
     }

@@ -184,10 +184,11 @@ fn garbled() -> Trouble {
 }
 
 /// Stands in for an origin that cannot be read, so that the item still has its line.
-fn unknown(index: u32) -> Origin {
+pub(super) fn unknown(index: u32) -> Origin {
     Origin {
         id: index.to_string(),
         line: 0,
+        stage: None,
         shape: Shape::Text,
         num_ctx: 0,
         seed: None,

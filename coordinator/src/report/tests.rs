@@ -130,7 +130,8 @@ impl Seen {
 fn stream(journal: &Journal, as_completed: bool) -> (Seen, Output) {
     let seen = Seen::default();
     let output =
-        Output::with(journal, Destination::Stdout, Some(Box::new(seen.clone())), as_completed).unwrap();
+        Output::with(journal, Destination::Stdout, Form::Lines, Some(Box::new(seen.clone())), as_completed)
+            .unwrap();
     (seen, output)
 }
 
@@ -302,7 +303,9 @@ fn an_item_that_held_back_many_does_not_release_them_in_one_piece() {
 fn a_file_is_there_complete_or_not_at_all_and_failures_once_more_beside_it() {
     let (dir, mut journal) = job("a\nb");
     let path = dir.path().join("out.jsonl");
-    let open = |journal: &Journal| Output::open(journal, Destination::File(path.clone()), false).unwrap();
+    let open = |journal: &Journal| {
+        Output::open(journal, Destination::File(path.clone()), Form::Lines, false).unwrap()
+    };
     std::fs::write(&path, "of yesterday").unwrap();
     write(&journal, vec![attempt(1, 1, 1), result(1, 1, &chat("x"), "stop")]);
     assert!(!open(&journal).finish(&journal).unwrap());
@@ -335,9 +338,12 @@ fn a_file_is_there_complete_or_not_at_all_and_failures_once_more_beside_it() {
 fn an_output_that_cannot_be_written_is_refused_before_any_work_and_a_device_is_not_replaced() {
     let (dir, journal) = job("a");
     let nowhere = Destination::File(dir.path().join("no/such/dir/out"));
-    assert!(matches!(Output::open(&journal, nowhere, false), Err(Error::Io { doing: "create", .. })));
+    assert!(matches!(
+        Output::open(&journal, nowhere, Form::Lines, false),
+        Err(Error::Io { doing: "create", .. })
+    ));
     write(&journal, vec![attempt(0, 1, 1), result(0, 1, &chat("x"), "stop")]);
-    let null = Output::open(&journal, Destination::File("/dev/null".into()), false).unwrap();
+    let null = Output::open(&journal, Destination::File("/dev/null".into()), Form::Lines, false).unwrap();
     assert!(null.finish(&journal).unwrap());
     assert!(is_special(Path::new("/dev/null")));
 }

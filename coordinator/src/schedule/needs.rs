@@ -161,3 +161,202 @@ impl Schedule {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use tropa_proto::{
+        failure::Reason,
+        id::{AgentId, AttemptId, Incarnation, JobId, MachineId},
+    };
+
+    use super::{super::*, *};
+
+    type On = BTreeMap<ChunkIndex, BTreeSet<ChunkIndex>>;
+
+    /// Chunks and a driver that does every action at once, but for work, which it keeps until it is told to end.
+    struct World {
+        schedule: Schedule,
+        now: Duration,
+        running: Vec<AttemptId>,
+        /// The order in which chunks were sent.
+        sent: Vec<ChunkIndex>,
+        filled: BTreeSet<ChunkIndex>,
+        done: BTreeSet<ChunkIndex>,
+        failed: BTreeMap<ChunkIndex, Option<ChunkIndex>>,
+    }
+
+    fn on(needs: &[(u32, &[u32])]) -> On {
+        needs
+            .iter()
+            .map(|(chunk, on)| (ChunkIndex(*chunk), on.iter().map(|on| ChunkIndex(*on)).collect()))
+            .collect()
+    }
+
+    fn install(n: u8) -> Install {
+        Install {
+            agent: AgentId([n; 32]),
+            incarnation: Incarnation(1),
+            machine: MachineId(AgentId([n; 32])),
+            width: 1,
+            models: [ModelIndex(0)].into(),
+            warm: BTreeSet::new(),
+            rivals: BTreeSet::new(),
+            unguarded: BTreeSet::new(),
+        }
+    }
+
+    impl World {
+        fn new(chunks: u32, on: On, installs: u8) -> Self {
+            let unfilled = on.keys().copied().collect();
+            Self::resumed(chunks, on, &unfilled, &BTreeSet::new(), BTreeSet::new(), installs)
+        }
+
+        fn resumed(
+            chunks: u32,
+            on: On,
+            unfilled: &BTreeSet<ChunkIndex>,
+            done: &BTreeSet<ChunkIndex>,
+            failed: BTreeSet<ChunkIndex>,
+            installs: u8,
+        ) -> Self {
+            let mut schedule = Schedule::new(JobId([7; 16]), vec![ModelIndex(0); chunks as usize]);
+            schedule.resume(done.union(&failed).copied(), BTreeMap::new(), BTreeMap::new());
+            schedule.depend(on, unfilled, failed.clone());
+            let mut world = Self {
+                schedule,
+                now: Duration::ZERO,
+                running: Vec::new(),
+                sent: Vec::new(),
+                filled: BTreeSet::new(),
+                done: done.clone(),
+                failed: failed.into_iter().map(|chunk| (chunk, None)).collect(),
+            };
+            world.tell(Event::Roster((1..=installs).map(install).collect()));
+            world
+        }
+
+        fn tell(&mut self, event: Event) {
+            self.now += Duration::from_millis(1);
+            for action in self.schedule.handle(event, self.now) {
+                match action {
+                    Action::Record(attempt, ..) => self.tell(Event::Recorded(attempt)),
+                    Action::Send(attempt, _) => {
+                        self.sent.push(attempt.chunk);
+                        self.running.push(attempt);
+                    }
+                    Action::Fill(chunk) => {
+                        assert!(self.filled.insert(chunk), "chunk {} is filled once", chunk.0);
+                        self.tell(Event::Filled(chunk));
+                    }
+                    Action::Commit(attempt) => {
+                        self.done.insert(attempt.chunk);
+                        self.tell(Event::Committed(attempt.chunk));
+                    }
+                    Action::Fail(chunk, ..) => self.fails(chunk, None),
+                    Action::FailNeed(chunk, culprit) => self.fails(chunk, Some(culprit)),
+                    Action::Cancel(..) | Action::End(..) | Action::Recall(..) | Action::Drop(_) => {}
+                }
+            }
+        }
+
+        fn fails(&mut self, chunk: ChunkIndex, culprit: Option<ChunkIndex>) {
+            assert!(self.failed.insert(chunk, culprit).is_none(), "chunk {} fails once", chunk.0);
+            self.tell(Event::Committed(chunk));
+        }
+
+        /// Ends what has run longest.
+        fn end(&mut self, pick: usize, fine: bool) {
+            if self.running.is_empty() {
+                return;
+            }
+            let attempt = self.running.remove(pick % self.running.len());
+            let event =
+                if fine { Event::Finished(attempt) } else { Event::Failed(attempt, Reason::BadRequest) };
+            self.tell(event);
+        }
+
+        fn run(&mut self) {
+            while !self.running.is_empty() {
+                self.end(0, true);
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_waits_for_all_that_it_needs_and_for_its_own_request() {
+        let mut world = World::new(4, on(&[(1, &[0]), (2, &[0]), (3, &[1, 2])]), 2);
+        assert_eq!(world.sent, [ChunkIndex(0)], "the diamond begins with its one top");
+        world.end(0, true);
+        assert_eq!(world.sent.len(), 3);
+        world.end(0, true);
+        assert_eq!(world.sent.len(), 3, "one of two is not enough");
+        world.end(0, true);
+        assert_eq!(world.sent[3], ChunkIndex(3));
+        world.run();
+        assert!(world.schedule.is_done() && world.schedule.is_idle());
+    }
+
+    #[test]
+    fn the_longest_chain_behind_a_chunk_decides_what_goes_first() {
+        // 0 and 1 stand alone; 4 builds on 2 and 3 builds on nothing, but 5 builds on 4.
+        let world = World::new(6, on(&[(4, &[2]), (5, &[4])]), 1);
+        assert_eq!(world.sent[0], ChunkIndex(2));
+    }
+
+    #[test]
+    fn a_failure_fails_all_that_builds_on_it_and_nothing_else() {
+        let mut world = World::new(6, on(&[(2, &[0]), (3, &[1]), (4, &[2, 3]), (5, &[3])]), 1);
+        assert_eq!(world.sent[0], ChunkIndex(0));
+        world.end(0, false);
+        world.run();
+        let failed: Vec<_> = world.failed.iter().map(|(chunk, on)| (chunk.0, on.map(|on| on.0))).collect();
+        assert_eq!(failed, [(0, None), (2, Some(0)), (4, Some(2))]);
+        assert!(world.schedule.is_done());
+        assert_eq!(world.done, BTreeSet::from([ChunkIndex(1), ChunkIndex(3), ChunkIndex(5)]));
+    }
+
+    #[test]
+    fn after_a_restart_requests_that_are_on_disk_are_not_made_again_and_failures_still_spread() {
+        let chunks = |list: &[u32]| list.iter().map(|n| ChunkIndex(*n)).collect::<BTreeSet<_>>();
+        let needs = on(&[(3, &[0]), (4, &[1]), (5, &[2])]);
+        // 0 and 1 are done, 2 has failed; the request of 3 is on disk, that of 4 is not.
+        let mut world = World::resumed(6, needs, &chunks(&[4, 5]), &chunks(&[0, 1]), chunks(&[2]), 1);
+        world.run();
+        assert_eq!(world.filled, chunks(&[4]));
+        assert_eq!(world.failed.get(&ChunkIndex(5)), Some(&Some(ChunkIndex(2))));
+        assert_eq!(world.done, chunks(&[0, 1, 3, 4]));
+        assert!(world.schedule.is_done());
+    }
+
+    proptest! {
+        /// The check after every event, in `handle` itself, judges the order.
+        #[test]
+        fn every_graph_ends_with_each_chunk_done_or_failed_for_a_reason(
+            edges in proptest::collection::vec((1u32..30, 0u32..30), 0..60),
+            ends in proptest::collection::vec((any::<usize>(), 0u8..10), 0..60),
+            installs in 1u8..4,
+        ) {
+            let mut needs = On::new();
+            for (chunk, on) in edges {
+                needs.entry(ChunkIndex(chunk)).or_default().insert(ChunkIndex(on % chunk));
+            }
+            let mut world = World::new(30, needs.clone(), installs);
+            for (pick, kind) in ends {
+                world.end(pick, kind > 0);
+            }
+            world.run();
+            prop_assert!(world.schedule.is_done() && world.schedule.is_idle());
+            prop_assert_eq!(world.done.len() + world.failed.len(), 30);
+            for (chunk, culprit) in &world.failed {
+                let on = needs.get(chunk).cloned().unwrap_or_default();
+                match culprit {
+                    Some(culprit) => prop_assert!(on.contains(culprit) && world.failed.contains_key(culprit)),
+                    None => prop_assert!(on.iter().all(|one| world.done.contains(one))),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! One way in for every job whose chunks build on each other: `tropa map`, `tropa write`, `tropa panel`.
+//!
+//! A command says what it asks and how its graph is built; everything else is the same for all: the mesh, the
+//! models, the one context, the journal, the work, and the text or the lines at the end. The graph is built when the
+//! model is known, since what fits a request depends on it, and never from who else is there, so that the same job
+//! asks the same things on one machine and on ten.
+
+use anyhow::anyhow;
+use serde::Serialize;
+use serde_json::Value;
+use tropa_proto::id::JobId;
+
+use super::{OrCode as _, Spec, exit_of, refusal};
+use crate::{
+    args::{AskArgs, OutputArgs},
+    assemble::{Assembly, passing_key},
+    clock::Clock,
+    exit::{Exit, Failed, OrExit as _, Outcome},
+    job::{self, Density, JobOptions, Measured, Think, graph::Graph},
+    journal::{Draft, Journal, Kind, require_space},
+    plan::{self, Need, PinError, Pinned, Plan},
+    resume::{Purpose, work},
+    settings::Settings,
+    stdout::{print, print_json},
+    stop::Stop,
+};
+
+/// The most context that a graph is built for where the user gives none, in tokens. Models are trained for more, and
+/// the memory of an ordinary machine does not hold it.
+pub const USUAL_CONTEXT: u32 = 8192;
+
+/// What a command asks, beside its graph.
+#[derive(Debug)]
+pub struct GraphJob {
+    /// What kind of job.
+    pub kind: Kind,
+    /// What was asked, for the journal; an object.
+    pub spec: Value,
+    /// SHA-256 of the input's own bytes, to recognise it.
+    pub input_sha256: [u8; 32],
+    /// What it asks of the models.
+    pub ask: AskArgs,
+    /// Where the results go.
+    pub output: OutputArgs,
+}
+
+/// What a graph can be built with.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// The model of nodes that name none; `None` where none was named and there are several.
+    pub model: Option<Pinned>,
+    /// Tokens that the prompt and the answer of one request may have together: `--num-ctx`, else what the model was
+    /// trained for and no more than [`USUAL_CONTEXT`].
+    pub context: u32,
+    /// How the model counts text.
+    pub density: Density,
+}
+
+/// A plan of a job whose chunks build on each other.
+#[derive(Debug, Serialize)]
+struct GraphPlan {
+    #[serde(flatten)]
+    plan: Plan,
+    /// Chunks of the job.
+    chunks: usize,
+    /// How many chunks must run one after the other at least.
+    depth: usize,
+    /// Estimated tokens of all prompts, at worst.
+    prompt_tokens: u64,
+    /// Tokens of all answers, at most.
+    output_tokens: u64,
+    /// The chunk that needs most context.
+    largest: String,
+}
+
+/// Submits the job and works on it to its end, or says what would happen where `--plan` asks for that.
+///
+/// # Errors
+/// With the codes of `conventions.md` §3; what was committed stays in the journal.
+pub async fn run(
+    mut job: GraphJob,
+    build: impl FnOnce(&Room) -> Result<Graph, Failed>,
+    settings: &Settings,
+    clock: Clock,
+) -> Outcome {
+    settings.job.fill_ask(&mut job.ask);
+    let mut stop = Stop::new()?;
+    let id = JobId::random().or_exit(Exit::Io)?;
+    let dir = settings.jobs().join(id.to_string());
+    let draft = if job.ask.plan { None } else { Some(Draft::create(&dir, id).or_code()?) };
+    let key = draft.as_ref().map_or_else(passing_key, |draft| draft.key().or_code())?;
+    let mut assembly = stop.cuts(Assembly::gather(settings, key, clock)).await?;
+    let prepared = match prepare(&mut assembly, &job, build) {
+        Ok(prepared) => prepared,
+        Err(failed) => {
+            assembly.finish().await;
+            return Err(failed);
+        }
+    };
+    let Some(draft) = draft else {
+        let plan = prepared.plan(&mut assembly);
+        assembly.finish().await;
+        return show(&plan, job.ask.why, settings);
+    };
+    require_space(&dir, prepared.measured.disk_bytes()).or_code()?;
+    let text = !settings.json;
+    let spec = Spec::new(job.spec.to_string(), job.input_sha256, &prepared.models, &job.output, text)?;
+    let models = prepared.models.clone();
+    let journal = take_in(draft, job.kind, prepared, spec, clock).await?;
+    let purpose = Purpose { output: job.output, text, resumed: false, failed_before: 0 };
+    work(assembly, journal, models, purpose, settings, clock, stop).await
+}
+
+/// A graph with its models.
+struct Prepared {
+    measured: Measured,
+    default: String,
+    models: Vec<Pinned>,
+}
+
+/// Pins the models, builds the graph and checks that it fits them.
+fn prepare(
+    assembly: &mut Assembly,
+    job: &GraphJob,
+    build: impl FnOnce(&Room) -> Result<Graph, Failed>,
+) -> Result<Prepared, Failed> {
+    let own = assembly.own.is_some();
+    let view = assembly.members.view();
+    let refuse = |error: PinError| refusal(&error, view, own);
+    let need = Need::Completion;
+    let default = match &job.ask.model {
+        Some(name) => Ok(plan::pin(view, name, need).map_err(refuse)?),
+        None => plan::default_model(view, need).and_then(|name| plan::pin(view, &name, need)),
+    };
+    let trained = default.as_ref().map_or(0, |model| model.context);
+    let usual = if trained == 0 { USUAL_CONTEXT } else { trained.min(USUAL_CONTEXT) };
+    let density = Density::default();
+    let room = Room { model: default.clone().ok(), context: job.ask.num_ctx.unwrap_or(usual), density };
+    let graph = build(&room)?;
+    let mut measured = Measured::new(graph, options(&job.ask), density)
+        .map_err(|error| Failed { exit: exit_of(error.exit_code()), error: error.into() })?;
+    let mut names = measured.models().clone();
+    let default = match default {
+        Ok(model) => model.name,
+        Err(error) if measured.without_model() > 0 => return Err(refuse(error)),
+        Err(_) => String::new(),
+    };
+    if measured.without_model() > 0 {
+        names.insert(default.clone());
+    }
+    let pinned = names.iter().map(|name| plan::pin(view, name, need));
+    let models: Vec<Pinned> = pinned.collect::<Result<_, _>>().map_err(refuse)?;
+    for model in models.iter().filter(|model| model.context > 0) {
+        measured.cap(model.context);
+    }
+    for model in &models {
+        if model.context > 0 && measured.num_ctx() > model.context {
+            let error = anyhow!(
+                "model.too_small: {} needs a context of {} tokens, {} was trained for {}; lower --max-tokens, shorten \
+                 what is asked, or choose another model",
+                measured.largest(),
+                measured.num_ctx(),
+                model.name,
+                model.context
+            );
+            return Err(error).or_exit(Exit::NothingCanRun);
+        }
+    }
+    Ok(Prepared { measured, default, models })
+}
+
+impl Prepared {
+    fn plan(&self, assembly: &mut Assembly) -> GraphPlan {
+        let graph = self.measured.graph();
+        let items = graph.nodes().iter().filter(|node| node.shown).count();
+        let plan = plan::plan(assembly.members.view(), items as u64, &self.models, self.measured.num_ctx());
+        GraphPlan {
+            plan,
+            chunks: graph.nodes().len(),
+            depth: graph.depth(),
+            prompt_tokens: self.measured.prompt_tokens(),
+            output_tokens: self.measured.output_tokens(),
+            largest: self.measured.largest().to_owned(),
+        }
+    }
+}
+
+fn show(plan: &GraphPlan, why: bool, settings: &Settings) -> Outcome {
+    if settings.json {
+        print_json(plan)?;
+    } else {
+        let plural = if plan.chunks == 1 { "" } else { "s" };
+        print(&format!(
+            "{}{} chunk{plural}, {} one after the other at least; at most about {} prompt and {} output tokens; {} needs \
+             most context.\n",
+            plan.plan.text(why),
+            plan.chunks,
+            plan.depth,
+            plan.prompt_tokens,
+            plan.output_tokens,
+            crate::terminal::escaped(&plan.largest)
+        ))?;
+    }
+    Ok(if plan.plan.at_once == 0 { Exit::NothingCanRun } else { Exit::Done })
+}
+
+/// What a job asks of the models; a node's own words win.
+fn options(ask: &AskArgs) -> JobOptions {
+    JobOptions {
+        num_ctx: ask.num_ctx,
+        think: ask.think.then_some(Think::On),
+        seed: ask.seed,
+        temperature: ask.temperature,
+        system: ask.system.clone(),
+        ..JobOptions::default()
+    }
+}
+
+/// Writes all chunks into the journal; nothing runs before the last is there.
+async fn take_in(
+    mut draft: Draft,
+    kind: Kind,
+    prepared: Prepared,
+    spec: Spec,
+    clock: Clock,
+) -> Result<Journal, Failed> {
+    let spec = spec.bytes()?;
+    let writing = tokio::task::spawn_blocking(move || {
+        draft.insert::<job::Error>(prepared.measured.chunks(&prepared.default))?;
+        Ok::<_, job::Error>(draft.finish(kind, spec, clock.wall_ms())?)
+    });
+    let journal = writing.await.or_exit(Exit::Io)?;
+    journal.map_err(|error| Failed { exit: exit_of(error.exit_code()), error: error.into() })
+}
