@@ -1,8 +1,12 @@
 //! What was typed. `settings.rs` turns it into what will happen.
 
+mod texts;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+pub use texts::{PanelArgs, TextLength, WriteArgs};
 
 /// One load per llama: runs work on several Ollama installs at once only where they are distinct hardware.
 #[derive(Debug, Parser)]
@@ -79,6 +83,10 @@ pub enum Command {
     Run(RunArgs),
     /// Say what would run where and why, and run nothing
     Plan(PlanArgs),
+    /// Write a long text in parts: the first, then the others at once, then a synthesis
+    Write(WriteArgs),
+    /// Ask several roles one question: researcher, critics, editor, ideas, votes, or roles of your own
+    Panel(PanelArgs),
     /// Show which installs are here and which of them are the same hardware
     Machines(MachinesArgs),
     /// List the jobs of this user, look at one, or delete some

@@ -9,6 +9,7 @@
 //! An item that cannot be read stops the job before anything starts, with its line, the reason and what to do
 //! (`conventions.md` §1).
 
+mod answer;
 mod batch;
 mod csv;
 mod density;
@@ -17,8 +18,10 @@ mod item;
 mod items;
 mod jsonl;
 mod lines;
+pub mod longform;
 mod measured;
 mod openai;
+pub mod panel;
 
 use std::{
     io,
@@ -30,6 +33,7 @@ use serde_json::{Map, Value};
 
 use crate::journal;
 
+pub use answer::Answer;
 pub use batch::{Chunks, Input, Prepared, file_sha256, prepare};
 pub use density::Density;
 pub use item::full_name;

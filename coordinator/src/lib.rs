@@ -71,6 +71,8 @@ fn execute(command: Command, settings: &Settings, clock: Clock) -> Outcome {
         match command {
             Command::Run(args) => submit::run(args, settings, clock).await,
             Command::Plan(args) => submit::plan(args, settings, clock).await,
+            Command::Write(args) => submit::texts::write(args, settings, clock).await,
+            Command::Panel(args) => submit::texts::panel(args, settings, clock).await,
             Command::Machines(args) => assemble::machines(&args, settings, clock).await,
             Command::Jobs(args) => jobs::jobs(args.command, settings, clock),
             Command::Cancel(args) => jobs::cancel(&args, settings, clock).await,

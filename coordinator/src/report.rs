@@ -7,6 +7,7 @@
 
 mod batch;
 mod line;
+mod long;
 mod summary;
 mod text;
 
@@ -25,6 +26,7 @@ use tropa_proto::{
 use crate::journal::{self, Finished, Journal};
 
 pub use line::line;
+pub use long::Remarks;
 pub use summary::Summary;
 pub use text::{Answer, answers};
 

@@ -17,7 +17,7 @@ use crate::{
     journal::{self, Journal, State},
     plan::Pinned,
     progress::Progress,
-    report::{Destination, Form, Output, Summary},
+    report::{Destination, Form, Output, Remarks, Summary},
     run::{End, Runner},
     schedule::{History, ModelIndex, Schedule},
     settings::Settings,
@@ -126,7 +126,8 @@ pub(crate) async fn work(
         End::Done => {
             output.finish(&journal).or_exit(Exit::Io)?;
             let summary = Summary::of(&journal, clock.now().saturating_sub(started)).or_code()?;
-            show(&summary, &names, to_file, settings)?;
+            let remarks = Remarks::of(&journal).or_code()?;
+            show(&summary, &remarks, &names, to_file, settings)?;
             Ok(if summary.has_failed() { Exit::SomeFailed } else { Exit::Done })
         }
         End::Stopped(_) | End::Cancelled | End::Stuck(_) => {
@@ -172,17 +173,20 @@ fn conclude(end: End, journal: &Journal) -> Outcome {
 #[expect(clippy::print_stderr, reason = "messages go to stderr")]
 fn show(
     summary: &Summary,
+    remarks: &Remarks,
     names: &BTreeMap<MachineId, String>,
     to_file: bool,
     settings: &Settings,
 ) -> Result<(), Failed> {
-    if settings.json && to_file {
-        return print_json(&summary.json());
-    }
     if settings.json {
-        eprintln!("{}", summary.json());
+        let mut told = summary.json();
+        remarks.add_to(&mut told);
+        if to_file {
+            return print_json(&told);
+        }
+        eprintln!("{told}");
     } else if !settings.quiet {
-        eprint!("{}", summary.text(names));
+        eprint!("{}{}", remarks.text(), summary.text(names));
     }
     Ok(())
 }

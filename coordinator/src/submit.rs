@@ -3,6 +3,7 @@
 //! Jobs whose chunks build on each other come in through [`graph`].
 
 pub mod graph;
+pub mod texts;
 
 use std::path::{Path, PathBuf};
 

@@ -5,7 +5,7 @@
 //! or the answer of an earlier node, or the end of one. A node may only name nodes before it, so a graph has no cycles
 //! by construction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
@@ -183,12 +183,27 @@ impl Graph {
     /// How many nodes must run one after the other at least: the length of the longest chain of needs.
     #[must_use]
     pub fn depth(&self) -> usize {
+        self.depths().into_iter().max().unwrap_or(0)
+    }
+
+    /// How many nodes stand equally deep at most: as many may run at once, where there are lanes for them.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        let mut count: BTreeMap<usize, usize> = BTreeMap::new();
+        for depth in self.depths() {
+            *count.entry(depth).or_default() += 1;
+        }
+        count.into_values().max().unwrap_or(0)
+    }
+
+    /// The length of the longest chain of needs that ends in each node.
+    fn depths(&self) -> Vec<usize> {
         let mut depths: Vec<usize> = Vec::with_capacity(self.nodes.len());
         for node in &self.nodes {
             let below = node.needs().iter().map(|NodeIndex(on)| depths[*on as usize]).max();
             depths.push(below.unwrap_or(0) + 1);
         }
-        depths.into_iter().max().unwrap_or(0)
+        depths
     }
 }
 
@@ -287,12 +302,13 @@ mod tests {
     }
 
     #[test]
-    fn the_depth_is_the_longest_chain() {
+    fn the_depth_is_the_longest_chain_and_the_width_the_widest_level() {
         let mut graph = Graph::default();
         for needs in [&[][..], &[], &[0], &[1, 2], &[]] {
             graph.add(node(needs)).expect("a graph in order");
         }
-        assert_eq!(graph.depth(), 3);
+        assert_eq!((graph.depth(), graph.width()), (3, 3));
+        assert_eq!((Graph::default().depth(), Graph::default().width()), (0, 0));
     }
 
     #[test]

@@ -289,7 +289,7 @@ pub fn full_name(name: &str) -> String {
     if name.is_empty() || last.contains(':') { name.to_owned() } else { format!("{name}:latest") }
 }
 
-fn check_model(line: u64, model: &str) -> Result<(), InputError> {
+pub(super) fn check_model(line: u64, model: &str) -> Result<(), InputError> {
     // 256 bytes are what the wire takes, `:latest` included.
     if model.is_empty() || model.len() > 248 || model.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(InputError::at(line, "`model` is not a name", "name a model as `ollama list` does"));

@@ -46,7 +46,7 @@ impl Measured {
         let (mut need, mut largest, mut bytes) = (0, String::new(), 0);
         let (mut models, mut unnamed) = (BTreeSet::new(), 0);
         for (index, node) in (0..).map(NodeIndex).zip(graph.nodes()) {
-            let item = item(node, &options)?;
+            let item = item(index, node, &options)?;
             bytes += item.body("", 0).len() as u64;
             match &node.model {
                 Some(model) => _ = models.insert(full_name(model)),
@@ -146,7 +146,7 @@ impl Measured {
     }
 
     fn chunk(&self, index: NodeIndex, node: &Node, model: &str) -> Result<NewChunk, Error> {
-        let mut item = item(node, &self.options)?;
+        let mut item = item(index, node, &self.options)?;
         let needs: BTreeSet<ChunkIndex> = node.needs().iter().map(|NodeIndex(on)| ChunkIndex(*on)).collect();
         if !needs.is_empty()
             && let Some(Value::Array(messages)) = item.ask.get_mut("messages")
@@ -164,7 +164,7 @@ impl Measured {
             stage: Some(node.stage.clone()),
             shape: Shape::Text,
             num_ctx: self.num_ctx,
-            seed: self.options.seed,
+            seed: seed(index, &self.options),
             num_predict: node.num_predict,
             prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
             metadata: node.metadata.clone(),
@@ -181,7 +181,7 @@ impl Measured {
 }
 
 /// Makes the item of a node, with a mark in place of answers that are to come, and checks it.
-fn item(node: &Node, options: &JobOptions) -> Result<Item, Error> {
+fn item(index: NodeIndex, node: &Node, options: &JobOptions) -> Result<Item, Error> {
     let messages: Vec<Value> = node
         .messages
         .iter()
@@ -196,6 +196,9 @@ fn item(node: &Node, options: &JobOptions) -> Result<Item, Error> {
     let mut item =
         Item::new(0, node.name.clone(), Shape::Text, Endpoint::Chat).ask("messages", messages.into());
     item.model.clone_from(&node.model);
+    if let Some(seed) = seed(index, options) {
+        item.options.insert("seed".to_owned(), seed.into());
+    }
     item.options.insert("num_predict".to_owned(), node.num_predict.into());
     if let Some(temperature) = node.temperature {
         item.options.insert("temperature".to_owned(), json!(temperature));
@@ -206,6 +209,11 @@ fn item(node: &Node, options: &JobOptions) -> Result<Item, Error> {
     item.complete(options)
         .map_err(|error| InputError { what: format!("{}: {}", node.name, error.what), ..error })?;
     Ok(item)
+}
+
+/// Every node has a seed of its own, so that those that are asked the same do not say the same.
+fn seed(NodeIndex(index): NodeIndex, options: &JobOptions) -> Option<i64> {
+    options.seed.map(|seed| seed.wrapping_add(index.into()))
 }
 
 /// What the job's system prompt adds to a node that has none of its own.
@@ -268,7 +276,7 @@ mod tests {
         assert_eq!(body["messages"][1]["content"], json!(["join: ", {"answer": 0}]));
         assert_eq!(
             body["options"],
-            json!({"num_predict": 50, "temperature": 0.5, "seed": 7, "num_ctx": 1024})
+            json!({"num_predict": 50, "temperature": 0.5, "seed": 8, "num_ctx": 1024})
         );
         assert_eq!(
             (&body["truncate"], &body["shift"], &body["think"]),

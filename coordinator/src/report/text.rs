@@ -27,10 +27,10 @@ pub(super) fn text(journal: &Journal) -> Result<Option<String>, Error> {
     if answers.iter().all(|answer| answer.text.is_err()) {
         return Ok(None);
     }
-    let text = match journal.job().kind {
-        Kind::Run | Kind::Map | Kind::Write | Kind::Panel | Kind::Embed => sections(&answers),
-    };
-    Ok(Some(text))
+    Ok(match journal.job().kind {
+        Kind::Run | Kind::Map | Kind::Embed => Some(sections(&answers)),
+        Kind::Write | Kind::Panel => super::long::text(journal)?,
+    })
 }
 
 /// Reads all items of a job that is done, in the order of the output.

@@ -103,12 +103,32 @@ pub async fn run(
         return show(&plan, job.ask.why, settings);
     };
     require_space(&dir, prepared.measured.disk_bytes()).or_code()?;
+    say_how(&prepared, &mut assembly, settings);
     let text = !settings.json;
     let spec = Spec::new(job.spec.to_string(), job.input_sha256, &prepared.models, &job.output, text)?;
     let models = prepared.models.clone();
     let journal = take_in(draft, job.kind, prepared, spec, clock).await?;
     let purpose = Purpose { output: job.output, text, resumed: false, failed_before: 0 };
     work(assembly, journal, models, purpose, settings, clock, stop).await
+}
+
+/// Says how many chunks will run at a time and why, and what more machines would do for this job.
+#[expect(clippy::print_stderr, reason = "messages go to stderr")]
+fn say_how(prepared: &Prepared, assembly: &mut Assembly, settings: &Settings) {
+    let plan = prepared.plan(assembly);
+    if settings.quiet || plan.chunks == 1 {
+        return;
+    }
+    let width = prepared.measured.graph().width();
+    let alone = if plan.plan.at_once == 1 && width > 1 {
+        format!(
+            " So its {} chunks run one after the other; on more machines up to {width} of them would run at once.",
+            plan.chunks
+        )
+    } else {
+        String::new()
+    };
+    eprintln!("{}{alone}", crate::terminal::escaped(&plan.plan.summary));
 }
 
 /// A graph with its models.
