@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod harness;
+pub mod makespan;
 pub mod ollama_double;
 pub mod real_ollama;
 

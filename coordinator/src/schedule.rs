@@ -12,13 +12,18 @@ mod budget;
 mod change;
 mod check;
 mod dispatch;
+mod forecast;
 mod holdings;
 mod missing;
 mod needs;
+mod pace;
+mod spare;
 mod standing;
+mod waiting;
+mod work;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -33,18 +38,22 @@ use self::{
     missing::{Missing, settles},
     needs::Needs,
     standing::{Standing, smoothed},
+    waiting::Waiting,
+    work::Sizes,
 };
 
 pub use self::{
     budget::{History, Verdict},
     check::Violation,
+    pace::{Pace, Sample},
+    work::{Kind, Work},
 };
 
 /// Time of one synced commit before any has been measured: two syncs of an ordinary disk.
 const RECORD_TIME: Duration = Duration::from_millis(8);
 
 /// A model of the job, by its place in the job's list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ModelIndex(pub u16);
 
 /// One install as the roster places it now.
@@ -69,7 +78,7 @@ pub struct Install {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The roster is now this, complete.
     Roster(Vec<Install>),
@@ -79,6 +88,12 @@ pub enum Event {
     Accepted(AttemptId, Place),
     /// The agent has not taken it.
     Refused(AttemptId, Refusal),
+    /// The attempt has written so many tokens so far.
+    Tokens(AttemptId, u32),
+    /// What an attempt that is about to be `Finished` took.
+    Measured(AttemptId, Sample),
+    /// How fast this install was with this model in earlier jobs.
+    Remembered(AgentId, ModelIndex, Pace),
     /// The engine has ended the attempt with a result, which is on its way to the disk.
     Finished(AttemptId),
     /// The attempt has ended without one.
@@ -131,12 +146,25 @@ pub enum Action {
 pub struct Schedule {
     job: JobId,
     status: Vec<Status>,
-    /// Chunks that have not been tried, by model, in order.
-    queues: BTreeMap<ModelIndex, VecDeque<ChunkIndex>>,
+    works: Vec<Work>,
+    /// Chunks that have not been tried.
+    waiting: Waiting,
     /// Chunks that run again, and what has happened to chunks that were tried.
     retries: BTreeSet<ChunkIndex>,
     history: BTreeMap<ChunkIndex, History>,
-    models: Vec<ModelIndex>,
+    sizes: Sizes,
+    /// How fast each install is with each model, and how fast all are on the whole.
+    paces: BTreeMap<(AgentId, ModelIndex), Pace>,
+    typical: BTreeMap<ModelIndex, Pace>,
+    /// Chunks of the usual size that all installs finish in a second, as added up at this time.
+    rate: f64,
+    rate_at: Option<Duration>,
+    /// How many installs were given each kind last.
+    at_kind: BTreeMap<Kind, usize>,
+    /// Installs with a free place that found nothing to take, and when they look again.
+    idle: BTreeSet<AgentId>,
+    look_at: Option<Duration>,
+    backups: bool,
     holdings: Holdings,
     /// Attempts of a predecessor whose agent has not been seen.
     orphans: BTreeMap<AttemptId, (AgentId, Incarnation)>,
@@ -172,22 +200,37 @@ enum Status {
 }
 
 impl Schedule {
-    /// Starts with chunks `0..models.len()`, each with its model; all are open.
+    /// Starts with chunks `0..models.len()`, each with its model, of no known size; all are open.
     #[must_use]
     pub fn new(job: JobId, models: Vec<ModelIndex>) -> Self {
-        let mut queues: BTreeMap<ModelIndex, VecDeque<ChunkIndex>> = BTreeMap::new();
-        for (index, model) in (0..).zip(&models) {
-            queues.entry(*model).or_default().push_back(ChunkIndex(index));
+        Self::of(job, models.into_iter().map(|model| Work { model, ..Work::default() }).collect())
+    }
+
+    /// Starts with chunks `0..works.len()`; all are open.
+    #[must_use]
+    pub fn of(job: JobId, works: Vec<Work>) -> Self {
+        let mut waiting = Waiting::default();
+        for (index, work) in (0..).zip(&works) {
+            waiting.add(ChunkIndex(index), work);
         }
         Self {
             job,
-            status: vec![Status::Open; models.len()],
-            queues,
+            status: vec![Status::Open; works.len()],
+            waiting,
+            sizes: Sizes::default(),
+            paces: BTreeMap::new(),
+            typical: BTreeMap::new(),
+            rate: f64::INFINITY,
+            rate_at: None,
+            at_kind: BTreeMap::new(),
+            idle: BTreeSet::new(),
+            look_at: None,
+            backups: true,
             retries: BTreeSet::new(),
             history: BTreeMap::new(),
-            unfinished: models.len(),
+            unfinished: works.len(),
             finishing: 0,
-            models,
+            works,
             holdings: Holdings::default(),
             orphans: BTreeMap::new(),
             missing: BTreeMap::new(),
@@ -204,6 +247,18 @@ impl Schedule {
         }
     }
 
+    /// Gives no backup attempts: what is late is waited for.
+    #[must_use]
+    pub fn without_backups(mut self) -> Self {
+        self.backups = false;
+        self
+    }
+
+    /// How fast each install has turned out to be with each model, in order.
+    pub fn paces(&self) -> impl Iterator<Item = (AgentId, ModelIndex, Pace)> {
+        self.paces.iter().map(|((agent, model), pace)| (*agent, *model, *pace))
+    }
+
     /// Takes an event and returns what follows from it, in the order in which it is to be done.
     ///
     /// # Panics
@@ -218,12 +273,23 @@ impl Schedule {
                 if let Some(active) = self.holdings.get_mut(&attempt) {
                     active.running = place == Place::Running;
                     if active.running {
+                        active.running_since.get_or_insert(now);
                         let agent = active.agent;
                         self.settled(agent);
                     }
                 }
             }
             Event::Refused(attempt, refusal) => self.on_refused(attempt, &refusal, now, &mut actions),
+            Event::Tokens(attempt, count) => {
+                if let Some(active) = self.holdings.get_mut(&attempt) {
+                    active.tokens = active.tokens.max(count);
+                }
+            }
+            Event::Measured(attempt, sample) => self.on_measured(attempt, &sample),
+            Event::Remembered(agent, model, pace) => {
+                self.paces.entry((agent, model)).or_insert(pace);
+                self.typical.entry(model).or_insert(pace);
+            }
             Event::Finished(attempt) => self.on_finished(attempt, now, &mut actions),
             Event::Failed(attempt, reason) => self.on_ended(attempt, reason.class(), now, &mut actions),
             Event::Lost(attempt) => self.on_ended(attempt, Class::Lost, now, &mut actions),
@@ -266,7 +332,7 @@ impl Schedule {
     /// When the next `Tick` is due, if time alone can change anything.
     #[must_use]
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
-        let pauses = self.pauses_end(now).into_iter();
+        let pauses = self.pauses_end(now).into_iter().chain(self.look_at);
         pauses.chain(self.adoption_ends()).chain(self.missing_ends()).filter(|at| *at > now).min()
     }
 
@@ -289,7 +355,7 @@ impl Schedule {
         if !self.is_idle() || !self.orphans.is_empty() || self.paused || self.stopped {
             return BTreeSet::new();
         }
-        let queued = self.queues.iter().filter(|(_, queue)| !queue.is_empty()).map(|(model, _)| *model);
+        let queued = self.waiting.kinds().map(|(kind, _)| kind.model);
         let retried = self.retries.iter().map(|chunk| self.model_of(*chunk));
         let wanted: BTreeSet<_> = queued.chain(retried).collect();
         let later = |standing: &Standing| standing.pause_until > now && standing.closed_for.is_none();
@@ -300,7 +366,33 @@ impl Schedule {
     /// The model of a chunk.
     #[must_use]
     pub fn model_of(&self, chunk: ChunkIndex) -> ModelIndex {
-        self.models.get(chunk.0 as usize).copied().unwrap_or(ModelIndex(0))
+        self.work(chunk).model
+    }
+
+    /// What a chunk asks of an install.
+    #[must_use]
+    pub fn work(&self, chunk: ChunkIndex) -> Work {
+        self.works.get(chunk.0 as usize).copied().unwrap_or_default()
+    }
+
+    /// How many attempts may be at the engine together with this one, itself included; at least 1.
+    #[must_use]
+    pub fn at_once(&self, attempt: AttemptId) -> u16 {
+        let install = self.holdings.get(&attempt).and_then(|active| self.installs.get(&active.agent));
+        install.map_or(1, |install| u16::try_from(self.width_of(install)).unwrap_or(u16::MAX))
+    }
+
+    /// How many chunks an install may hold at the engine.
+    fn width_of(&self, install: &Install) -> usize {
+        install.width.max(1)
+    }
+
+    fn on_measured(&mut self, attempt: AttemptId, sample: &Sample) {
+        let Some(agent) = self.holdings.get(&attempt).map(|active| active.agent) else { return };
+        let work = self.work(attempt.chunk);
+        self.sizes.learn(&work, sample.prompt_tokens, sample.output_tokens);
+        self.paces.entry((agent, work.model)).or_default().learn(sample);
+        self.typical.entry(work.model).or_default().learn(sample);
     }
 
     fn on_recorded(&mut self, attempt: AttemptId, now: Duration) {
@@ -366,19 +458,24 @@ impl Schedule {
             self.retries.remove(&attempt.chunk);
             self.finish(attempt.chunk);
             actions.push(Action::Commit(attempt));
-            let others: Vec<AttemptId> = self.holdings.of_chunk(attempt).collect();
-            for other in others {
-                match self.holdings.get_mut(&other) {
-                    Some(active) if active.is_unsent() => self.take_back(other, actions),
-                    Some(active) if active.occupies() => {
-                        active.stage = Stage::Cancelling;
-                        actions.push(Action::Cancel(other, active.agent));
-                    }
-                    Some(_) | None => {}
-                }
-            }
+            self.cancel_others(attempt, actions);
         } else {
             actions.push(Action::Drop(attempt));
+        }
+    }
+
+    /// The chunk is decided: what else of it is on its way is of no use any more.
+    fn cancel_others(&mut self, attempt: AttemptId, actions: &mut Vec<Action>) {
+        let others: Vec<AttemptId> = self.holdings.of_chunk(attempt).collect();
+        for other in others {
+            match self.holdings.get_mut(&other) {
+                Some(active) if active.is_unsent() => self.take_back(other, actions),
+                Some(active) if active.stage == Stage::Sent => {
+                    active.stage = Stage::Cancelling;
+                    actions.push(Action::Cancel(other, active.agent));
+                }
+                Some(_) | None => {}
+            }
         }
     }
 
@@ -417,11 +514,12 @@ impl Schedule {
         let machine = self.installs.get(&agent).map_or(MachineId(agent), |install| install.machine).short();
         let history = self.history.entry(attempt.chunk).or_default();
         match history.after(attempt.no, class, agent, &machine) {
-            Verdict::Again => self.again(attempt.chunk),
+            Verdict::Again => self.again(attempt),
             Verdict::Over(class) => {
                 self.finish(attempt.chunk);
                 self.needs.fails(attempt.chunk);
                 actions.push(Action::Fail(attempt.chunk, attempt, class));
+                self.cancel_others(attempt, actions);
             }
         }
     }
@@ -454,16 +552,19 @@ impl Schedule {
         let Some(active) = self.holdings.remove(&attempt) else { return };
         self.freed(active.agent);
         actions.push(Action::End(attempt, Class::Superseded));
-        self.history.entry(attempt.chunk).or_default().last_no = attempt.no;
+        let history = self.history.entry(attempt.chunk).or_default();
+        history.last_no = history.last_no.max(attempt.no);
         if self.status(attempt.chunk) == Some(Status::Open) {
-            self.again(attempt.chunk);
+            self.again(attempt);
         }
     }
 
-    /// The chunk runs again, wherever it may.
-    fn again(&mut self, chunk: ChunkIndex) {
-        self.retries.insert(chunk);
-        self.wake_all();
+    /// The chunk of an attempt that is over runs again, wherever it may, unless another attempt of it is under way.
+    fn again(&mut self, attempt: AttemptId) {
+        if self.holdings.of_chunk(attempt).next().is_none() {
+            self.retries.insert(attempt.chunk);
+            self.wake_all();
+        }
     }
 
     /// This install holds one attempt fewer: it and its rivals may get something.

@@ -37,9 +37,10 @@ impl Schedule {
             self.orphans = open_attempts;
         }
         let waiting: BTreeSet<ChunkIndex> = self.orphans.keys().map(|attempt| attempt.chunk).collect();
-        let status = &self.status;
-        for queue in self.queues.values_mut() {
-            queue.retain(|chunk| status[chunk.0 as usize] == Status::Open && !waiting.contains(chunk));
+        for (index, work) in (0..).map(ChunkIndex).zip(&self.works) {
+            if self.status(index) != Some(Status::Open) || waiting.contains(&index) {
+                self.waiting.remove(index, work);
+            }
         }
     }
 

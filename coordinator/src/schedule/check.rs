@@ -3,14 +3,11 @@
 //! It shares no bookkeeping with the decisions: it recounts everything after every event in debug builds, and in
 //! every test (`style.md`, rule 9).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt};
 
 use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
 
-use super::{Schedule, Status};
+use super::{Schedule, Status, spare::may_coexist};
 
 /// A broken rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +16,7 @@ pub enum Violation {
     Overlap(AgentId, AgentId),
     /// An install holds more than its width and one ahead.
     TooMany(AgentId, usize),
-    /// A chunk is with two installs at once.
+    /// A chunk is with more than one install and its backup.
     Twice(ChunkIndex, AttemptId),
     /// A chunk is with an install although one that it needs is not done on disk.
     Early(ChunkIndex, ChunkIndex),
@@ -34,13 +31,15 @@ impl Schedule {
     /// The first rule that does not hold.
     pub fn check(&self) -> Result<(), Violation> {
         let mut sent: BTreeMap<AgentId, usize> = BTreeMap::new();
-        let mut chunks: BTreeSet<ChunkIndex> = BTreeSet::new();
+        let mut chunks: BTreeMap<ChunkIndex, Vec<(AttemptId, AgentId)>> = BTreeMap::new();
         for (attempt, active) in self.holdings.iter() {
             if active.occupies() {
                 // A predecessor's attempts are taken over as they are.
                 *sent.entry(active.agent).or_default() += usize::from(!active.adopted);
             }
-            if !chunks.insert(attempt.chunk) {
+            let together = chunks.entry(attempt.chunk).or_default();
+            together.push((*attempt, active.agent));
+            if !may_coexist(together) {
                 return Err(Violation::Twice(attempt.chunk, *attempt));
             }
             let done = |need: &ChunkIndex| {

@@ -1,31 +1,60 @@
 //! Who gets what next: the hard rule, then an order of preference that ends in the id.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
 
 use super::{
     Action, Install, ModelIndex, Schedule,
     holdings::{Active, Stage},
+    spare::LOOK,
+    waiting::Sum,
+    work::Kind,
 };
 
 /// Attempts recorded ahead of need on one install, at most. At 0.3 ms a chunk and 8 ms a sync 27 are enough; more
 /// only delays the moment when a slow install's share can go elsewhere.
 const MAX_AHEAD: usize = 32;
 
+/// Chunks that wait for each install below which one that is not known gets no second chunk ahead: by then a slow one
+/// could keep what others need.
+const EXPLORES_BELOW: u64 = 4;
+
 struct Places {
     send: usize,
     record: usize,
 }
 
+/// What waits for an install.
+enum Next {
+    /// This chunk.
+    Take(ChunkIndex),
+    /// What it could run others will have finished sooner.
+    Leave,
+    /// Nothing that it could run.
+    Nothing,
+}
+
 impl Schedule {
-    /// Sends what is recorded and records what may come next, for the installs that something has changed for.
+    /// Sends what is recorded and records what may come next, for the installs that something has changed for; those
+    /// that find nothing help others.
     pub(super) fn dispatch(&mut self, now: Duration, actions: &mut Vec<Action>) {
         if self.paused || self.stopped {
             return;
         }
+        let look = self.look_at.is_some_and(|at| at <= now);
+        if look {
+            self.look_at = None;
+            self.woken.append(&mut self.idle);
+        }
+        if self.woken.is_empty() {
+            return;
+        }
+        self.refresh_rate(now);
         let woken = std::mem::take(&mut self.woken);
+        let mut spare = Vec::new();
         for agent in self.by_preference(woken) {
+            self.idle.remove(&agent);
             let mut places = self.free_places(&agent, now);
             if places.send > 0 {
                 let recorded = self.holdings.of(&agent).filter(|(_, active)| active.stage == Stage::Recorded);
@@ -39,18 +68,57 @@ impl Schedule {
                 }
             }
             while places.record > 0 {
-                let Some(chunk) = self.take_chunk(&agent) else { break };
-                let Some(install) = self.installs.get(&agent) else { break };
-                let no = self.history.get(&chunk).map_or(1, |history| history.last_no + 1);
-                let attempt = AttemptId { job: self.job, chunk, no };
-                let incarnation = install.incarnation;
-                actions.push(Action::Record(attempt, agent, incarnation));
-                let (stage, running, adopted) = (Stage::Recording, false, false);
-                let active = Active { agent, incarnation, stage, running, adopted, since: now };
-                self.holdings.insert(attempt, active);
-                places.record -= 1;
+                match self.next_chunk(&agent, now) {
+                    Next::Take(chunk) => {
+                        self.take_out(chunk);
+                        self.record(agent, chunk, now, actions);
+                        places.record -= 1;
+                    }
+                    Next::Leave => {
+                        self.idle.insert(agent);
+                        break;
+                    }
+                    Next::Nothing => {
+                        self.idle.insert(agent);
+                        spare.push(agent);
+                        break;
+                    }
+                }
             }
         }
+        if !spare.is_empty() && !self.holdings.is_empty() {
+            self.help_out(spare, now, actions);
+        }
+        if !self.idle.is_empty() && self.look_at.is_none() && !self.holdings.is_empty() {
+            self.look_at = Some(now + LOOK);
+        }
+    }
+
+    /// Issues the next attempt of a chunk.
+    pub(super) fn record(
+        &mut self,
+        agent: AgentId,
+        chunk: ChunkIndex,
+        now: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(install) = self.installs.get(&agent) else { return };
+        let incarnation = install.incarnation;
+        let first = AttemptId { job: self.job, chunk, no: 0 };
+        let beside = self.holdings.of_chunk(first).map(|attempt| attempt.no).max().unwrap_or(0);
+        let last = self.history.get(&chunk).map_or(0, |history| history.last_no).max(beside);
+        let attempt = AttemptId { no: last + 1, ..first };
+        actions.push(Action::Record(attempt, agent, incarnation));
+        self.holdings.insert(attempt, Active::recording(agent, incarnation, now));
+        let work = self.work(chunk);
+        let standing = self.standing.entry(agent).or_default();
+        if let Some(before) = standing.kind.replace(work.kind())
+            && let Some(count) = self.at_kind.get_mut(&before)
+        {
+            *count -= 1;
+        }
+        *self.at_kind.entry(work.kind()).or_default() += 1;
+        self.waiting.reads(std::mem::replace(&mut standing.prefix, work.prefix), work.prefix);
     }
 
     /// How many attempts may be sent to this install and how many recorded for it. **The rule of tropa**: none while
@@ -58,14 +126,7 @@ impl Schedule {
     fn free_places(&self, agent: &AgentId, now: Duration) -> Places {
         let none = Places { send: 0, record: 0 };
         let Some(install) = self.installs.get(agent) else { return none };
-        let standing = self.standing.get(agent);
-        if standing.is_some_and(|standing| {
-            standing.pause_until > now || standing.closed_for == Some(install.incarnation)
-        }) {
-            return none;
-        }
-        let taken = |rival: &AgentId| self.holdings.holds(rival) || self.orphaned(rival);
-        if install.rivals.iter().any(taken) || self.may_be_in_use(agent) {
+        if self.is_blocked(install, now) {
             return none;
         }
         let (occupied, all) = self
@@ -73,30 +134,78 @@ impl Schedule {
             .of(agent)
             .fold((0, 0), |(sent, all), (_, active)| (sent + usize::from(active.occupies()), all + 1));
         // One beyond the width lies ready at the agent, so that the lane never waits for the network.
-        let depth = install.width + 1;
-        let ahead = standing.map_or(0, |standing| {
+        let depth = self.width_of(install) + 1;
+        let ahead = self.standing.get(agent).map_or(0, |standing| {
             let syncs = self.record_time.as_secs_f64() / standing.interval.as_secs_f64().max(1e-6);
             if standing.interval.is_zero() { 0 } else { ((syncs * 2.0) as usize).min(MAX_AHEAD) }
         });
         Places { send: depth.saturating_sub(occupied), record: (depth + ahead).saturating_sub(all) }
     }
 
-    /// The next chunk for this install: retries first, then its warm models, then the model of the lowest chunk.
-    fn take_chunk(&mut self, agent: &AgentId) -> Option<ChunkIndex> {
-        let retry = self.retries.iter().copied().find(|chunk| self.may_retry(*chunk, agent));
-        if let Some(chunk) = retry {
-            self.retries.remove(&chunk);
-            return Some(chunk);
-        }
-        let install = self.installs.get(agent)?;
-        let without = self.standing.get(agent).map(|standing| &standing.without);
-        let queues = self.queues.iter().filter(|(model, _)| {
-            install.models.contains(model) && without.is_none_or(|without| !without.contains(model))
+    /// Whether an install gets nothing now: it pauses, has closed, or its devices are or may be in use by a rival.
+    pub(super) fn is_blocked(&self, install: &Install, now: Duration) -> bool {
+        let pauses = self.standing.get(&install.agent).is_some_and(|standing| {
+            standing.pause_until > now || standing.closed_for == Some(install.incarnation)
         });
-        let next = queues
-            .filter_map(|(model, queue)| Some((!install.warm.contains(model), *queue.front()?, *model)));
-        let (.., model) = next.min()?;
-        self.queues.get_mut(&model)?.pop_front()
+        let taken = |rival: &AgentId| self.holdings.holds(rival) || self.orphaned(rival);
+        pauses || install.rivals.iter().any(taken) || self.may_be_in_use(&install.agent)
+    }
+
+    /// The next chunk for this install: retries first, then of the kind that it has loaded, then as [`Self::next_kind`]
+    /// says.
+    fn next_chunk(&self, agent: &AgentId, now: Duration) -> Next {
+        let Some(install) = self.installs.get(agent) else { return Next::Nothing };
+        let retry = self.retries.iter().copied().find(|chunk| self.may_retry(*chunk, agent));
+        let read_last = self.standing.get(agent).map_or(0, |standing| standing.prefix);
+        let fresh = || self.waiting.next(self.next_kind(install)?, read_last);
+        let Some(chunk) = retry.or_else(fresh) else { return Next::Nothing };
+        if !self.has_company(install, &self.work(chunk)) {
+            return Next::Take(chunk);
+        }
+        if self.explores(install, chunk) || !self.is_worth_it(install, chunk, now) {
+            return Next::Leave;
+        }
+        Next::Take(chunk)
+    }
+
+    /// An install of which nothing is known shows with its first chunks how fast it is, before it gets more, unless
+    /// so much waits that it will be right in any case.
+    fn explores(&self, install: &Install, chunk: ChunkIndex) -> bool {
+        let unknown = !self.paces.contains_key(&(install.agent, self.model_of(chunk)));
+        let plenty = EXPLORES_BELOW * self.installs.len() as u64;
+        unknown
+            && self.waiting.total().chunks < plenty
+            && self.holdings.of(&install.agent).count() >= self.width_of(install)
+    }
+
+    /// The kind that an install takes from: what it was given last, so that nothing is loaded anew; else a model that is
+    /// loaded; else the largest context, whose chunks take longest; else the kind with most waiting for each install
+    /// that is at it; else that of the lowest chunk.
+    fn next_kind(&self, install: &Install) -> Option<Kind> {
+        let standing = self.standing.get(&install.agent);
+        let has = |kind: &Kind| {
+            install.models.contains(&kind.model)
+                && standing.is_none_or(|standing| !standing.without.contains(&kind.model))
+        };
+        let last = standing.and_then(|standing| standing.kind);
+        if let Some(last) = last.filter(|last| self.waiting.lowest(*last).is_some() && has(last)) {
+            return Some(last);
+        }
+        let order = |(kind, sum): (Kind, Sum)| {
+            let at_it = self.at_kind.get(&kind).map_or(0, |count| *count as u64);
+            let warm = install.warm.contains(&kind.model);
+            let lowest = self.waiting.lowest(kind);
+            (!warm, Reverse(kind.context), Reverse(sum.chunks / (1 + at_it)), lowest, kind)
+        };
+        let kinds = self.waiting.kinds().filter(|(kind, _)| has(kind));
+        kinds.map(order).min().map(|(.., kind)| kind)
+    }
+
+    /// Takes a chunk from where it waits.
+    fn take_out(&mut self, chunk: ChunkIndex) {
+        if !self.retries.remove(&chunk) {
+            self.waiting.remove(chunk, &self.work(chunk));
+        }
     }
 
     /// A chunk that failed goes to other hardware, and back to the same only where there is no other.
@@ -117,14 +226,15 @@ impl Schedule {
         self.installs.values().filter(move |install| self.is_eligible(install, model))
     }
 
-    fn is_eligible(&self, install: &Install, model: ModelIndex) -> bool {
+    pub(super) fn is_eligible(&self, install: &Install, model: ModelIndex) -> bool {
         install.models.contains(&model)
             && self.standing.get(&install.agent).is_none_or(|standing| {
                 !standing.without.contains(&model) && standing.closed_for != Some(install.incarnation)
             })
     }
 
-    /// Whoever holds work keeps its devices; then a warm model; then the faster; then the smaller id.
+    /// Whoever holds work keeps its devices; then a warm model; then the faster, and before all those that are not known
+    /// yet; then the smaller id.
     fn by_preference(&self, woken: BTreeSet<AgentId>) -> Vec<AgentId> {
         let mut order: Vec<_> = woken
             .into_iter()

@@ -31,6 +31,10 @@ pub(super) struct Active {
     pub(super) stage: Stage,
     /// The agent says that it is at the engine.
     pub(super) running: bool,
+    /// Since when.
+    pub(super) running_since: Option<Duration>,
+    /// Tokens that it has written so far, as the agent says now and then.
+    pub(super) tokens: u32,
     /// It was sent by a predecessor of this coordinator.
     pub(super) adopted: bool,
     pub(super) since: Duration,
@@ -45,9 +49,15 @@ pub(super) struct Holdings {
 }
 
 impl Active {
+    /// A new one, whose row is on its way to the disk.
+    pub(super) fn recording(agent: AgentId, incarnation: Incarnation, since: Duration) -> Self {
+        let (stage, running, running_since) = (Stage::Recording, false, None);
+        Self { agent, incarnation, stage, running, running_since, tokens: 0, adopted: false, since }
+    }
+
     /// One of a predecessor, taken over as it is.
     pub(super) fn adopted(agent: AgentId, incarnation: Incarnation, since: Duration) -> Self {
-        Self { agent, incarnation, stage: Stage::Sent, running: false, adopted: true, since }
+        Self { stage: Stage::Sent, adopted: true, ..Self::recording(agent, incarnation, since) }
     }
 
     /// It takes a place at the agent, or may take one.

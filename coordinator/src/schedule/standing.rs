@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tropa_proto::{failure::Class, id::Incarnation};
 
-use super::ModelIndex;
+use super::{ModelIndex, work::Kind};
 
 /// First and longest pause of an install that refused as busy or failed twice in a row (`ollama-api.md` §4.1).
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -21,6 +21,10 @@ pub(super) struct Standing {
     pub(super) closed_for: Option<Incarnation>,
     /// Models that it turned out not to have.
     pub(super) without: BTreeSet<ModelIndex>,
+    /// What it was given last: its model is loaded with this context.
+    pub(super) kind: Option<Kind>,
+    /// The shared prefix that it read last; 0: none.
+    pub(super) prefix: u32,
     last_end: Option<Duration>,
     /// Smoothed time between two ends at the engine; zero until there were two.
     pub(super) interval: Duration,

@@ -1,0 +1,171 @@
+//! When things will be finished: whether an install should take a chunk at all, and what is late.
+//!
+//! The rule of the earliest finish, for chunks that are alike: **an install takes a chunk only if all others together
+//! could not finish everything that waits by the time at which it would have finished that one.** While much waits
+//! everybody works. At the end a slow install stops early, and what is left goes to those that are done with it
+//! sooner; among equal ones each takes its last.
+
+use std::time::Duration;
+
+use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
+
+use super::{
+    Install, Schedule,
+    holdings::Active,
+    pace::Pace,
+    work::{Kind, Work},
+};
+
+/// The speed of all installs together is added up anew after this time: it only spares a closer look.
+const RATE_LASTS: Duration = Duration::from_millis(100);
+
+/// Two finishes that differ by less than this share are the same: otherwise two equal installs would each leave the
+/// last chunk to the other.
+const SAME: f64 = 0.01;
+
+/// Seconds to load a model where no load was ever seen: a few GB from a disk.
+const LOAD_S: f64 = 3.0;
+
+/// An attempt as an install will get to it; in seconds from now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Due {
+    pub(super) attempt: AttemptId,
+    pub(super) starts: f64,
+    pub(super) ends: f64,
+}
+
+impl Schedule {
+    /// Whether an install should take this chunk now, by the rule of the earliest finish.
+    pub(super) fn is_worth_it(&self, install: &Install, chunk: ChunkIndex, now: Duration) -> bool {
+        let work = self.work(chunk);
+        let waiting = self.waiting.total();
+        let count = waiting.chunks + self.retries.len() as u64;
+        let Some(alone) = self.seconds(&install.agent, &work) else { return true };
+        let starts = self.slots(install, now).into_iter().fold(f64::INFINITY, f64::min);
+        let by = (starts + self.load_seconds(install, work.kind()) + alone) * (1.0 - SAME);
+        if by * self.rate < count as f64 {
+            return true;
+        }
+        let mean = if waiting.chunks == 0 { work } else { waiting.mean(&work) };
+        let history = self.history.get(&chunk);
+        let mut finished = 0;
+        for other in self.installs.values() {
+            let counts = other.agent != install.agent
+                && !install.rivals.contains(&other.agent)
+                && self.is_eligible(other, work.model)
+                && history.is_none_or(|history| !history.failed_on.contains(&other.agent))
+                && self.stands_for_its_devices(other)
+                && !self.is_blocked(other, now);
+            let Some(seconds) = self.seconds(&other.agent, &mean).filter(|_| counts) else { continue };
+            let load = self.load_seconds(other, work.kind());
+            for slot in self.slots(other, now) {
+                finished += ((by - slot - load).max(0.0) / seconds.max(1e-6)) as u64;
+            }
+            if finished >= count {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether anybody else could work on this model at the same time.
+    pub(super) fn has_company(&self, install: &Install, work: &Work) -> bool {
+        self.eligible(work.model)
+            .any(|other| other.agent != install.agent && !install.rivals.contains(&other.agent))
+    }
+
+    /// Seconds that a chunk takes on an install, its model loaded; by the usual speed of others where the install's
+    /// own is not known, `None` where nobody's is.
+    pub(super) fn seconds(&self, agent: &AgentId, work: &Work) -> Option<f64> {
+        let pace = self.paces.get(&(*agent, work.model)).or_else(|| self.typical.get(&work.model))?;
+        Some(pace.seconds(self.sizes.expected(work)))
+    }
+
+    /// Seconds until the model can be used for this kind: 0 where it is loaded for it.
+    pub(super) fn load_seconds(&self, install: &Install, kind: Kind) -> f64 {
+        let loaded = match self.standing.get(&install.agent).and_then(|standing| standing.kind) {
+            Some(last) => last == kind,
+            None => install.warm.contains(&kind.model),
+        };
+        if loaded {
+            return 0.0;
+        }
+        let seen = |pace: &Pace| (pace.load_s > 0.0).then_some(pace.load_s);
+        let own = self.paces.get(&(install.agent, kind.model)).and_then(seen);
+        own.or_else(|| self.typical.get(&kind.model).and_then(seen)).unwrap_or(LOAD_S)
+    }
+
+    /// What an install holds, in the order in which it gets to it.
+    pub(super) fn due(&self, install: &Install, now: Duration) -> Vec<Due> {
+        self.line_up(install, now).0
+    }
+
+    /// When each place at the engine is free, in seconds from now.
+    fn slots(&self, install: &Install, now: Duration) -> Vec<f64> {
+        self.line_up(install, now).1
+    }
+
+    fn line_up(&self, install: &Install, now: Duration) -> (Vec<Due>, Vec<f64>) {
+        let mut slots: Vec<f64> = vec![0.0; self.width_of(install)];
+        let mut due = Vec::new();
+        let mut held: Vec<_> = self.holdings.of(&install.agent).collect();
+        // What runs first, then what was sent, then what is only recorded.
+        held.sort_by_key(|(attempt, active)| (!active.running, active.is_unsent(), **attempt));
+        for (attempt, active) in held {
+            let Some(slot) = slots.iter_mut().min_by(|a: &&mut f64, b: &&mut f64| a.total_cmp(b)) else { break };
+            let starts = *slot;
+            *slot += self.remaining(attempt, active, now);
+            due.push(Due { attempt: *attempt, starts, ends: *slot });
+        }
+        (due, slots)
+    }
+
+    /// Seconds until an attempt ends, once it has its place: what it has written so far tells most.
+    fn remaining(&self, attempt: &AttemptId, active: &Active, now: Duration) -> f64 {
+        let work = self.work(attempt.chunk);
+        let pace = self.paces.get(&(active.agent, work.model)).or_else(|| self.typical.get(&work.model));
+        let (prompt, output) = self.sizes.expected(&work);
+        let whole = pace.map(|pace| pace.seconds((prompt, output)));
+        let Some(since) = active.running_since.filter(|_| active.running) else {
+            return whole.unwrap_or(0.0);
+        };
+        let elapsed = now.saturating_sub(since).as_secs_f64();
+        if active.tokens == 0 {
+            // Nothing yet though it should be over: it may take as long again.
+            return whole.map_or(elapsed, |whole| if elapsed < whole { whole - elapsed } else { elapsed });
+        }
+        let written = f64::from(active.tokens);
+        let limit = f64::from(work.output_tokens).max(written);
+        let left = if written < output { output - written } else { (limit - written) / 2.0 };
+        let reading = pace.map_or(0.0, |pace| prompt * pace.prompt_s);
+        let own = (elapsed - reading).max(0.0) / written;
+        let learned = pace.map_or(own, |pace| pace.decode_s);
+        // Its own speed counts where it is much slower than the install was before.
+        let per_token = if own > learned * 1.5 { own } else { learned };
+        left * per_token
+    }
+
+    /// Of installs that share a device only one works: the one that does, else the one with the smallest id.
+    fn stands_for_its_devices(&self, install: &Install) -> bool {
+        self.holdings.holds(&install.agent)
+            || install.rivals.iter().all(|rival| *rival > install.agent && !self.holdings.holds(rival))
+    }
+
+    /// Adds up how many chunks of the usual size all installs finish in a second.
+    pub(super) fn refresh_rate(&mut self, now: Duration) {
+        let due = self.rate_at.is_none_or(|at| now >= at + RATE_LASTS);
+        if !due {
+            return;
+        }
+        self.rate_at = Some(now);
+        let total = self.waiting.total();
+        let Some((kind, _)) = self.waiting.kinds().next() else { return };
+        let like = self.waiting.lowest(kind).map(|chunk| self.work(chunk)).unwrap_or_default();
+        let mean = total.mean(&like);
+        let rate = |install: &Install| {
+            let seconds = self.seconds(&install.agent, &mean)?;
+            Some(self.width_of(install) as f64 / seconds.max(1e-6))
+        };
+        self.rate = self.installs.values().filter_map(rate).sum();
+    }
+}

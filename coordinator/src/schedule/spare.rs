@@ -1,0 +1,107 @@
+//! What installs do that have nothing left to take: they help those that still have work.
+//!
+//! Two ways, the cheaper first. What lies ready at a busier install and has not started is *taken back* and runs here.
+//! What runs there and would end later than a fresh run here gets a *backup attempt* (`reliability.md` §4): the first
+//! result that arrives is committed, the other attempt is cancelled. Neither costs a chunk's budget anything.
+
+use std::time::Duration;
+
+use tropa_proto::id::{AgentId, AttemptId};
+
+use super::{
+    Action, Schedule, Status,
+    forecast::Due,
+    holdings::Stage,
+};
+
+/// How much later than a fresh run the other must end, as a factor (`reliability.md` §4).
+const LATER: f64 = 1.2;
+
+/// What starts sooner than this is not taken back, in seconds: it would be at the engine before the order arrives.
+const TOO_LATE_S: f64 = 0.05;
+
+/// How often those with nothing to do look again: time alone makes an attempt late.
+pub(super) const LOOK: Duration = Duration::from_millis(50);
+
+impl Schedule {
+    /// Finds work for installs that are idle and found nothing that waits.
+    pub(super) fn help_out(&mut self, mut idle: Vec<AgentId>, now: Duration, actions: &mut Vec<Action>) {
+        idle.retain(|agent| {
+            self.installs.get(agent).is_some_and(|i| !self.holdings.holds(agent) && !self.is_blocked(i, now))
+        });
+        if idle.is_empty() {
+            return;
+        }
+        let mut late: Vec<Due> = self
+            .holdings
+            .holders()
+            .filter_map(|agent| self.installs.get(agent))
+            .flat_map(|install| self.due(install, now))
+            .collect();
+        late.sort_by(|a, b| b.ends.total_cmp(&a.ends).then(a.attempt.cmp(&b.attempt)));
+        // What has been asked back and is on its way is promised to one of them each.
+        let returning = self.holdings.iter().filter(|(attempt, active)| {
+            active.stage == Stage::Cancelling && self.status(attempt.chunk) == Some(Status::Open)
+        });
+        let mut promised = returning.count();
+        for agent in idle {
+            if promised > 0 {
+                promised -= 1;
+                continue;
+            }
+            let found = late.iter().position(|due| self.helps(&agent, due));
+            let Some(due) = found.map(|at| late.remove(at)) else { continue };
+            self.take_over(agent, due, now, actions);
+        }
+    }
+
+    /// Whether a fresh run on this install would end well before that attempt.
+    fn helps(&self, agent: &AgentId, due: &Due) -> bool {
+        let (Some(install), Some(active)) = (self.installs.get(agent), self.holdings.get(&due.attempt)) else {
+            return false;
+        };
+        let chunk = due.attempt.chunk;
+        let work = self.work(chunk);
+        let tried = self.history.get(&chunk).is_some_and(|history| history.failed_on.contains(agent));
+        let alone = self.holdings.of_chunk(due.attempt).count() == 1;
+        let open = self.status(chunk) == Some(Status::Open) && !tried && alone;
+        if !open || active.agent == *agent || !self.is_eligible(install, work.model) {
+            return false;
+        }
+        let Some(seconds) = self.seconds(agent, &work) else { return false };
+        let fresh = self.load_seconds(install, work.kind()) + seconds;
+        let how = match active.stage {
+            Stage::Recording | Stage::Recorded => true,
+            Stage::Sent if !active.running => due.starts > TOO_LATE_S,
+            Stage::Sent => self.backups,
+            Stage::Cancelling | Stage::Checking => false,
+        };
+        how && due.ends > LATER * fresh
+    }
+
+    fn take_over(&mut self, agent: AgentId, due: Due, now: Duration, actions: &mut Vec<Action>) {
+        let attempt = due.attempt;
+        let Some(active) = self.holdings.get_mut(&attempt) else { return };
+        if active.is_unsent() {
+            self.take_back(attempt, actions);
+            self.retries.remove(&attempt.chunk);
+            self.record(agent, attempt.chunk, now, actions);
+        } else if active.running {
+            self.record(agent, attempt.chunk, now, actions);
+        } else {
+            active.stage = Stage::Cancelling;
+            actions.push(Action::Cancel(attempt, active.agent));
+        }
+    }
+}
+
+/// The attempts of one chunk are at most this many at a time: the first and its backup.
+pub(super) const AT_A_TIME: usize = 2;
+
+/// Says whether these attempts of one chunk may be there together.
+pub(super) fn may_coexist(attempts: &[(AttemptId, AgentId)]) -> bool {
+    let distinct = attempts.iter().enumerate().all(|(n, (_, agent))| {
+        attempts[..n].iter().all(|(_, before)| before != agent)
+    });
+    attempts.len() <= AT_A_TIME && distinct
+}

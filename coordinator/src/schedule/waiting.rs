@@ -1,0 +1,158 @@
+//! The chunks that wait and have never been tried, by what has to be loaded for them.
+//!
+//! An install stays with one kind until none of it waits, so it loads each kind once. Within a kind the lowest chunk
+//! comes first, but for chunks that share a long prefix: they go where it was read last.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tropa_proto::id::ChunkIndex;
+
+use super::work::{Kind, Work};
+
+/// Groups of one prefix that are looked through for one that nobody reads: enough for every lane of a large mesh.
+const GROUPS: usize = 64;
+
+/// All that wait.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Waiting {
+    lines: BTreeMap<Kind, Line>,
+    total: Sum,
+    /// Installs by the prefix that they read last.
+    readers: BTreeMap<u32, usize>,
+}
+
+/// The chunks of one kind.
+#[derive(Clone, Debug, Default)]
+struct Line {
+    chunks: BTreeSet<ChunkIndex>,
+    by_prefix: BTreeMap<u32, BTreeSet<ChunkIndex>>,
+    sum: Sum,
+}
+
+/// Chunks added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sum {
+    pub(super) chunks: u64,
+    prompt: u64,
+    output: u64,
+}
+
+impl Waiting {
+    pub(super) fn add(&mut self, chunk: ChunkIndex, work: &Work) {
+        let line = self.lines.entry(work.kind()).or_default();
+        if line.chunks.insert(chunk) {
+            if work.prefix != 0 {
+                line.by_prefix.entry(work.prefix).or_default().insert(chunk);
+            }
+            line.sum.add(work);
+            self.total.add(work);
+        }
+    }
+
+    /// Takes a chunk out, if it waits.
+    pub(super) fn remove(&mut self, chunk: ChunkIndex, work: &Work) {
+        let Some(line) = self.lines.get_mut(&work.kind()) else { return };
+        if !line.chunks.remove(&chunk) {
+            return;
+        }
+        if let Some(group) = line.by_prefix.get_mut(&work.prefix) {
+            group.remove(&chunk);
+            if group.is_empty() {
+                line.by_prefix.remove(&work.prefix);
+            }
+        }
+        line.sum.remove(work);
+        self.total.remove(work);
+        if line.chunks.is_empty() {
+            self.lines.remove(&work.kind());
+        }
+    }
+
+    /// The kinds of which some wait, in order, with how many.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = (Kind, Sum)> {
+        self.lines.iter().map(|(kind, line)| (*kind, line.sum))
+    }
+
+    /// How much waits in all.
+    pub(super) fn total(&self) -> Sum {
+        self.total
+    }
+
+    /// The lowest chunk of a kind.
+    pub(super) fn lowest(&self, kind: Kind) -> Option<ChunkIndex> {
+        self.lines.get(&kind)?.chunks.first().copied()
+    }
+
+    /// The next chunk of a kind for an install that read this prefix last: one that shares it; else one whose prefix
+    /// nobody else has read; else the lowest.
+    pub(super) fn next(&self, kind: Kind, read_last: u32) -> Option<ChunkIndex> {
+        let line = self.lines.get(&kind)?;
+        if let Some(same) = line.by_prefix.get(&read_last).and_then(BTreeSet::first) {
+            return Some(*same);
+        }
+        let lowest = line.chunks.first().copied()?;
+        let taken = |group: &BTreeSet<ChunkIndex>, prefix: u32| {
+            self.readers.contains_key(&prefix) && group.contains(&lowest)
+        };
+        if line.by_prefix.iter().take(GROUPS).any(|(prefix, group)| taken(group, *prefix)) {
+            let free = line.by_prefix.iter().take(GROUPS).filter(|(p, _)| !self.readers.contains_key(p));
+            if let Some(free) = free.filter_map(|(_, group)| group.first()).min() {
+                return Some(*free);
+            }
+        }
+        Some(lowest)
+    }
+
+    /// An install that read one prefix last reads another now.
+    pub(super) fn reads(&mut self, before: u32, now: u32) {
+        if let Some(count) = self.readers.get_mut(&before) {
+            *count -= 1;
+            if *count == 0 {
+                self.readers.remove(&before);
+            }
+        }
+        if now != 0 {
+            *self.readers.entry(now).or_default() += 1;
+        }
+    }
+}
+
+impl Sum {
+    fn add(&mut self, work: &Work) {
+        self.chunks += 1;
+        self.prompt += u64::from(work.prompt_tokens);
+        self.output += u64::from(work.output_tokens);
+    }
+
+    fn remove(&mut self, work: &Work) {
+        self.chunks -= 1;
+        self.prompt -= u64::from(work.prompt_tokens);
+        self.output -= u64::from(work.output_tokens);
+    }
+
+    /// A chunk of the mean size, of this model.
+    pub(super) fn mean(&self, like: &Work) -> Work {
+        let mean = |sum: u64| u32::try_from(sum / self.chunks.max(1)).unwrap_or(u32::MAX);
+        Work { prompt_tokens: mean(self.prompt), output_tokens: mean(self.output), ..*like }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_prefix_goes_where_it_was_read_and_others_leave_it_alone() {
+        let mut waiting = Waiting::default();
+        for chunk in 0..6 {
+            waiting.add(ChunkIndex(chunk), &Work { prefix: chunk % 2 + 1, ..Work::default() });
+        }
+        let kind = Work::default().kind();
+        assert_eq!(waiting.next(kind, 0), Some(ChunkIndex(0)));
+        waiting.reads(0, 1);
+        assert_eq!(waiting.next(kind, 0), Some(ChunkIndex(1)), "prefix 1 is somebody else's");
+        assert_eq!(waiting.next(kind, 1), Some(ChunkIndex(0)), "who read it goes on with it");
+        waiting.reads(0, 2);
+        assert_eq!(waiting.next(kind, 0), Some(ChunkIndex(0)), "all prefixes are read: the lowest chunk");
+    }
+}
