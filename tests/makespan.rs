@@ -221,7 +221,8 @@ impl World {
         let roster = self.lanes.iter().enumerate().map(install).collect();
         self.tell(Event::Roster(roster));
         while !self.schedule.is_done() {
-            let Reverse((at, _, what)) = self.agenda.pop().expect("a job that is not done waits for something");
+            let Reverse((at, _, what)) =
+                self.agenda.pop().expect("a job that is not done waits for something");
             self.now = at;
             self.happens(what);
             let limit = 1_000_000 + 1_000 * self.chunks.len() as u64;

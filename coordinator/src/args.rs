@@ -47,6 +47,9 @@ pub struct Global {
     /// Read this configuration file instead of the user's
     #[arg(long, global = true, value_name = "FILE", env = "TROPA_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Wait for installs that are late at the end of a job instead of running their chunks on idle ones too
+    #[arg(long, global = true)]
+    pub no_backups: bool,
     /// Print one JSON object on stdout
     #[arg(long, global = true)]
     pub json: bool,

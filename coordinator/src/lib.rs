@@ -28,6 +28,7 @@ pub mod rules;
 pub mod run;
 pub mod schedule;
 pub mod settings;
+pub mod speeds;
 pub mod stdout;
 pub mod stop;
 pub mod submit;

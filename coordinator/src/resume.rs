@@ -14,13 +14,14 @@ use crate::{
     clock::Clock,
     exit::{Exit, Failed, OrExit as _, Outcome},
     job,
-    journal::{self, Journal, State},
+    journal::{self, Journal, Size, State},
     plan::Pinned,
     progress::Progress,
     report::{Destination, Form, Output, Remarks, Summary},
     run::{End, Runner},
-    schedule::{History, ModelIndex, Schedule},
+    schedule::{History, ModelIndex, Schedule, Work},
     settings::Settings,
+    speeds::Speeds,
     stdout::print_json,
     stop::Stop,
     submit::{OrCode as _, Spec, exit_of},
@@ -98,6 +99,11 @@ pub(crate) async fn work(
     let mut progress = Progress::new(settings.progress, settings.quiet);
     let ended = async {
         let schedule = schedule(&journal, &models)?;
+        let schedule = if settings.backups { schedule } else { schedule.without_backups() };
+        let (speeds, damaged) = Speeds::open(&settings.state);
+        if let Some(damaged) = damaged {
+            progress.say(&damaged);
+        }
         let destination = purpose.output.output.clone().map_or(Destination::Stdout, Destination::File);
         let form = if purpose.text { Form::Text } else { Form::Lines };
         let mut output =
@@ -110,6 +116,7 @@ pub(crate) async fn work(
             output: &mut output,
             progress: &mut progress,
             clock,
+            speeds,
             patience: settings.wait,
         };
         let end = runner.run(schedule, &mut stop).await?;
@@ -234,10 +241,17 @@ fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule, Failed> {
         .map(|name| pinned_as(name).with_context(|| format!("the journal names no fingerprint for {name}")))
         .collect::<Result<_, _>>()
         .or_exit(Exit::Io)?;
-    let of_chunk =
-        places.iter().map(|place| index.get(usize::from(*place)).copied().unwrap_or(ModelIndex(0)));
+    let work = |(place, size): (&u16, &Size)| Work {
+        model: index.get(usize::from(*place)).copied().unwrap_or_default(),
+        context: size.num_ctx,
+        prompt_tokens: size.prompt_tokens,
+        output_tokens: size.num_predict,
+        prefix: size.prefix,
+    };
+    let sizes = journal.sizes().or_code()?;
+    let works = places.iter().zip(&sizes).map(work);
     let id = journal.job().id;
-    let mut schedule = Schedule::new(id, of_chunk.collect());
+    let mut schedule = Schedule::of(id, works.collect());
     let resume = journal.load().or_code()?;
     let closed = (0..journal.job().chunks).map(ChunkIndex).filter(|chunk| resume.finished.contains(*chunk));
     let mut history: BTreeMap<ChunkIndex, History> = BTreeMap::new();

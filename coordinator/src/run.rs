@@ -5,6 +5,7 @@
 //! next chunk and cost the lane nothing.
 
 mod effects;
+mod learned;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -28,7 +29,8 @@ use crate::{
     plan::{self, Pinned},
     progress::{MachineProgress, Progress, Snapshot},
     report::Output,
-    schedule::{Event, Install, ModelIndex, Schedule},
+    schedule::{Event, Install, ModelIndex, Sample, Schedule},
+    speeds::Speeds,
     stop::{Stop, Stopped},
 };
 
@@ -69,6 +71,8 @@ pub struct Runner<'a> {
     pub progress: &'a mut Progress,
     /// The clock of the command.
     pub clock: Clock,
+    /// How fast installs were in earlier jobs.
+    pub speeds: Speeds,
     /// How long a job without any install that could run it waits for one.
     pub patience: Duration,
 }
@@ -176,6 +180,7 @@ impl Runner<'_> {
             }
             at_work.turn()?;
         };
+        at_work.keep_speeds();
         at_work.run.progress.finish();
         let Loop { writer, .. } = at_work;
         // What is queued goes to the disk; its reports are of no use any more. Who is told to stop at once does not
@@ -216,7 +221,10 @@ impl Loop<'_> {
                 if same {
                     return Ok(());
                 }
+                let new = installs.iter().map(|install| install.agent);
+                let new: Vec<AgentId> = new.filter(|agent| !self.installs.contains_key(agent)).collect();
                 self.installs = installs.iter().map(|install| (install.agent, install.clone())).collect();
+                self.recall_speeds(&new)?;
                 self.tell(Event::Roster(installs))
             }
         }
@@ -248,12 +256,14 @@ impl Loop<'_> {
                 if let Some(live) = self.attempts.get_mut(&attempt) {
                     live.tokens = u64::from(count);
                 }
-                Ok(())
+                self.tell(Event::Tokens(attempt, count))
             }
             Report::Finished(outcome, body) => {
                 proof::event("result", &attempt, "");
                 passes("coordinator.result");
+                let sample = Sample::of(&outcome);
                 self.results.insert(attempt, (outcome, body));
+                self.tell(Event::Measured(attempt, sample))?;
                 self.tell(Event::Finished(attempt))
             }
             Report::Failed(failure) => {

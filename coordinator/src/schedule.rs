@@ -156,6 +156,8 @@ pub struct Schedule {
     /// How fast each install is with each model, and how fast all are on the whole.
     paces: BTreeMap<(AgentId, ModelIndex), Pace>,
     typical: BTreeMap<ModelIndex, Pace>,
+    /// Whose pace this job has measured itself.
+    measured: BTreeSet<(AgentId, ModelIndex)>,
     /// Chunks of the usual size that all installs finish in a second, as added up at this time.
     rate: f64,
     rate_at: Option<Duration>,
@@ -220,6 +222,7 @@ impl Schedule {
             sizes: Sizes::default(),
             paces: BTreeMap::new(),
             typical: BTreeMap::new(),
+            measured: BTreeSet::new(),
             rate: f64::INFINITY,
             rate_at: None,
             at_kind: BTreeMap::new(),
@@ -254,9 +257,10 @@ impl Schedule {
         self
     }
 
-    /// How fast each install has turned out to be with each model, in order.
-    pub fn paces(&self) -> impl Iterator<Item = (AgentId, ModelIndex, Pace)> {
-        self.paces.iter().map(|((agent, model), pace)| (*agent, *model, *pace))
+    /// How fast each install has turned out to be in this job with each model, in order.
+    pub fn measured(&self) -> impl Iterator<Item = (AgentId, ModelIndex, Pace)> {
+        let measured = self.paces.iter().filter(|(key, _)| self.measured.contains(key));
+        measured.map(|((agent, model), pace)| (*agent, *model, *pace))
     }
 
     /// Takes an event and returns what follows from it, in the order in which it is to be done.
@@ -393,6 +397,7 @@ impl Schedule {
         self.sizes.learn(&work, sample.prompt_tokens, sample.output_tokens);
         self.paces.entry((agent, work.model)).or_default().learn(sample);
         self.typical.entry(work.model).or_default().learn(sample);
+        self.measured.insert((agent, work.model));
     }
 
     fn on_recorded(&mut self, attempt: AttemptId, now: Duration) {

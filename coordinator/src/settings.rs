@@ -52,6 +52,8 @@ pub struct Settings {
     pub locks: LockPlaces,
     /// Wait at most this long for agents that should be there.
     pub wait: Duration,
+    /// Idle installs run what is late elsewhere.
+    pub backups: bool,
     /// One JSON object on stdout.
     pub json: bool,
     /// When to show progress.
@@ -120,6 +122,7 @@ impl Settings {
             runtime: runtime_places(global.runtime_dir.as_deref()),
             locks: lock_places(),
             wait,
+            backups: !global.no_backups,
             json: global.json,
             progress: global.progress,
             quiet: global.quiet,

@@ -113,9 +113,10 @@ impl Lane {
     pub(super) fn next_end(&mut self, now: Duration) -> Option<(Duration, u64)> {
         self.version += 1;
         let (speed, slots) = (self.speed(now), self.in_slots());
-        let ends = self.running.iter().take(slots).map(|running| {
-            if running.load_left > 0.0 { running.load_left } else { running.left / speed }
-        });
+        let ends =
+            self.running.iter().take(slots).map(|running| {
+                if running.load_left > 0.0 { running.load_left } else { running.left / speed }
+            });
         let next = ends.fold(f64::INFINITY, f64::min);
         let unblocked = (now < self.blocked_until && !self.queue.is_empty()).then_some(self.blocked_until);
         let ends = next.is_finite().then(|| now + Duration::from_secs_f64(next) + Duration::from_nanos(1));

@@ -112,7 +112,9 @@ impl Schedule {
         // What runs first, then what was sent, then what is only recorded.
         held.sort_by_key(|(attempt, active)| (!active.running, active.is_unsent(), **attempt));
         for (attempt, active) in held {
-            let Some(slot) = slots.iter_mut().min_by(|a: &&mut f64, b: &&mut f64| a.total_cmp(b)) else { break };
+            let Some(slot) = slots.iter_mut().min_by(|a: &&mut f64, b: &&mut f64| a.total_cmp(b)) else {
+                break;
+            };
             let starts = *slot;
             *slot += self.remaining(attempt, active, now);
             due.push(Due { attempt: *attempt, starts, ends: *slot });

@@ -8,11 +8,7 @@ use std::time::Duration;
 
 use tropa_proto::id::{AgentId, AttemptId};
 
-use super::{
-    Action, Schedule, Status,
-    forecast::Due,
-    holdings::Stage,
-};
+use super::{Action, Schedule, Status, forecast::Due, holdings::Stage};
 
 /// How much later than a fresh run the other must end, as a factor (`reliability.md` §4).
 const LATER: f64 = 1.2;
@@ -57,7 +53,8 @@ impl Schedule {
 
     /// Whether a fresh run on this install would end well before that attempt.
     fn helps(&self, agent: &AgentId, due: &Due) -> bool {
-        let (Some(install), Some(active)) = (self.installs.get(agent), self.holdings.get(&due.attempt)) else {
+        let (Some(install), Some(active)) = (self.installs.get(agent), self.holdings.get(&due.attempt))
+        else {
             return false;
         };
         let chunk = due.attempt.chunk;
@@ -100,8 +97,9 @@ pub(super) const AT_A_TIME: usize = 2;
 
 /// Says whether these attempts of one chunk may be there together.
 pub(super) fn may_coexist(attempts: &[(AttemptId, AgentId)]) -> bool {
-    let distinct = attempts.iter().enumerate().all(|(n, (_, agent))| {
-        attempts[..n].iter().all(|(_, before)| before != agent)
-    });
+    let distinct = attempts
+        .iter()
+        .enumerate()
+        .all(|(n, (_, agent))| attempts[..n].iter().all(|(_, before)| before != agent));
     attempts.len() <= AT_A_TIME && distinct
 }
