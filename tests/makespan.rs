@@ -348,7 +348,9 @@ impl World {
                 }
                 Action::Commit(attempt) => self.after(SYNC, What::Committed(attempt.chunk)),
                 Action::End(..) | Action::Drop(_) => {}
-                Action::Fail(..) | Action::Recall(..) => panic!("nothing fails here: {action:?}"),
+                Action::Fail(..) | Action::FailNeed(..) | Action::Fill(_) | Action::Recall(..) => {
+                    panic!("nothing fails here: {action:?}")
+                }
             }
         }
         if let Some(at) = self.schedule.next_deadline(self.now)

@@ -23,6 +23,7 @@ mod waiting;
 mod work;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -213,7 +214,7 @@ impl Schedule {
     pub fn of(job: JobId, works: Vec<Work>) -> Self {
         let mut waiting = Waiting::default();
         for (index, work) in (0..).zip(&works) {
-            waiting.add(ChunkIndex(index), work);
+            waiting.add((Reverse(0), ChunkIndex(index)), work);
         }
         Self {
             job,

@@ -39,7 +39,7 @@ impl Schedule {
         let waiting: BTreeSet<ChunkIndex> = self.orphans.keys().map(|attempt| attempt.chunk).collect();
         for (index, work) in (0..).map(ChunkIndex).zip(&self.works) {
             if self.status(index) != Some(Status::Open) || waiting.contains(&index) {
-                self.waiting.remove(index, work);
+                self.waiting.remove(self.needs.rank(index), work);
             }
         }
     }

@@ -180,7 +180,7 @@ impl Schedule {
 
     /// The kind that an install takes from: what it was given last, so that nothing is loaded anew; else a model that is
     /// loaded; else the largest context, whose chunks take longest; else the kind with most waiting for each install
-    /// that is at it; else that of the lowest chunk.
+    /// that is at it; else that of the first chunk.
     fn next_kind(&self, install: &Install) -> Option<Kind> {
         let standing = self.standing.get(&install.agent);
         let has = |kind: &Kind| {
@@ -188,14 +188,14 @@ impl Schedule {
                 && standing.is_none_or(|standing| !standing.without.contains(&kind.model))
         };
         let last = standing.and_then(|standing| standing.kind);
-        if let Some(last) = last.filter(|last| self.waiting.lowest(*last).is_some() && has(last)) {
+        if let Some(last) = last.filter(|last| self.waiting.first(*last).is_some() && has(last)) {
             return Some(last);
         }
         let order = |(kind, sum): (Kind, Sum)| {
             let at_it = self.at_kind.get(&kind).map_or(0, |count| *count as u64);
             let warm = install.warm.contains(&kind.model);
-            let lowest = self.waiting.lowest(kind);
-            (!warm, Reverse(kind.context), Reverse(sum.chunks / (1 + at_it)), lowest, kind)
+            let first = self.waiting.first(kind);
+            (!warm, Reverse(kind.context), Reverse(sum.chunks / (1 + at_it)), first, kind)
         };
         let kinds = self.waiting.kinds().filter(|(kind, _)| has(kind));
         kinds.map(order).min().map(|(.., kind)| kind)
@@ -204,7 +204,7 @@ impl Schedule {
     /// Takes a chunk from where it waits.
     fn take_out(&mut self, chunk: ChunkIndex) {
         if !self.retries.remove(&chunk) {
-            self.waiting.remove(chunk, &self.work(chunk));
+            self.waiting.remove(self.needs.rank(chunk), &self.work(chunk));
         }
     }
 

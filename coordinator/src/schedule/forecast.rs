@@ -162,7 +162,7 @@ impl Schedule {
         self.rate_at = Some(now);
         let total = self.waiting.total();
         let Some((kind, _)) = self.waiting.kinds().next() else { return };
-        let like = self.waiting.lowest(kind).map(|chunk| self.work(chunk)).unwrap_or_default();
+        let like = self.waiting.first(kind).map(|(_, chunk)| self.work(chunk)).unwrap_or_default();
         let mean = total.mean(&like);
         let rate = |install: &Install| {
             let seconds = self.seconds(&install.agent, &mean)?;

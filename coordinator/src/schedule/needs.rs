@@ -4,11 +4,14 @@
 //! is on disk as well. Of chunks that may run, the one with the longest chain of others behind it goes first. Where
 //! one that it needs has failed, it fails too, and so does all that builds on it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use tropa_proto::id::ChunkIndex;
 
-use super::{Action, Schedule, Status};
+use super::{Action, Schedule, Status, waiting::Rank};
 
 /// Which chunks build on which, and what they still wait for.
 #[derive(Debug, Default)]
@@ -51,9 +54,9 @@ impl Needs {
         !self.filling.is_empty() || !self.to_fill.is_empty()
     }
 
-    /// Longest chain behind it first, then by number: where a chunk stands in its queue.
-    fn place(&self, chunk: ChunkIndex) -> (std::cmp::Reverse<u32>, ChunkIndex) {
-        (std::cmp::Reverse(self.chain.get(&chunk).copied().unwrap_or(0)), chunk)
+    /// Longest chain behind it first, then by number: where a chunk stands in its line.
+    pub(super) fn rank(&self, chunk: ChunkIndex) -> Rank {
+        (Reverse(self.chain.get(&chunk).copied().unwrap_or(0)), chunk)
     }
 }
 
@@ -99,9 +102,12 @@ impl Schedule {
         }
         self.needs.on = on;
         let needs = &self.needs;
-        for queue in self.queues.values_mut() {
-            queue.retain(|chunk| !needs.waiting.contains_key(chunk) && !needs.doomed.contains_key(chunk));
-            queue.make_contiguous().sort_unstable_by_key(|chunk| needs.place(*chunk));
+        for (chunk, work) in (0..).map(ChunkIndex).zip(&self.works) {
+            let blocked = needs.waiting.contains_key(&chunk) || needs.doomed.contains_key(&chunk);
+            // Until now nothing was known of chains.
+            if self.waiting.remove((Reverse(0), chunk), work) && !blocked {
+                self.waiting.add(needs.rank(chunk), work);
+            }
         }
     }
 
@@ -127,11 +133,7 @@ impl Schedule {
             return;
         }
         self.needs.waiting.remove(&chunk);
-        let model = self.model_of(chunk);
-        let needs = &self.needs;
-        let queue = self.queues.entry(model).or_default();
-        let place = queue.partition_point(|other| needs.place(*other) < needs.place(chunk));
-        queue.insert(place, chunk);
+        self.waiting.add(self.needs.rank(chunk), &self.work(chunk));
         self.wake_all();
     }
 

@@ -1,9 +1,12 @@
 //! The chunks that wait and have never been tried, by what has to be loaded for them.
 //!
-//! An install stays with one kind until none of it waits, so it loads each kind once. Within a kind the lowest chunk
-//! comes first, but for chunks that share a long prefix: they go where it was read last.
+//! An install stays with one kind until none of it waits, so it loads each kind once. Within a kind the first chunk
+//! goes first, but for chunks that share a long prefix: they go where it was read last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use tropa_proto::id::ChunkIndex;
 
@@ -11,6 +14,9 @@ use super::work::{Kind, Work};
 
 /// Groups of one prefix that are looked through for one that nobody reads: enough for every lane of a large mesh.
 const GROUPS: usize = 64;
+
+/// Where a chunk stands in its line: the longer the chain of chunks that build on it, the earlier; then by number.
+pub(super) type Rank = (Reverse<u32>, ChunkIndex);
 
 /// All that wait.
 #[derive(Clone, Debug, Default)]
@@ -24,8 +30,8 @@ pub(super) struct Waiting {
 /// The chunks of one kind.
 #[derive(Clone, Debug, Default)]
 struct Line {
-    chunks: BTreeSet<ChunkIndex>,
-    by_prefix: BTreeMap<u32, BTreeSet<ChunkIndex>>,
+    chunks: BTreeSet<Rank>,
+    by_prefix: BTreeMap<u32, BTreeSet<Rank>>,
     sum: Sum,
 }
 
@@ -38,7 +44,7 @@ pub(super) struct Sum {
 }
 
 impl Waiting {
-    pub(super) fn add(&mut self, chunk: ChunkIndex, work: &Work) {
+    pub(super) fn add(&mut self, chunk: Rank, work: &Work) {
         let line = self.lines.entry(work.kind()).or_default();
         if line.chunks.insert(chunk) {
             if work.prefix != 0 {
@@ -49,11 +55,11 @@ impl Waiting {
         }
     }
 
-    /// Takes a chunk out, if it waits.
-    pub(super) fn remove(&mut self, chunk: ChunkIndex, work: &Work) {
-        let Some(line) = self.lines.get_mut(&work.kind()) else { return };
+    /// Takes a chunk out and says whether it waited.
+    pub(super) fn remove(&mut self, chunk: Rank, work: &Work) -> bool {
+        let Some(line) = self.lines.get_mut(&work.kind()) else { return false };
         if !line.chunks.remove(&chunk) {
-            return;
+            return false;
         }
         if let Some(group) = line.by_prefix.get_mut(&work.prefix) {
             group.remove(&chunk);
@@ -66,6 +72,7 @@ impl Waiting {
         if line.chunks.is_empty() {
             self.lines.remove(&work.kind());
         }
+        true
     }
 
     /// The kinds of which some wait, in order, with how many.
@@ -78,29 +85,29 @@ impl Waiting {
         self.total
     }
 
-    /// The lowest chunk of a kind.
-    pub(super) fn lowest(&self, kind: Kind) -> Option<ChunkIndex> {
+    /// The first chunk of a kind.
+    pub(super) fn first(&self, kind: Kind) -> Option<Rank> {
         self.lines.get(&kind)?.chunks.first().copied()
     }
 
     /// The next chunk of a kind for an install that read this prefix last: one that shares it; else one whose prefix
-    /// nobody else has read; else the lowest.
+    /// nobody else has read; else the first.
     pub(super) fn next(&self, kind: Kind, read_last: u32) -> Option<ChunkIndex> {
         let line = self.lines.get(&kind)?;
         if let Some(same) = line.by_prefix.get(&read_last).and_then(BTreeSet::first) {
-            return Some(*same);
+            return Some(same.1);
         }
-        let lowest = line.chunks.first().copied()?;
-        let taken = |group: &BTreeSet<ChunkIndex>, prefix: u32| {
-            self.readers.contains_key(&prefix) && group.contains(&lowest)
+        let first = line.chunks.first().copied()?;
+        let taken = |group: &BTreeSet<Rank>, prefix: u32| {
+            self.readers.contains_key(&prefix) && group.contains(&first)
         };
         if line.by_prefix.iter().take(GROUPS).any(|(prefix, group)| taken(group, *prefix)) {
             let free = line.by_prefix.iter().take(GROUPS).filter(|(p, _)| !self.readers.contains_key(p));
             if let Some(free) = free.filter_map(|(_, group)| group.first()).min() {
-                return Some(*free);
+                return Some(free.1);
             }
         }
-        Some(lowest)
+        Some(first.1)
     }
 
     /// An install that read one prefix last reads another now.
@@ -145,7 +152,7 @@ mod tests {
     fn a_shared_prefix_goes_where_it_was_read_and_others_leave_it_alone() {
         let mut waiting = Waiting::default();
         for chunk in 0..6 {
-            waiting.add(ChunkIndex(chunk), &Work { prefix: chunk % 2 + 1, ..Work::default() });
+            waiting.add((Reverse(0), ChunkIndex(chunk)), &Work { prefix: chunk % 2 + 1, ..Work::default() });
         }
         let kind = Work::default().kind();
         assert_eq!(waiting.next(kind, 0), Some(ChunkIndex(0)));
@@ -153,6 +160,6 @@ mod tests {
         assert_eq!(waiting.next(kind, 0), Some(ChunkIndex(1)), "prefix 1 is somebody else's");
         assert_eq!(waiting.next(kind, 1), Some(ChunkIndex(0)), "who read it goes on with it");
         waiting.reads(0, 2);
-        assert_eq!(waiting.next(kind, 0), Some(ChunkIndex(0)), "all prefixes are read: the lowest chunk");
+        assert_eq!(waiting.next(kind, 0), Some(ChunkIndex(0)), "all prefixes are read: the first chunk");
     }
 }
