@@ -196,5 +196,6 @@ fn a_job_is_locked_while_it_runs_and_an_agent_leaves_without_losing_work() {
         .iter()
         .flat_map(|row| row["tropa"]["attempts"].as_array().unwrap())
         .filter(|a| a["class"] == "lost");
-    assert_eq!(lost.count(), 0, "what ran when the agent was asked to leave was handed over");
+    let lost: Vec<&Value> = lost.collect();
+    assert_eq!(lost, Vec::<&Value>::new(), "what ran when the agent was asked to leave was handed over");
 }

@@ -348,7 +348,12 @@ impl World {
                 }
                 Action::Commit(attempt) => self.after(SYNC, What::Committed(attempt.chunk)),
                 Action::End(..) | Action::Drop(_) => {}
-                Action::Fail(..) | Action::FailNeed(..) | Action::Fill(_) | Action::Recall(..) => {
+                Action::Fail(..)
+                | Action::FailNeed(..)
+                | Action::Fill(_)
+                | Action::Recall(..)
+                | Action::Reattach(_)
+                | Action::Fetch(..) => {
                     panic!("nothing fails here: {action:?}")
                 }
             }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tropa_coordinator::schedule::{Action, Event, Install, ModelIndex, Schedule};
+use tropa_coordinator::schedule::{Action, Event, Install, ModelIndex, Reattached, Schedule};
 use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId, MachineId},
@@ -84,7 +84,12 @@ impl World {
                     self.recording.push(attempt);
                 }
                 Action::Send(attempt, agent) => self.held.entry(agent).or_default().push(attempt),
-                Action::Cancel(..) | Action::End(..) | Action::Drop(_) | Action::Recall(..) => {}
+                Action::Cancel(..)
+                | Action::End(..)
+                | Action::Drop(_)
+                | Action::Recall(..)
+                | Action::Reattach(_)
+                | Action::Fetch(..) => {}
                 Action::Fill(_) | Action::FailNeed(..) => panic!("these chunks need no others: {action:?}"),
                 Action::Commit(attempt) => self.close(attempt.chunk, Ok(())),
                 Action::Fail(chunk, _, class) => self.close(chunk, Err(class)),
@@ -312,7 +317,7 @@ fn a_resumed_job_adopts_what_still_runs_and_repeats_nothing_that_is_closed() {
     let open = BTreeMap::from([(running, (agent(0), Incarnation(1)))]);
     schedule.resume([ChunkIndex(0)], BTreeMap::new(), open);
     let actions = schedule.handle(Event::Roster(roster(&[BTreeSet::from([0])], &[1])), Duration::ZERO);
-    assert_eq!(actions[0], Action::Send(running, agent(0)));
+    assert_eq!(actions[0], Action::Reattach(agent(0)), "the agent is asked before anything is sent");
     let recorded: Vec<u32> = actions
         .iter()
         .filter_map(
@@ -320,6 +325,15 @@ fn a_resumed_job_adopts_what_still_runs_and_repeats_nothing_that_is_closed() {
         )
         .collect();
     assert_eq!(recorded, [2]);
+    let said = Reattached {
+        agent: agent(0),
+        incarnation: Incarnation(1),
+        open: BTreeSet::from([running]),
+        ended: BTreeSet::new(),
+        whole: true,
+    };
+    let actions = schedule.handle(Event::Reattached(said), Duration::ZERO);
+    assert_eq!(actions, [Action::Fetch(running, agent(0))], "what runs is listened to, and not sent again");
     let _ = schedule.handle(Event::Accepted(running, Place::Running), Duration::ZERO);
     let actions = schedule.handle(Event::Finished(running), Duration::ZERO);
     assert!(actions.contains(&Action::Commit(running)));
@@ -395,4 +409,81 @@ fn a_lost_attempt_keeps_its_device_from_a_rival_without_a_common_lock_until_its_
     assert!(recalls(&actions), "{actions:?}");
     let actions = world.schedule.handle(Event::Finished(attempt), world.now);
     assert!(actions.contains(&Action::Commit(attempt)), "its result is the first: {actions:?}");
+}
+
+/// A job of two chunks over two machines; the first chunk runs at the first of them.
+fn one_runs_at(schedule: &mut Schedule) -> AttemptId {
+    schedule
+        .handle(Event::Roster(roster(&[BTreeSet::from([0]), BTreeSet::from([1])], &[1, 1])), Duration::ZERO);
+    let first = AttemptId { job: JOB, chunk: ChunkIndex(0), no: 1 };
+    let actions = schedule.handle(Event::Recorded(first), Duration::ZERO);
+    assert!(actions.contains(&Action::Send(first, agent(0))), "{actions:?}");
+    schedule.handle(Event::Accepted(first, Place::Running), Duration::ZERO);
+    first
+}
+
+fn says(open: &[AttemptId], run: u64) -> Event {
+    Event::Reattached(Reattached {
+        agent: agent(0),
+        incarnation: Incarnation(run),
+        open: open.iter().copied().collect(),
+        ended: BTreeSet::new(),
+        whole: true,
+    })
+}
+
+fn ends(actions: &[Action], attempt: AttemptId) -> bool {
+    actions.iter().any(|action| matches!(action, Action::End(ended, _) if *ended == attempt))
+}
+
+#[test]
+fn a_broken_stream_loses_nothing_before_the_agent_was_asked() {
+    let mut schedule = Schedule::new(JOB, vec![ModelIndex(0); 2]);
+    let first = one_runs_at(&mut schedule);
+    let actions = schedule.handle(Event::Detached(first), Duration::ZERO);
+    assert!(actions.contains(&Action::Reattach(agent(0))) && !ends(&actions, first), "{actions:?}");
+    let actions = schedule.handle(says(&[first], 1), Duration::ZERO);
+    assert!(actions.contains(&Action::Fetch(first, agent(0))) && !ends(&actions, first), "{actions:?}");
+    schedule.handle(Event::Detached(first), Duration::ZERO);
+    let actions = schedule.handle(says(&[], 1), Duration::ZERO);
+    assert!(actions.contains(&Action::Send(first, agent(0))), "it never arrived: {actions:?}");
+    schedule.handle(Event::Detached(first), Duration::ZERO);
+    let actions = schedule.handle(says(&[], 2), Duration::ZERO);
+    assert!(actions.contains(&Action::End(first, Class::Lost)), "another run of the agent: {actions:?}");
+}
+
+#[test]
+fn a_suspect_gets_nothing_new_and_the_dead_ones_chunk_runs_elsewhere() {
+    let mut schedule = Schedule::new(JOB, vec![ModelIndex(0); 9]);
+    let first = one_runs_at(&mut schedule);
+    schedule.handle(Event::Suspect(agent(0)), Duration::ZERO);
+    let to_suspect = |actions: &[Action]| {
+        let to = |action: &Action| matches!(action, Action::Send(_, to) if *to == agent(0));
+        actions.iter().any(to)
+    };
+    for chunk in 1..4 {
+        let next = AttemptId { job: JOB, chunk: ChunkIndex(chunk), no: 1 };
+        assert!(!to_suspect(&schedule.handle(Event::Recorded(next), Duration::ZERO)));
+    }
+    let actions = schedule.handle(Event::Alive(agent(0)), Duration::ZERO);
+    assert!(to_suspect(&actions), "wrongly suspected: {actions:?}");
+    let actions = schedule.handle(Event::Dead(agent(0)), Duration::from_secs(8));
+    assert!(actions.contains(&Action::End(first, Class::Lost)), "{actions:?}");
+    let recalled = actions.iter().any(|action| matches!(action, Action::Recall(..)));
+    assert!(!recalled, "nobody answers there");
+}
+
+#[test]
+fn a_lost_attempt_that_still_runs_is_taken_back_unless_another_has_begun() {
+    for begun in [false, true] {
+        let mut schedule = Schedule::new(JOB, vec![ModelIndex(0)]);
+        let first = one_runs_at(&mut schedule);
+        if !begun {
+            schedule.handle(Event::Suspect(agent(1)), Duration::ZERO);
+        }
+        schedule.handle(Event::Dead(agent(0)), Duration::from_secs(8));
+        let actions = schedule.handle(says(&[first], 1), Duration::from_secs(30));
+        assert_eq!(actions.contains(&Action::Fetch(first, agent(0))), !begun, "{actions:?}");
+        assert_eq!(actions.contains(&Action::Recall(first, agent(0))), begun, "{actions:?}");
+    }
 }

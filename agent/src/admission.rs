@@ -10,6 +10,7 @@
 //! a `Run` that comes twice is executed once (`reliability.md` §3).
 
 mod event;
+mod lease;
 mod state;
 
 use std::{
@@ -21,13 +22,19 @@ use tokio::time::Instant;
 use tropa_proto::{
     bounded::Text,
     failure::Reason,
-    id::{AgentId, AttemptId, Incarnation},
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     message::{Failure, Place, Refusal},
     proof::{Bug, planted},
 };
 
-pub use self::event::{Action, Event, Key};
-use self::state::{Lane, Queued, State};
+pub use self::{
+    event::{Action, Event, Holding, Key},
+    lease::LEASE,
+};
+use self::{
+    lease::Leases,
+    state::{Lane, Queued, State},
+};
 
 /// Attempts that stay known: a day of work at one a second. Beyond it the one that ended first is forgotten.
 pub const MAX_KNOWN: usize = 65_536;
@@ -58,6 +65,9 @@ pub struct Admission {
     incarnation: Incarnation,
     width: usize,
     known: BTreeMap<Key, State>,
+    /// Those known that wait for something: for a place, for their end, or for their `Ack`.
+    held: BTreeSet<Key>,
+    leases: Leases,
     /// Ended attempts, the earliest first.
     ended: VecDeque<Key>,
     queues: BTreeMap<AgentId, VecDeque<AttemptId>>,
@@ -80,6 +90,8 @@ impl Admission {
             incarnation,
             width: width.max(1),
             known: BTreeMap::new(),
+            held: BTreeSet::new(),
+            leases: Leases::default(),
             ended: VecDeque::new(),
             queues: BTreeMap::new(),
             running: BTreeSet::new(),
@@ -128,9 +140,29 @@ impl Admission {
         matches!(self.known.get(key), Some(State::Queued(_) | State::Running { .. } | State::Checking))
     }
 
+    /// Gives what is held of one job of one sender, in order: what has not ended and what waits for its `Ack`.
+    pub fn held(&self, peer: AgentId, job: JobId) -> impl Iterator<Item = Holding> {
+        let first = AttemptId { job, chunk: ChunkIndex(0), no: 0 };
+        let last = AttemptId { job, chunk: ChunkIndex(u32::MAX), no: u32::MAX };
+        self.held.range((peer, first)..=(peer, last)).filter_map(|key| {
+            let attempt = key.1;
+            match self.known.get(key)? {
+                State::Queued(_) => Some(Holding::Open { attempt, running: false }),
+                State::Running { .. } => Some(Holding::Open { attempt, running: true }),
+                State::Checking => Some(Holding::Open { attempt, running: false }),
+                State::Done | State::Failed(_) => Some(Holding::Ended(attempt)),
+                State::Acknowledged => None,
+            }
+        })
+    }
+
     /// Gives the time of the next [`Event::Tick`] that matters.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
+        self.lane_deadline().into_iter().chain(self.leases.next_end()).min()
+    }
+
+    fn lane_deadline(&self) -> Option<Instant> {
         match &self.lane {
             Lane::Held { idle: Some(idle), .. } => Some(*idle + LINGER),
             Lane::Held { look, .. } => Some(*look),
@@ -142,6 +174,9 @@ impl Admission {
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut taken_in = None;
+        if let Some((peer, job)) = event.sender() {
+            self.leases.heard(peer, job, now);
+        }
         match event {
             Event::Run { key, incarnation, runner, room } => {
                 self.run(key, incarnation, runner, room, now, &mut actions);
@@ -149,6 +184,11 @@ impl Admission {
             }
             Event::Cancel(key) => self.cancel(key, &mut actions),
             Event::Ack(key) => self.acknowledge(key, &mut actions),
+            Event::Fetch(key) => actions.push(match self.known.get(&key) {
+                Some(state) if *state != State::Acknowledged => self.present(key, state),
+                Some(_) | None => Action::Refuse(key, Refusal::Unknown),
+            }),
+            Event::Renew(..) => {}
             Event::LaneBlocked(_) if !matches!(self.lane, Lane::Asked { .. }) => {}
             Event::LaneBlocked(holder) => {
                 let place = Place::Waiting(Text::cut(&holder));
@@ -171,7 +211,7 @@ impl Admission {
             }
             Event::NotStarted(key, why) => {
                 self.running.remove(&key);
-                self.known.remove(&key);
+                self.forget(key);
                 actions.push(Action::Refuse(key, Refusal::Draining(Text::cut(&why))));
                 // The locks are not what they were; with new ones the next attempt may fare better.
                 if let Lane::Held { since, .. } = self.lane {
@@ -212,6 +252,7 @@ impl Admission {
             }
             Event::Tick { someone_waits, displaced } => self.tick(someone_waits, displaced, now),
         }
+        self.drop_orphaned(now, &mut actions);
         self.move_on(now, &mut actions);
         // One that started at once has been told so; one that waits is told now.
         if let Some(key) = taken_in
@@ -238,14 +279,7 @@ impl Admission {
         if let Some(state) = self.known.get(&key)
             && !planted(Bug::RunNotIdempotent)
         {
-            actions.push(match state {
-                State::Queued(_) => Action::Accept(key, self.place_of_queued()),
-                State::Running { .. } => Action::Accept(key, Place::Running),
-                State::Checking => Action::Accept(key, Place::Checking),
-                State::Done => Action::Deliver(key),
-                State::Failed(failure) => Action::Fail(key, failure.as_ref().clone()),
-                State::Acknowledged => Action::Fail(key, failure(Reason::Cancelled, "it was acknowledged")),
-            });
+            actions.push(self.present(key, state));
             return;
         }
         let refusal = if let Some(why) = &self.draining {
@@ -267,7 +301,46 @@ impl Admission {
         };
         let waits = (!matches!(self.lane, Lane::Held { .. })).then_some(now);
         self.known.insert(key, State::Queued(Queued { runner, waits }));
+        self.held.insert(key);
         self.queues.entry(key.0).or_default().push_back(key.1);
+        self.leases.begin(key.0, key.1.job, now);
+    }
+
+    /// Says where a known attempt is.
+    fn present(&self, key: Key, state: &State) -> Action {
+        match state {
+            State::Queued(_) => Action::Accept(key, self.place_of_queued()),
+            State::Running { .. } => Action::Accept(key, Place::Running),
+            State::Checking => Action::Accept(key, Place::Checking),
+            State::Done => Action::Deliver(key),
+            State::Failed(failure) => Action::Fail(key, failure.as_ref().clone()),
+            State::Acknowledged => Action::Fail(key, failure(Reason::Cancelled, "it was acknowledged")),
+        }
+    }
+
+    /// What has not started and belongs to a coordinator that has been silent is given up: it may start again
+    /// without having been executed. What runs goes on, what has ended waits (`reliability.md` §4).
+    fn drop_orphaned(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.leases.is_empty() {
+            return;
+        }
+        let queues = &self.queues;
+        let queued = |peer: &AgentId, job: &JobId| {
+            queues.get(peer).is_some_and(|queue| queue.iter().any(|attempt| attempt.job == *job))
+        };
+        for (peer, job) in self.leases.expire(now, queued) {
+            let of_job = self.queued_keys().into_iter().filter(|key| (key.0, key.1.job) == (peer, job));
+            for key in of_job.collect::<Vec<_>>() {
+                self.unqueue(key);
+                self.forget(key);
+                actions.push(Action::Refuse(key, Refusal::Unknown));
+            }
+        }
+    }
+
+    fn forget(&mut self, key: Key) {
+        self.known.remove(&key);
+        self.held.remove(&key);
     }
 
     fn cancel(&mut self, key: Key, actions: &mut Vec<Action>) {
@@ -289,10 +362,12 @@ impl Admission {
         match self.known.get(&key) {
             Some(State::Done) => {
                 self.known.insert(key, State::Acknowledged);
+                self.held.remove(&key);
                 actions.push(Action::Discard(key));
             }
             Some(State::Failed(_)) => {
                 self.known.insert(key, State::Acknowledged);
+                self.held.remove(&key);
             }
             Some(State::Queued(_) | State::Running { .. } | State::Checking | State::Acknowledged) | None => {
             }
@@ -437,7 +512,7 @@ impl Admission {
     fn give_back(&mut self, why: &str, actions: &mut Vec<Action>) {
         for key in self.queued_keys() {
             self.unqueue(key);
-            self.known.remove(&key);
+            self.forget(key);
             actions.push(Action::Refuse(key, Refusal::Draining(Text::cut(why))));
         }
     }
@@ -465,11 +540,12 @@ impl Admission {
     /// Notes an end, and forgets the earliest one beyond the bound.
     fn end(&mut self, key: Key, state: State) {
         self.known.insert(key, state);
+        self.held.insert(key);
         self.ended.push_back(key);
         if self.ended.len() > MAX_KNOWN
             && let Some(earliest) = self.ended.pop_front()
         {
-            self.known.remove(&earliest);
+            self.forget(earliest);
         }
     }
 }

@@ -8,13 +8,17 @@
 //! A caller that goes away does not stop an attempt: its reports fall on the floor, its result waits in the
 //! outbox, and the same `Run` sent again subscribes anew. Only a `Cancel` cancels.
 
+mod beats;
 mod orders;
 mod progress;
 mod records;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,12 +29,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tropa_proto::{
-    message::{Failure, FromAgent, MAX_RESULT_FRAME},
+    id::{AgentId, AttemptId, JobId},
+    message::{Failure, FromAgent, Held as HeldOfJob, MAX_RESULT_FRAME},
     proof::{self, Bug, planted},
 };
 
 pub use self::orders::{Ended, Load, Orders, Settings};
 use self::{
+    beats::{Beats, held},
     orders::{MAX_ORDERS, Order, RunOrder},
     progress::{Reports, Ticker, frames},
     records::{
@@ -59,6 +65,10 @@ pub struct Executor {
     attempts: BTreeMap<Key, Attempt>,
     /// Who hears of what has not ended.
     reports: BTreeMap<Key, Reports>,
+    /// Who hears of whole jobs.
+    beats: Beats,
+    /// How much of a result its reader has already: from a `Fetch`, while it is being answered.
+    skip: u32,
     held: Option<Held>,
     /// What was hung up on since the last settling, and how long it may still run.
     hung_up: Vec<(SettleRecord, Duration)>,
@@ -84,6 +94,7 @@ struct Attempt {
     cancel: CancellationToken,
     started: Option<Instant>,
     wait_ms: u32,
+    tokens: Arc<AtomicU32>,
 }
 
 /// The end of something that runs beside the loop.
@@ -108,6 +119,8 @@ impl Executor {
             outbox: Outbox::default(),
             attempts: BTreeMap::new(),
             reports: BTreeMap::new(),
+            beats: Beats::default(),
+            skip: 0,
             held: None,
             hung_up: Vec::new(),
             last_unsettled: false,
@@ -128,7 +141,9 @@ impl Executor {
     /// records stay in the lock files for the next holder. For a graceful end, drain first and watch the load.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
-            let deadline = earliest(self.admission.next_deadline(), self.outbox.next_deadline());
+            let deadlines =
+                [self.admission.next_deadline(), self.outbox.next_deadline(), self.beats.next_deadline()];
+            let deadline = deadlines.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -177,7 +192,9 @@ impl Executor {
                     let runner = request.runner.clone();
                     if !self.admission.knows(&key) {
                         let (request, cancel) = (Arc::new(request), CancellationToken::new());
-                        let attempt = Attempt { request, show_text, cancel, started: None, wait_ms: 0 };
+                        let tokens = Arc::default();
+                        let attempt =
+                            Attempt { request, show_text, cancel, started: None, wait_ms: 0, tokens };
                         self.attempts.insert(key, attempt);
                     }
                     runner
@@ -198,6 +215,19 @@ impl Executor {
                 passes("agent.ack");
                 self.handle([Event::Ack(key)]);
                 proof::event("forget", &key.1, key.0.short());
+            }
+            Order::Fetch(key, offset, reports) => {
+                self.subscribe(key, reports);
+                self.skip = offset;
+                self.handle([Event::Fetch(key)]);
+                self.skip = 0;
+            }
+            Order::Renew(peer, job) => self.handle([Event::Renew(peer, job)]),
+            Order::Reattach(peer, job, reports) => {
+                self.handle([Event::Renew(peer, job)]);
+                let attached = FromAgent::Attached(Box::new(self.held(peer, job)));
+                self.deliver_frames(&reports, vec![attached]);
+                self.beats.attach(peer, job, reports, now());
             }
             Order::Drain(why) => self.handle([Event::Drain(why)]),
             Order::Occupy(devices) => self.settings.devices = devices,
@@ -286,6 +316,17 @@ impl Executor {
         };
         let tick = Event::Tick { someone_waits, displaced };
         self.handle(expired.into_iter().map(Event::Expired).chain([tick]));
+        for (peer, job) in self.beats.due(now()) {
+            let held = self.held(peer, job);
+            self.beats.beat(peer, job, held);
+        }
+    }
+
+    fn held(&self, peer: AgentId, job: JobId) -> HeldOfJob {
+        let tokens = |attempt: AttemptId| {
+            self.attempts.get(&(peer, attempt)).map_or(0, |held| held.tokens.load(Ordering::Relaxed))
+        };
+        held(job, self.admission.held(peer, job), tokens)
     }
 
     /// Performs one action; gives the event that it causes at once, if any.
@@ -324,13 +365,15 @@ impl Executor {
         None
     }
 
-    /// Sends a report; one that finds no room is lost, as any message may be.
-    fn report(&self, key: &Key, frame: FromAgent) {
-        if let Some(reports) = self.reports.get(key) {
-            let sent = reports.lock().unwrap_or_else(PoisonError::into_inner).try_send(frame);
-            if sent.is_err() {
-                tracing::debug!(attempt = ?key.1, "nobody takes the report");
-            }
+    /// Sends a report: an end always, beside the loop where its reader is slow; a place only where there is room.
+    fn report(&mut self, key: &Key, frame: FromAgent) {
+        let Some(reports) = self.reports.get(key) else { return };
+        let reports = reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if matches!(frame, FromAgent::Accepted(..)) {
+            // The next place, or the end, says more.
+            let _ = reports.try_send(frame);
+        } else {
+            self.deliver_frames(&reports, vec![frame]);
         }
     }
 
@@ -346,15 +389,32 @@ impl Executor {
         let (Some(finished), Some(reports)) = (self.outbox.get(key), self.reports.get(key)) else { return };
         let reports = reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let done = FromAgent::Done(key.1, Box::new(finished.outcome.clone()));
-        let result = finished.result.clone();
-        if reports.capacity() > result.len().div_ceil(MAX_RESULT_FRAME) {
-            for frame in [done].into_iter().chain(frames(&result)) {
-                // A reader that goes away asks again.
+        let from = usize::try_from(self.skip).unwrap_or(usize::MAX).min(finished.result.len());
+        let result = finished.result.slice(from..);
+        let pieces = result.len().div_ceil(MAX_RESULT_FRAME);
+        self.deliver_frames_of(&reports, pieces + 1, [done].into_iter().chain(frames(result)));
+    }
+
+    fn deliver_frames(&mut self, reports: &mpsc::Sender<FromAgent>, frames: Vec<FromAgent>) {
+        self.deliver_frames_of(reports, frames.len(), frames.into_iter());
+    }
+
+    /// Hands frames over in order: at once where the channel has room for all, else by a task that waits for it. A
+    /// reader that goes away asks again, as does one whose delivery found no place.
+    fn deliver_frames_of(
+        &mut self,
+        reports: &mpsc::Sender<FromAgent>,
+        count: usize,
+        frames: impl Iterator<Item = FromAgent> + Send + 'static,
+    ) {
+        if reports.capacity() >= count {
+            for frame in frames {
                 let _ = reports.try_send(frame);
             }
-        } else if self.deliveries.len() < MAX_DELIVERIES {
+        } else if self.deliveries.len() < MAX_DELIVERIES && !reports.is_closed() {
+            let reports = reports.clone();
             self.deliveries.spawn(async move {
-                for frame in [done].into_iter().chain(frames(&result)) {
+                for frame in frames {
                     if reports.send(frame).await.is_err() {
                         return;
                     }
@@ -390,6 +450,7 @@ impl Executor {
             show_text: attempt.show_text,
             pending: String::new(),
             last: now(),
+            tokens: Arc::clone(&attempt.tokens),
         };
         self.tasks.spawn(async move {
             let mut on_progress = |progress: Progress<'_>| ticker.line(progress);
@@ -472,10 +533,6 @@ impl Executor {
 /// Passes a step at which tests kill the program; it has no error of its own.
 fn passes(step: &'static str) {
     let _ = proof::step(step);
-}
-
-fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    a.into_iter().chain(b).min()
 }
 
 async fn until(deadline: Option<Instant>) {

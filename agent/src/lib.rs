@@ -72,6 +72,9 @@ const LONGEST_PERIOD: Duration = Duration::from_secs(600);
 /// How long what runs may go on when the agent is asked to leave (`conventions.md` §3).
 const LEAVES_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long an agent that has said goodbye still answers: orders cross the goodbye on their way.
+const REFUSES_FOR: Duration = Duration::from_millis(300);
+
 /// Members that are counted for the period of announcements; the cap of a mesh (`security.md` §6).
 const MAX_MEMBERS: usize = 1024;
 
@@ -444,11 +447,20 @@ impl Agent {
         }
         self.phase = AgentState::Leaving;
         self.announce().await?;
+        // What was sent before that was heard is refused in words, and so not taken for lost.
+        let _ = timeout(REFUSES_FOR, self.serve_on()).await;
         drop(self.presence.take());
         self.stop.cancel();
         let _ = self.executing.await;
         self.mesh.shutdown().await;
         Ok(())
+    }
+
+    /// Serves until the mesh ends.
+    async fn serve_on(&mut self) {
+        while let Some(event) = self.events.recv().await {
+            self.on_event(event).await;
+        }
     }
 
     /// Serves until nothing runs and every result has been handed over.

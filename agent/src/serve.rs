@@ -1,5 +1,8 @@
 //! One work stream from a coordinator: its orders go to the executor, the executor's reports go back.
 //!
+//! A coordinator holds one stream for each attempt, and one for the job as a whole, on which beats travel; the agent
+//! makes no difference between them.
+//!
 //! The end of the stream ends this task and nothing else: only a `Cancel` cancels (`reliability.md` §3).
 
 use tokio::sync::mpsc;
@@ -47,6 +50,9 @@ async fn obey(
             ToAgent::Run(run) => orders.run(from, *run, reports.clone()).await,
             ToAgent::Cancel(attempt) => orders.cancel(from, attempt, reports.clone()).await,
             ToAgent::Ack(attempt) => orders.ack(from, attempt).await,
+            ToAgent::Fetch { attempt, offset } => orders.fetch(from, attempt, offset, reports.clone()).await,
+            ToAgent::Renew(job) => orders.renew(from, job).await,
+            ToAgent::Reattach(job) => orders.reattach(from, job, reports.clone()).await,
         };
         if taken.is_err() {
             break;

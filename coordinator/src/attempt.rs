@@ -1,12 +1,14 @@
 //! One attempt as the coordinator sees it: a work stream to the agent, from `Run` to `Ack`.
 //!
-//! The task reports what the agent says and obeys two orders. Whatever goes wrong with the stream is `Lost`: the
-//! schedule decides what follows. Nothing here retries.
+//! The task reports what the agent says and obeys two orders. A stream that breaks off says nothing about the attempt,
+//! which is then `Detached`; one on which the agent breaks the rules is `Lost`. The schedule decides what follows.
+//! Nothing here retries.
 
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, time::timeout};
+use tokio_util::task::TaskTracker;
 use tropa_proto::{
     chunk_stream::{HELLO_LIMIT, WorkError, WorkReader},
     id::{AgentId, AttemptId},
@@ -32,8 +34,26 @@ pub enum Report {
     Finished(Box<Outcome>, Vec<u8>),
     /// It failed.
     Failed(Failure),
-    /// The stream broke off; says how.
+    /// The stream broke off; says how, and what had arrived of a result.
+    Detached(String, Option<Partial>),
+    /// The agent broke the rules; says which.
     Lost(String),
+}
+
+/// A result that arrived in part.
+#[derive(Debug)]
+pub struct Partial {
+    outcome: Outcome,
+    body: Vec<u8>,
+}
+
+/// The way to the agents, for attempts.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    mesh: Mesh,
+    hello: Hello,
+    reports: mpsc::Sender<(AttemptId, Report)>,
+    tasks: TaskTracker,
 }
 
 /// The coordinator's hold on an attempt. Dropping it closes the stream, which cancels nothing.
@@ -43,51 +63,67 @@ pub struct Attempt {
     id: AttemptId,
 }
 
-impl Attempt {
-    /// Opens a stream to the agent and sends the run. Reports go to `reports`, with the attempt's id.
+impl Streams {
+    /// Streams of this mesh. Reports go to `reports`, with the attempt's id.
     #[must_use]
-    pub fn start(
-        mesh: Mesh,
-        agent: AgentId,
-        hello: Hello,
-        run: Run,
-        reports: mpsc::Sender<(AttemptId, Report)>,
-    ) -> Self {
+    pub fn new(mesh: Mesh, hello: Hello, reports: mpsc::Sender<(AttemptId, Report)>) -> Self {
+        Self { mesh, hello, reports, tasks: TaskTracker::new() }
+    }
+
+    /// Opens a stream to the agent and sends the run.
+    #[must_use]
+    pub fn start(&self, agent: AgentId, run: Run) -> Attempt {
         let id = run.attempt;
-        Self::open(mesh, agent, hello, (id, ToAgent::Run(Box::new(run))), reports)
+        self.open(agent, (id, ToAgent::Run(Box::new(run))), None)
+    }
+
+    /// Opens a stream to an agent that has the attempt, and listens to what becomes of it. Of a result that arrived in
+    /// part only the rest is sent.
+    #[must_use]
+    pub fn fetch(&self, agent: AgentId, id: AttemptId, partial: Option<Partial>) -> Attempt {
+        let have = partial.as_ref().map_or(0, |partial| partial.body.len());
+        let offset = u32::try_from(have).unwrap_or(u32::MAX);
+        self.open(agent, (id, ToAgent::Fetch { attempt: id, offset }), partial)
     }
 
     /// Opens a stream to an agent that had the attempt when an earlier stream broke off, and cancels it there. The
     /// agent answers with its end, or with its result where it has one.
     #[must_use]
-    pub fn recall(
-        mesh: Mesh,
-        agent: AgentId,
-        hello: Hello,
-        id: AttemptId,
-        reports: mpsc::Sender<(AttemptId, Report)>,
-    ) -> Self {
-        Self::open(mesh, agent, hello, (id, ToAgent::Cancel(id)), reports)
+    pub fn recall(&self, agent: AgentId, id: AttemptId) -> Attempt {
+        self.open(agent, (id, ToAgent::Cancel(id)), None)
     }
 
-    fn open(
-        mesh: Mesh,
-        agent: AgentId,
-        hello: Hello,
-        (id, first): (AttemptId, ToAgent),
-        reports: mpsc::Sender<(AttemptId, Report)>,
-    ) -> Self {
+    /// Waits until the last acknowledgements have left, at most so long. Streams whose attempt is dropped end.
+    pub async fn finish(self, at_most: Duration) {
+        self.tasks.close();
+        // What is not out by then is asked for again by whoever resumes, or expires at the agent.
+        let _ = timeout(at_most, self.tasks.wait()).await;
+    }
+
+    fn open(&self, agent: AgentId, (id, first): (AttemptId, ToAgent), partial: Option<Partial>) -> Attempt {
+        let (mesh, hello, reports) = (self.mesh.clone(), self.hello.clone(), self.reports.clone());
         // At most one Cancel and one Ack are ever sent.
         let (orders, inbox) = mpsc::channel(2);
-        tokio::spawn(async move {
-            let mut conversation = Conversation { id, reports, orders: inbox };
+        self.tasks.spawn(async move {
+            let mut conversation = Conversation { id, reports, orders: inbox, partial };
             if let Err(broken) = conversation.hold(&mesh, agent, hello, first).await {
-                conversation.report(Report::Lost(broken.to_string())).await;
+                let why = broken.to_string();
+                let report = match broken {
+                    Broken::WrongResult | Broken::OtherAttempt => Report::Lost(why),
+                    Broken::NoStream
+                    | Broken::NoHello
+                    | Broken::Open(_)
+                    | Broken::Stream(_)
+                    | Broken::Closed => Report::Detached(why, conversation.partial.take()),
+                };
+                conversation.report(report).await;
             }
         });
-        Self { orders, id }
+        Attempt { orders, id }
     }
+}
 
+impl Attempt {
     /// Asks the agent to stop it.
     pub fn cancel(&self) {
         // A full or closed channel means that the attempt is over already.
@@ -123,6 +159,7 @@ struct Conversation {
     id: AttemptId,
     reports: mpsc::Sender<(AttemptId, Report)>,
     orders: mpsc::Receiver<ToAgent>,
+    partial: Option<Partial>,
 }
 
 impl Conversation {
@@ -184,10 +221,11 @@ impl Conversation {
             FromAgent::Refused(about, refusal) => (about, Report::Refused(refusal), true),
             FromAgent::Failed(about, failure) => (about, Report::Failed(failure), true),
             FromAgent::Done(about, outcome) => {
-                let body = read_result(&outcome, reader).await?;
+                let body = self.read_result(&outcome, reader).await?;
                 (about, Report::Finished(outcome, body), true)
             }
             FromAgent::Body(_) => return Err(Broken::WrongResult),
+            FromAgent::Beat(_) | FromAgent::Attached(_) => return Err(Broken::OtherAttempt),
         };
         if about != self.id {
             return Err(Broken::OtherAttempt);
@@ -196,25 +234,31 @@ impl Conversation {
         Ok(last)
     }
 
+    /// Reads the frames of a result, after those that an earlier stream brought; it must have the length and the hash
+    /// that were announced.
+    async fn read_result(&mut self, outcome: &Outcome, reader: &mut WorkReader) -> Result<Vec<u8>, Broken> {
+        let length = outcome.bytes as usize;
+        let fresh = || Partial { outcome: outcome.clone(), body: Vec::new() };
+        let partial = self.partial.get_or_insert_with(fresh);
+        if partial.outcome != *outcome {
+            return Err(Broken::WrongResult);
+        }
+        while partial.body.len() < length {
+            let FromAgent::Body(piece) = reader.recv::<FromAgent>().await?.ok_or(Broken::Closed)? else {
+                return Err(Broken::WrongResult);
+            };
+            if piece.is_empty() || partial.body.len() + piece.len() > length {
+                return Err(Broken::WrongResult);
+            }
+            partial.body.extend_from_slice(&piece);
+        }
+        let body = self.partial.take().map(|partial| partial.body).unwrap_or_default();
+        let hash: [u8; 32] = Sha256::digest(&body).into();
+        if hash == outcome.sha256 { Ok(body) } else { Err(Broken::WrongResult) }
+    }
+
     async fn report(&self, report: Report) {
         // A closed channel means that the job is over.
         let _ = self.reports.send((self.id, report)).await;
     }
-}
-
-/// Reads the frames of a result; it must have the length and the hash that were announced.
-async fn read_result(outcome: &Outcome, reader: &mut WorkReader) -> Result<Vec<u8>, Broken> {
-    let length = outcome.bytes as usize;
-    let mut body = Vec::new();
-    while body.len() < length {
-        let FromAgent::Body(piece) = reader.recv::<FromAgent>().await?.ok_or(Broken::Closed)? else {
-            return Err(Broken::WrongResult);
-        };
-        if piece.is_empty() || body.len() + piece.len() > length {
-            return Err(Broken::WrongResult);
-        }
-        body.extend_from_slice(&piece);
-    }
-    let hash: [u8; 32] = Sha256::digest(&body).into();
-    if hash == outcome.sha256 { Ok(body) } else { Err(Broken::WrongResult) }
 }

@@ -20,6 +20,20 @@ impl Clock {
         self.0.elapsed()
     }
 
+    /// Time on the clock that counts a suspend of the machine too, from a moment of its own: only differences mean
+    /// anything.
+    #[must_use]
+    pub fn boot(&self) -> Duration {
+        #[cfg(target_os = "linux")]
+        {
+            let at = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            Duration::new(at.tv_sec.unsigned_abs(), u32::try_from(at.tv_nsec).unwrap_or(0))
+        }
+        // Elsewhere a suspend shows in the connections alone.
+        #[cfg(not(target_os = "linux"))]
+        self.now()
+    }
+
     /// The wall clock in milliseconds since 1970: shown, decides nothing. Zero before 1970.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]

@@ -36,6 +36,8 @@ type Described = (AgentId, Hashes, Option<Description>);
 pub enum Change {
     /// Somebody came, left, or has other models or devices.
     Roster,
+    /// There is a first connection to this agent; the roster may have changed.
+    Connected(AgentId),
     /// Nothing that a job must know.
     Nothing,
 }
@@ -153,6 +155,12 @@ impl Members {
         self.rules.report(&self.roster.known().collect::<Vec<_>>(), self.clock.wall_ms())
     }
 
+    /// The agent has announced itself and has neither left nor been silent for too long.
+    #[must_use]
+    pub fn knows(&self, agent: AgentId) -> bool {
+        self.roster.knows(agent)
+    }
+
     /// Nobody is there.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -177,7 +185,7 @@ impl Members {
             Some(described) = self.answered.recv() => self.on_described(described),
             Some((trial, findings)) = self.tried.recv() => self.on_tried(&trial, findings),
         };
-        if matches!(change, Change::Roster) {
+        if matches!(change, Change::Roster | Change::Connected(_)) {
             self.follow_rules();
             self.unlooked = true;
         }
@@ -270,7 +278,7 @@ impl Members {
                 if self.present.len() == before {
                     self.named = self.named.saturating_sub(1);
                 }
-                Change::Roster
+                Change::Connected(agent)
             }
             MeshEvent::Disconnected(agent) => {
                 self.unheard.remove(&agent);

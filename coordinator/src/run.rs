@@ -4,6 +4,7 @@
 //! an attempt is on disk before it is sent, a result is on disk before it is acknowledged. Commits run beside the
 //! next chunk and cost the lane nothing.
 
+mod alive;
 mod effects;
 mod learned;
 
@@ -16,15 +17,17 @@ use tokio::sync::mpsc;
 use tropa_proto::{
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation},
-    message::{Outcome, Place, Refusal},
+    message::{Hello, Outcome, Place, Refusal, Role},
     proof,
 };
 
 use crate::{
-    attempt::{Attempt, Report},
+    attempt::{Attempt, Partial, Report, Streams},
     clock::Clock,
+    control::{Control, Saying},
     exit::{Exit, Failed, OrExit as _},
     journal::{Cancel, Committed, Journal, Named, Step, Token, Writer},
+    liveness::{Input, Liveness},
     members::{Change, Members},
     plan::{self, Pinned},
     progress::{MachineProgress, Progress, Snapshot},
@@ -42,6 +45,12 @@ const SHOW_EVERY: Duration = Duration::from_millis(100);
 
 /// Reports of attempts that may wait for the loop; a few per lane, and progress is dropped first.
 const REPORTS: usize = 1024;
+
+/// What agents say on control streams; a beat each second of every agent, and the loop turns far more often.
+const SAYINGS: usize = 1024;
+
+/// How long the last acknowledgements may take to leave at the end: far more than a busy network needs.
+const ACKS_WITHIN: Duration = Duration::from_secs(2);
 
 /// How a job ended.
 #[derive(Debug)]
@@ -85,7 +94,16 @@ struct Loop<'a> {
     tokens: BTreeMap<Token, After>,
     next_token: u64,
     reports: mpsc::Sender<(AttemptId, Report)>,
+    streams: Streams,
     attempts: BTreeMap<AttemptId, Live>,
+    /// Results whose stream broke off before they were whole.
+    partials: BTreeMap<AttemptId, Partial>,
+    liveness: Liveness,
+    controls: BTreeMap<AgentId, Control>,
+    next_control: u64,
+    sayings: mpsc::Sender<Saying>,
+    /// When the loop turned last, on the clock that counts a suspend, and how long it meant to wait then.
+    turned: (Duration, Duration),
     results: BTreeMap<AttemptId, (Box<Outcome>, Vec<u8>)>,
     /// Why attempts failed, until the scheduler has judged them.
     details: BTreeMap<AttemptId, (Option<Reason>, String)>,
@@ -95,7 +113,7 @@ struct Loop<'a> {
     lanes: BTreeMap<AgentId, String>,
     snapshot: Snapshot,
     started: Duration,
-    incarnation: Incarnation,
+    hello: Hello,
     stuck_since: Option<Duration>,
     stopped: Option<Stopped>,
     cancelled: Option<Cancel>,
@@ -139,7 +157,10 @@ impl Runner<'_> {
         let (writer, mut committed) = self.journal.writer().or_exit(Exit::Io)?;
         let (reports, mut reported) = mpsc::channel(REPORTS);
         let total = u64::from(self.journal.job().chunks);
-        let incarnation = Incarnation::random().or_exit(Exit::Io)?;
+        let hello = Hello { incarnation: Incarnation::random().or_exit(Exit::Io)?, role: Role::Coordinator };
+        let streams = Streams::new(self.members.mesh().clone(), hello.clone(), reports.clone());
+        let (sayings, mut said) = mpsc::channel(SAYINGS);
+        let boot = self.clock.boot();
         let started = self.clock.now();
         let mut at_work = Loop {
             run: self,
@@ -149,7 +170,14 @@ impl Runner<'_> {
             tokens: BTreeMap::new(),
             next_token: 0,
             reports,
+            streams,
             attempts: BTreeMap::new(),
+            partials: BTreeMap::new(),
+            liveness: Liveness::new(hello.incarnation.0),
+            controls: BTreeMap::new(),
+            next_control: 0,
+            sayings,
+            turned: (boot, TURN),
             results: BTreeMap::new(),
             details: BTreeMap::new(),
             last_words: BTreeMap::new(),
@@ -157,7 +185,7 @@ impl Runner<'_> {
             lanes: BTreeMap::new(),
             snapshot: Snapshot { total, ..Snapshot::default() },
             started,
-            incarnation,
+            hello,
             stuck_since: None,
             stopped: None,
             cancelled: None,
@@ -170,9 +198,11 @@ impl Runner<'_> {
                 break end;
             }
             let wait = at_work.next_turn();
+            at_work.turned.1 = wait;
             tokio::select! {
                 biased;
                 Some((attempt, report)) = reported.recv() => at_work.on_report(attempt, report)?,
+                Some((agent, number, said)) = said.recv() => at_work.on_said(agent, number, said)?,
                 Some(event) = committed.recv() => at_work.on_committed(event)?,
                 change = at_work.run.members.next() => at_work.on_change(&change)?,
                 stopped = stop.next() => if let Some(end) = at_work.on_stop(stopped)? { break end },
@@ -182,13 +212,16 @@ impl Runner<'_> {
         };
         at_work.keep_speeds();
         at_work.run.progress.finish();
-        let Loop { writer, .. } = at_work;
+        let Loop { writer, streams, .. } = at_work;
         // What is queued goes to the disk; its reports are of no use any more. Who is told to stop at once does not
         // wait for a disk that may be full.
         drop(committed);
         match end {
             End::Stopped(Stopped { at_once: true, .. }) => drop(writer),
-            End::Done | End::Stopped(_) | End::Cancelled | End::Stuck(_) => writer.finish(),
+            End::Done | End::Stopped(_) | End::Cancelled | End::Stuck(_) => {
+                writer.finish();
+                streams.finish(ACKS_WITHIN).await;
+            }
         }
         Ok(end)
     }
@@ -204,6 +237,10 @@ impl Loop<'_> {
     fn on_change(&mut self, change: &Change) -> Result<(), Failed> {
         match change {
             Change::Nothing => Ok(()),
+            Change::Connected(agent) => {
+                self.alive(Input::Connected(*agent))?;
+                self.on_change(&Change::Roster)
+            }
             Change::Roster => {
                 let view = self.run.members.view();
                 let installs = plan::installs(view, &self.run.models);
@@ -231,6 +268,20 @@ impl Loop<'_> {
     }
 
     fn on_report(&mut self, attempt: AttemptId, report: Report) -> Result<(), Failed> {
+        let agent = self.attempts.get(&attempt).map(|live| live.agent);
+        if let Some(agent) = agent
+            && !matches!(report, Report::Detached(..) | Report::Lost(_))
+        {
+            self.alive(Input::Heard(agent))?;
+        }
+        let taken = self.take_report(attempt, report);
+        if let Some(agent) = agent.filter(|agent| !self.schedule.awaits(agent)) {
+            self.alive(Input::Idle(agent))?;
+        }
+        taken
+    }
+
+    fn take_report(&mut self, attempt: AttemptId, report: Report) -> Result<(), Failed> {
         match report {
             Report::Accepted(place) => {
                 if let Some(live) = self.attempts.get_mut(&attempt) {
@@ -271,6 +322,15 @@ impl Loop<'_> {
                 self.tell(Event::Failed(attempt, failure.reason))?;
                 self.attempts.remove(&attempt);
                 Ok(())
+            }
+            Report::Detached(why, partial) => {
+                tracing::debug!(?attempt, why, "a stream broke off");
+                if self.results.contains_key(&attempt) {
+                    // The result is here; only its acknowledgement did not get through.
+                    return Ok(());
+                }
+                self.partials.extend(partial.map(|partial| (attempt, partial)));
+                self.tell(Event::Detached(attempt))
             }
             Report::Lost(why) => {
                 self.note(attempt, None, why);
@@ -401,7 +461,8 @@ impl Loop<'_> {
 
     fn next_turn(&self) -> Duration {
         let now = self.now();
-        let deadline = self.schedule.next_deadline(now).map_or(TURN, |at| at.saturating_sub(now));
+        let deadlines = [self.schedule.next_deadline(now), self.liveness.next_deadline()];
+        let deadline = deadlines.into_iter().flatten().min().map_or(TURN, |at| at.saturating_sub(now));
         deadline.clamp(Duration::from_millis(1), TURN)
     }
 
@@ -421,6 +482,7 @@ impl Loop<'_> {
 
     /// What every turn does, whatever happened.
     fn turn(&mut self) -> Result<(), Failed> {
+        self.judge()?;
         let now = self.now();
         if now.saturating_sub(self.shown) >= SHOW_EVERY {
             self.shown = now;
@@ -468,5 +530,6 @@ fn refusal_text(refusal: &Refusal) -> String {
         Refusal::Draining(why) => format!("the agent is draining: {}", &**why),
         Refusal::Denied(rule) => format!("the agent's policy forbids it: {}", &**rule),
         Refusal::Stale(_) => "the agent has been restarted".to_owned(),
+        Refusal::Unknown => "the agent gave it up before it started".to_owned(),
     }
 }

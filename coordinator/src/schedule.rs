@@ -17,6 +17,7 @@ mod holdings;
 mod missing;
 mod needs;
 mod pace;
+mod reattach;
 mod spare;
 mod standing;
 mod waiting;
@@ -47,6 +48,7 @@ pub use self::{
     budget::{History, Verdict},
     check::Violation,
     pace::{Pace, Sample},
+    reattach::Reattached,
     work::{Kind, Work},
 };
 
@@ -99,8 +101,18 @@ pub enum Event {
     Finished(AttemptId),
     /// The attempt has ended without one.
     Failed(AttemptId, Reason),
-    /// The stream of the attempt broke off, or its agent is gone.
+    /// The attempt is lost: its agent is gone, or broke the rules.
     Lost(AttemptId),
+    /// The stream of the attempt broke off, which says nothing about the attempt.
+    Detached(AttemptId),
+    /// Beats of the agent are missing, or its connection is gone: it gets nothing new.
+    Suspect(AgentId),
+    /// It was suspected wrongly.
+    Alive(AgentId),
+    /// It has been silent for too long, or has ended: what it held is lost.
+    Dead(AgentId),
+    /// A stream to the agent is open again, and it has said what it holds of this job.
+    Reattached(Reattached),
     /// The chunk's result or failure is on disk.
     Committed(ChunkIndex),
     /// The request that `Fill` asked for is on disk.
@@ -132,6 +144,10 @@ pub enum Action {
     Fail(ChunkIndex, AttemptId, Class),
     /// Send `Cancel` for an attempt that was lost, on a new stream, and listen to what becomes of it.
     Recall(AttemptId, AgentId),
+    /// Ask the agent what it holds, as soon as a stream to it is open: `Reattached` or `Dead` follows.
+    Reattach(AgentId),
+    /// Listen, on a new stream, to what becomes of an attempt that the agent has.
+    Fetch(AttemptId, AgentId),
     /// Commit the result that `Finished` named.
     Commit(AttemptId),
     /// All that the chunk needs is done: write its request with the answers in it, then say `Filled` or `Unfit`.
@@ -179,6 +195,8 @@ pub struct Schedule {
     /// The unguarded rivals of every install that was ever seen: they stay rivals when its agent is out of reach.
     unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
     standing: BTreeMap<AgentId, Standing>,
+    /// Agents that are suspect or dead: nothing new goes there, and nothing is asked of them.
+    away: BTreeSet<AgentId>,
     /// Rivals that were both at work when the roster found them to be rivals.
     surprises: BTreeSet<(AgentId, AgentId)>,
     /// Installs that something has changed for since the last dispatch.
@@ -242,6 +260,7 @@ impl Schedule {
             unguarded: BTreeMap::new(),
             installs: BTreeMap::new(),
             standing: BTreeMap::new(),
+            away: BTreeSet::new(),
             surprises: BTreeSet::new(),
             woken: BTreeSet::new(),
             wakes_at: None,
@@ -298,6 +317,13 @@ impl Schedule {
             Event::Finished(attempt) => self.on_finished(attempt, now, &mut actions),
             Event::Failed(attempt, reason) => self.on_ended(attempt, reason.class(), now, &mut actions),
             Event::Lost(attempt) => self.on_ended(attempt, Class::Lost, now, &mut actions),
+            Event::Detached(attempt) => self.on_detached(attempt, now, &mut actions),
+            Event::Suspect(agent) => {
+                self.away.insert(agent);
+            }
+            Event::Alive(agent) => self.on_alive(agent),
+            Event::Dead(agent) => self.on_dead(agent, now, &mut actions),
+            Event::Reattached(said) => self.on_reattached(&said, now, &mut actions),
             Event::Committed(chunk) => {
                 self.close(chunk);
                 self.passed_on(chunk);
@@ -447,6 +473,8 @@ impl Schedule {
                 standing.close(self.installs.get(&agent).map(|install| install.incarnation), now);
                 Class::Busy
             }
+            // It was given up before it started, because nothing was heard of this coordinator.
+            Refusal::Unknown => Class::Busy,
             Refusal::NoModel => Class::NoModel,
             Refusal::Denied(_) => Class::Denied,
         };

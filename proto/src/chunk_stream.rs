@@ -315,7 +315,9 @@ pub async fn greet_agent(stream: &mut WorkStream, mine: Hello) -> Result<Hello, 
         | FromAgent::Tokens { .. }
         | FromAgent::Done(..)
         | FromAgent::Body(_)
-        | FromAgent::Failed(..) => Err(WorkError::NotHello(stream.peer())),
+        | FromAgent::Failed(..)
+        | FromAgent::Beat(_)
+        | FromAgent::Attached(_) => Err(WorkError::NotHello(stream.peer())),
     }
 }
 
@@ -327,9 +329,13 @@ pub async fn greet_coordinator(stream: &mut WorkStream, mine: Hello) -> Result<H
     let theirs = exchange(stream, &FromAgent::Hello(mine)).await?;
     match theirs {
         ToAgent::Hello(hello) if hello.role == Role::Coordinator => Ok(hello),
-        ToAgent::Hello(_) | ToAgent::Run(_) | ToAgent::Cancel(_) | ToAgent::Ack(_) => {
-            Err(WorkError::NotHello(stream.peer()))
-        }
+        ToAgent::Hello(_)
+        | ToAgent::Run(_)
+        | ToAgent::Cancel(_)
+        | ToAgent::Ack(_)
+        | ToAgent::Fetch { .. }
+        | ToAgent::Renew(_)
+        | ToAgent::Reattach(_) => Err(WorkError::NotHello(stream.peer())),
     }
 }
 

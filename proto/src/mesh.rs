@@ -172,6 +172,9 @@ pub enum MeshError {
     /// There is no connection to this agent, and none could be made.
     #[error("{0:?} is not connected")]
     NotConnected(AgentId),
+    /// There is no connection to this agent, and its host says that nobody listens there: it has ended.
+    #[error("nobody listens any more where {0:?} was")]
+    Refused(AgentId),
     /// The agent did not answer in time.
     #[error("{0:?} did not answer in time")]
     Timeout(AgentId),
@@ -281,8 +284,8 @@ impl Mesh {
     /// while [`STREAMS_PER_AGENT`] are open.
     ///
     /// # Errors
-    /// [`MeshError::NotConnected`], at once where no address is known; [`MeshError::Timeout`] or
-    /// [`MeshError::Broken`] when the agent does not take the stream.
+    /// [`MeshError::NotConnected`], at once where no address is known; [`MeshError::Refused`] when nobody listens at
+    /// any; [`MeshError::Timeout`] or [`MeshError::Broken`] when the agent does not take the stream.
     pub async fn open(&self, agent: AgentId) -> Result<WorkStream, MeshError> {
         let place = self.gate(agent).acquire_owned().await.map_err(|_| MeshError::Ended)?;
         let (reply, opened) = oneshot::channel();
@@ -290,6 +293,7 @@ impl Mesh {
         match opened.await {
             Ok(Ok(stream)) => Ok(WorkStream::new(agent, stream, Arc::new(place))),
             Ok(Err(OpenError::NotConnected)) => Err(MeshError::NotConnected(agent)),
+            Ok(Err(OpenError::Refused)) => Err(MeshError::Refused(agent)),
             Ok(Err(OpenError::Timeout)) => Err(MeshError::Timeout(agent)),
             Ok(Err(OpenError::Unsupported)) => {
                 Err(MeshError::Broken(agent, "it takes no work streams".to_owned()))

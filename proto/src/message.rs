@@ -12,7 +12,7 @@ use crate::{
     bounded::{Blob, List, Text},
     evidence::{Core, Evidence, Reading},
     failure::Reason,
-    id::{AttemptId, Incarnation},
+    id::{AttemptId, ChunkIndex, Incarnation, JobId},
     uid::MachineClaim,
 };
 
@@ -278,6 +278,19 @@ pub enum ToAgent {
     Cancel(AttemptId),
     /// The result is committed: forget it. Deleting twice is deleting.
     Ack(AttemptId),
+    /// Say what has become of this attempt, here and from now on: its place, its failure, or its result from this
+    /// byte on. A read; it carries no body, so asking for what was never sent starts nothing.
+    Fetch {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// How much of the result has arrived already, in bytes.
+        offset: u32,
+    },
+    /// The coordinator of this job is alive: its lease is prolonged, from the arrival of this on.
+    Renew(JobId),
+    /// Say what is held of this job, at once with `Attached` and then with `Beat`s on this stream. A read; a later
+    /// stream of the same job takes the beats over.
+    Reattach(JobId),
 }
 
 /// One attempt.
@@ -340,6 +353,45 @@ pub enum FromAgent {
     Body(Blob<MAX_RESULT_FRAME>),
     /// The attempt failed. Closes it once.
     Failed(AttemptId, Failure),
+    /// The agent lives: sent every second while it holds anything of the job. A higher `seq` replaces a lower one.
+    Beat(Box<Beat>),
+    /// The answer to `Reattach`: what is held of the job now.
+    Attached(Box<Held>),
+}
+
+/// A sign of life, with what the agent works on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Rises with every beat on one stream.
+    pub seq: u64,
+    /// What is held.
+    pub held: Held,
+}
+
+/// What an agent holds of one job of one sender; the attempts of others are never named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The job.
+    pub job: JobId,
+    /// Attempts that wait, run or are being checked.
+    pub open: List<Open, 128>,
+    /// Attempts that have ended, with a result or a failure, and wait for their `Ack`.
+    pub ended: List<(ChunkIndex, u32), 512>,
+    /// Nothing is left out. Otherwise an attempt that is not named may be held all the same.
+    pub whole: bool,
+}
+
+/// An attempt that has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// Its chunk.
+    pub chunk: ChunkIndex,
+    /// Its number.
+    pub no: u32,
+    /// It is at the engine.
+    pub running: bool,
+    /// Tokens (lines with text) so far.
+    pub tokens: u32,
 }
 
 /// Where an accepted attempt is.
@@ -373,6 +425,9 @@ pub enum Refusal {
     Denied(Text<128>),
     /// The attempt is meant for another incarnation; this is the present one.
     Stale(Incarnation),
+    /// The answer to `Fetch`: this incarnation has never seen the attempt, has given it back, or has forgotten it
+    /// after its `Ack`.
+    Unknown,
 }
 
 /// What a finished attempt brought. The result itself is `bytes` long and follows.

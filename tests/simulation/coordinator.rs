@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tropa_coordinator::schedule::{History, ModelIndex, Schedule};
+use tropa_coordinator::{
+    liveness::Liveness,
+    schedule::{History, ModelIndex, Schedule},
+};
 use tropa_proto::{
     failure::Class,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
@@ -27,10 +30,21 @@ pub(super) struct Disk {
     results: BTreeMap<ChunkIndex, bool>,
 }
 
+/// A control stream as the coordinator holds it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Control {
+    pub(super) number: u64,
+    /// Which connection it is on.
+    pub(super) link: u64,
+}
+
 /// One life of the coordinator.
 #[derive(Debug)]
 pub(super) struct Coordinator {
     pub(super) schedule: Schedule,
+    pub(super) liveness: Liveness,
+    /// The control stream to each install that has one, by number, and whether the agent has answered on it.
+    pub(super) controls: BTreeMap<usize, Control>,
     /// Which life this is: what belongs to an earlier one is gone.
     pub(super) life: u64,
     pub(super) started: Duration,
@@ -93,6 +107,7 @@ impl Coordinator {
             }
         }
         schedule.resume(disk.results.keys().copied(), history, open);
-        Self { schedule, life, started: now }
+        let (liveness, controls) = (Liveness::new(life), BTreeMap::new());
+        Self { schedule, liveness, controls, life, started: now }
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Install {
     pub(super) deferred: Vec<Arrival>,
     /// Where the reports of an attempt go.
     pub(super) streams: BTreeMap<Key, u64>,
+    /// The control stream on which it beats.
+    pub(super) beats_on: Option<u64>,
     pub(super) outbox: BTreeSet<Key>,
     /// Requests at the engine.
     pub(super) engine: BTreeSet<AttemptId>,
@@ -41,7 +43,17 @@ pub(super) enum Arrival {
     /// From the coordinator, on a stream.
     Run(u64, Key, Incarnation),
     Cancel(u64, Key),
+    Fetch(u64, Key),
+    Renew,
+    /// A control stream of this number.
+    Reattach(u64),
     Ack(Key),
+}
+
+impl Arrival {
+    pub(super) fn run(stream: u64, key: Key, incarnation: Incarnation) -> Self {
+        Self::Run(stream, key, incarnation)
+    }
 }
 
 impl Install {
@@ -55,6 +67,7 @@ impl Install {
             stopped: false,
             deferred: Vec::new(),
             streams: BTreeMap::new(),
+            beats_on: None,
             outbox: BTreeSet::new(),
             engine: BTreeSet::new(),
             idle_at: Duration::ZERO,

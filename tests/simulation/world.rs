@@ -3,6 +3,7 @@
 //! What happens beside the agents, their locks and their engines, is in `agents.rs`.
 
 mod agents;
+mod alive;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,11 +11,14 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tropa_agent::admission::{Event as Arrived, Key};
-use tropa_coordinator::schedule::{Action, Event, Install as Listed, ModelIndex};
+use tropa_agent::admission::{Event as Arrived, Holding, Key};
+use tropa_coordinator::{
+    liveness::Input,
+    schedule::{Action, Event, Install as Listed, ModelIndex},
+};
 use tropa_proto::{
     failure::{Class, Reason},
-    id::{AgentId, AttemptId, MachineId},
+    id::{AgentId, AttemptId, Incarnation, MachineId},
     message::{Place as At, Refusal},
 };
 
@@ -82,15 +86,64 @@ enum Fault {
 
 #[derive(Clone, Debug)]
 enum What {
-    ToAgent { install: usize, life: u64, arrival: Arrival },
-    AgentTick { install: usize, life: u64 },
-    EngineEnds { install: usize, life: u64, attempt: AttemptId, hung_up: bool },
-    FromAgent { stream: u64, said: Said },
-    NoHello { stream: u64 },
-    Gone { install: usize, link: u64 },
-    Synced { life: u64, step: Step },
-    CoordinatorTick { life: u64 },
-    Roster { life: u64 },
+    ToAgent {
+        install: usize,
+        life: u64,
+        arrival: Arrival,
+    },
+    AgentTick {
+        install: usize,
+        life: u64,
+    },
+    EngineEnds {
+        install: usize,
+        life: u64,
+        attempt: AttemptId,
+        hung_up: bool,
+    },
+    FromAgent {
+        stream: u64,
+        said: Said,
+    },
+    NoHello {
+        stream: u64,
+    },
+    Gone {
+        install: usize,
+        link: u64,
+    },
+    /// A control stream reaches the agent, or does not.
+    Control {
+        life: u64,
+        install: usize,
+        number: u64,
+        patience: Duration,
+    },
+    Attached {
+        install: usize,
+        number: u64,
+        incarnation: Incarnation,
+        held: Vec<Holding>,
+    },
+    Beat {
+        install: usize,
+        life: u64,
+        number: u64,
+    },
+    Beaten {
+        install: usize,
+        number: u64,
+    },
+    Synced {
+        life: u64,
+        step: Step,
+    },
+    CoordinatorTick {
+        life: u64,
+    },
+    Roster {
+        life: u64,
+    },
     Fault(Fault),
 }
 
@@ -269,10 +322,19 @@ impl World {
                 }
             }
             What::Gone { install, link } => self.notice(install, link),
+            What::Control { life, install, number, patience } => {
+                self.control_arrives(life, install, number, patience)
+            }
+            What::Attached { install, number, incarnation, held } => {
+                self.attached(install, number, incarnation, &held)
+            }
+            What::Beat { install, life, number } => self.beat(install, life, number),
+            What::Beaten { install, number } => self.beaten(install, number),
             What::Synced { life, step } => self.synced(life, &step),
             What::CoordinatorTick { life } => {
                 if self.is_life(life) && self.tick_at == Some(self.now) {
                     self.tick_at = None;
+                    self.judge();
                     self.tell(Event::Tick);
                 }
             }
@@ -368,6 +430,7 @@ impl World {
             self.links[install].number += 1;
             self.links[install].believed = true;
             self.roster();
+            self.alive(Input::Connected(agent(install)));
         }
     }
 
@@ -395,6 +458,7 @@ impl World {
             for stream in lost.collect::<Vec<_>>() {
                 self.break_off(stream);
             }
+            self.control_breaks(install);
         }
     }
 
@@ -431,18 +495,19 @@ impl World {
         let Some(coordinator) = &mut self.coordinator else { return };
         let now = self.now - coordinator.started;
         let actions = coordinator.schedule.handle(event, now);
-        let (life, started) = (coordinator.life, coordinator.started);
-        if let Some(at) = coordinator.schedule.next_deadline(now)
-            && self.tick_at.is_none_or(|tick| started + at < tick)
-        {
-            self.tick_at = Some(started + at);
-            self.at(started + at, What::CoordinatorTick { life });
-        }
         for action in actions {
             match action {
                 Action::Record(attempt, agent, run) => self.submit(Step::Attempt(attempt, agent, run)),
-                Action::Send(attempt, agent) => self.open_stream(attempt, install_of(agent), true),
-                Action::Recall(attempt, agent) => self.open_stream(attempt, install_of(agent), false),
+                Action::Send(attempt, agent) => self.open_stream(attempt, install_of(agent), Arrival::run),
+                Action::Recall(attempt, agent) => {
+                    self.open_stream(attempt, install_of(agent), |stream, key, _| {
+                        Arrival::Cancel(stream, key)
+                    })
+                }
+                Action::Fetch(attempt, agent) => {
+                    self.open_stream(attempt, install_of(agent), |stream, key, _| Arrival::Fetch(stream, key))
+                }
+                Action::Reattach(agent) => self.ask(agent),
                 Action::Cancel(attempt, _) => self.order(attempt, Arrival::Cancel),
                 Action::End(attempt, class) => self.submit(Step::Ended(attempt, class)),
                 Action::Fail(_, attempt, class) => self.submit(Step::Failed(attempt, class)),
@@ -451,6 +516,7 @@ impl World {
                 Action::Drop(attempt) => self.submit(Step::Ended(attempt, Class::Superseded)),
             }
         }
+        self.plan_tick();
     }
 
     fn submit(&mut self, step: Step) {
@@ -479,18 +545,20 @@ impl World {
         }
     }
 
-    fn open_stream(&mut self, attempt: AttemptId, install: usize, run: bool) {
+    fn open_stream(
+        &mut self,
+        attempt: AttemptId,
+        install: usize,
+        first: impl Fn(u64, Key, Incarnation) -> Arrival,
+    ) {
         self.count += 1;
         let (id, link) = (self.count, self.links[install].number);
         self.streams.insert(id, Stream { install, attempt, link, heard: false });
         self.by_attempt.insert(attempt, id);
         let incarnation = self.installs[install].incarnation;
-        if run {
-            self.order(attempt, |stream, key| Arrival::Run(stream, key, incarnation));
-        } else {
-            self.order(attempt, Arrival::Cancel);
-        }
+        self.order(attempt, |stream, key| first(stream, key, incarnation));
         self.after(HELLO, What::NoHello { stream: id });
+        self.alive(Input::Wanted(agent(install)));
     }
 
     fn order(&mut self, attempt: AttemptId, make: impl Fn(u64, Key) -> Arrival) {
@@ -510,7 +578,7 @@ impl World {
             if self.by_attempt.get(&stream.attempt) == Some(&id) {
                 self.by_attempt.remove(&stream.attempt);
             }
-            self.tell(Event::Lost(stream.attempt));
+            self.tell(Event::Detached(stream.attempt));
         }
     }
 
@@ -520,7 +588,8 @@ impl World {
             return;
         }
         stream.heard = true;
-        let attempt = stream.attempt;
+        let (attempt, install) = (stream.attempt, stream.install);
+        self.alive(Input::Heard(agent(install)));
         match said {
             Said::Hello => {}
             Said::Accepted(place) => self.tell(Event::Accepted(attempt, place)),
@@ -531,5 +600,6 @@ impl World {
             Said::Failed(reason) => self.tell(Event::Failed(attempt, reason)),
             Said::Done => self.tell(Event::Finished(attempt)),
         }
+        self.idle(install);
     }
 }

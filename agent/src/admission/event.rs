@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tropa_proto::{
-    id::{AgentId, AttemptId, Incarnation},
+    id::{AgentId, AttemptId, Incarnation, JobId},
     message::{Failure, Place, Refusal},
 };
 
@@ -28,6 +28,10 @@ pub enum Event {
     Cancel(Key),
     /// An `Ack` arrived.
     Ack(Key),
+    /// A `Fetch` arrived.
+    Fetch(Key),
+    /// A `Renew` or a `Reattach` arrived: the coordinator of this job lives.
+    Renew(AgentId, JobId),
     /// Somebody else holds the devices; the name that he gives.
     LaneBlocked(String),
     /// The devices are ours; `dirty` where earlier holders left requests to settle.
@@ -61,6 +65,42 @@ pub enum Event {
         /// The lock files are no longer where they were locked.
         displaced: bool,
     },
+}
+
+/// What is held of one job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holding {
+    /// The attempt has not ended.
+    Open {
+        /// Which.
+        attempt: AttemptId,
+        /// It is at the engine.
+        running: bool,
+    },
+    /// It has ended and waits for its `Ack`.
+    Ended(AttemptId),
+}
+
+impl Event {
+    /// Who sent it, and of which job it speaks; `None` for what the agent itself has seen.
+    pub(super) fn sender(&self) -> Option<(AgentId, JobId)> {
+        match self {
+            Self::Run { key, .. } | Self::Cancel(key) | Self::Ack(key) | Self::Fetch(key) => {
+                Some((key.0, key.1.job))
+            }
+            Self::Renew(peer, job) => Some((*peer, *job)),
+            Self::LaneBlocked(_)
+            | Self::LaneHeld { .. }
+            | Self::LaneFailed(_)
+            | Self::Settled
+            | Self::NotStarted(..)
+            | Self::Ended { .. }
+            | Self::Finished(..)
+            | Self::Expired(_)
+            | Self::Drain(_)
+            | Self::Tick { .. } => None,
+        }
+    }
 }
 
 /// What is to be done, in order.

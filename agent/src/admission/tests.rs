@@ -30,6 +30,11 @@ fn busy(width: usize) -> (Admission, Instant) {
     (admission, at)
 }
 
+/// The coordinator of a peer's job says that it lives.
+fn renew(admission: &mut Admission, peer: u8, at: Instant) {
+    admission.handle(Event::Renew(AgentId([peer; 32]), JobId([peer; 16])), at);
+}
+
 fn end(admission: &mut Admission, key: Key, at: Instant) -> Vec<Action> {
     let mut actions = admission.handle(Event::Ended { key, may_run: false }, at);
     actions.extend(admission.handle(Event::Finished(key, None), at));
@@ -149,6 +154,9 @@ fn after_its_turn_a_lane_that_others_wait_for_drains_and_asks_again() {
     admission.handle(run(key(1, 2), "m"), at);
     let tick = |someone_waits| Event::Tick { someone_waits, displaced: false };
     let over = at + TURN;
+    for passed in (5..=60).step_by(5) {
+        renew(&mut admission, 1, at + Duration::from_secs(passed));
+    }
     assert_eq!(admission.next_deadline(), Some(over));
     assert_eq!(admission.handle(tick(false), over), []);
     assert_eq!(admission.next_deadline(), Some(over + LOOK), "nobody waits: look again");
@@ -168,6 +176,10 @@ fn other_runner_options_wait_for_the_turn_and_for_what_runs() {
     assert_eq!(started(&end(&mut admission, key(1, 1), at)), [key(1, 3)], "while the turn lasts");
     admission.handle(run(key(1, 4), "m"), at);
     let late = at + TURN;
+    for passed in (5..=60).step_by(5) {
+        renew(&mut admission, 1, at + Duration::from_secs(passed));
+        renew(&mut admission, 2, at + Duration::from_secs(passed));
+    }
     assert_eq!(started(&end(&mut admission, key(1, 2), late)), []);
     assert_eq!(started(&end(&mut admission, key(1, 3), late)), [key(2, 1)]);
     assert_eq!(started(&end(&mut admission, key(2, 1), late)), [key(1, 4)]);
@@ -336,4 +348,52 @@ fn an_attempt_and_its_next_are_both_taken_before_the_devices_are_ours() {
     assert!(!next.iter().any(|action| matches!(action, Action::Refuse(..))), "{next:?}");
     let third = admission.handle(run(key(1, 3), "m"), at);
     assert_eq!(third, [Action::Refuse(key(1, 3), Refusal::Busy { retry_ms: RETRY_MS })]);
+}
+
+#[test]
+fn what_has_not_started_is_dropped_when_its_coordinator_is_silent_and_what_runs_goes_on() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    admission.handle(run(key(2, 1), "m"), at);
+    let tick = Event::Tick { someone_waits: false, displaced: false };
+    let almost = at + LEASE - Duration::from_millis(1);
+    assert_eq!(admission.handle(tick.clone(), almost), []);
+    assert_eq!(admission.next_deadline(), Some(at + LEASE));
+    admission.handle(Event::Renew(AgentId([2; 32]), JobId([2; 16])), almost);
+    let dropped = admission.handle(tick.clone(), at + LEASE);
+    assert_eq!(dropped, [Action::Refuse(key(1, 2), Refusal::Unknown)], "the renewed one stays");
+    assert_eq!((admission.running(), admission.queued()), (1, 1));
+    // It was never executed, so the same attempt may come again.
+    assert_eq!(admission.handle(run(key(1, 2), "m"), at + LEASE), [Action::Accept(key(1, 2), Place::Next)]);
+}
+
+#[test]
+fn what_is_held_of_a_job_is_named_until_it_is_acknowledged_and_only_to_its_sender() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    let held = |admission: &Admission, peer| -> Vec<Holding> {
+        admission.held(AgentId([peer; 32]), JobId([1; 16])).collect()
+    };
+    let open = |no, running| Holding::Open { attempt: key(1, no).1, running };
+    assert_eq!(held(&admission, 1), [open(1, true), open(2, false)]);
+    assert_eq!(held(&admission, 9), []);
+    end(&mut admission, key(1, 1), at);
+    assert_eq!(held(&admission, 1), [Holding::Ended(key(1, 1).1), open(2, true)]);
+    admission.handle(Event::Ack(key(1, 1)), at);
+    assert_eq!(held(&admission, 1), [open(2, true)]);
+}
+
+#[test]
+fn a_fetch_reads_the_present_state_and_starts_nothing() {
+    let (mut admission, at) = busy(1);
+    let fetch = |admission: &mut Admission, key| admission.handle(Event::Fetch(key), at);
+    assert_eq!(fetch(&mut admission, key(1, 1)), [Action::Accept(key(1, 1), Place::Running)]);
+    assert_eq!(fetch(&mut admission, key(1, 7)), [Action::Refuse(key(1, 7), Refusal::Unknown)]);
+    let thief = (AgentId([9; 32]), key(1, 1).1);
+    assert_eq!(fetch(&mut admission, thief), [Action::Refuse(thief, Refusal::Unknown)]);
+    end(&mut admission, key(1, 1), at);
+    assert_eq!(fetch(&mut admission, key(1, 1)), [Action::Deliver(key(1, 1))]);
+    assert_eq!(fetch(&mut admission, thief), [Action::Refuse(thief, Refusal::Unknown)]);
+    admission.handle(Event::Ack(key(1, 1)), at);
+    assert_eq!(fetch(&mut admission, key(1, 1)), [Action::Refuse(key(1, 1), Refusal::Unknown)]);
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 use tropa_proto::{
-    id::{AgentId, AttemptId, Incarnation},
+    id::{AgentId, AttemptId, Incarnation, JobId},
     message::{Failure, FromAgent, Run},
 };
 
@@ -65,6 +65,9 @@ pub(super) enum Order {
     Run(Box<RunOrder>),
     Cancel(Key, mpsc::Sender<FromAgent>),
     Ack(Key),
+    Fetch(Key, u32, mpsc::Sender<FromAgent>),
+    Renew(AgentId, JobId),
+    Reattach(AgentId, JobId, mpsc::Sender<FromAgent>),
     Drain(String),
     Occupy(BTreeSet<DeviceName>),
 }
@@ -116,6 +119,43 @@ impl Orders {
     /// When the executor has ended.
     pub async fn ack(&self, from: AgentId, attempt: AttemptId) -> Result<(), Ended> {
         self.send(Order::Ack((from, attempt))).await
+    }
+
+    /// Asks what has become of an attempt, now and from now on; a result comes from `offset` on. One that is not known
+    /// is refused as such and not started.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn fetch(
+        &self,
+        from: AgentId,
+        attempt: AttemptId,
+        offset: u32,
+        reports: mpsc::Sender<FromAgent>,
+    ) -> Result<(), Ended> {
+        self.send(Order::Fetch((from, attempt), offset, reports)).await
+    }
+
+    /// Says that the coordinator of a job lives.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn renew(&self, from: AgentId, job: JobId) -> Result<(), Ended> {
+        self.send(Order::Renew(from, job)).await
+    }
+
+    /// Asks what is held of a job of this sender: `Attached` at once, then a `Beat` every second while there is
+    /// anything. A later channel for the same job replaces this one.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn reattach(
+        &self,
+        from: AgentId,
+        job: JobId,
+        reports: mpsc::Sender<FromAgent>,
+    ) -> Result<(), Ended> {
+        self.send(Order::Reattach(from, job, reports)).await
     }
 
     /// Takes nothing new from now on and gives back what has not started; what runs goes on.

@@ -1,7 +1,10 @@
 //! What the sender of an attempt hears while it runs, and the result in frames when it has ended.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,10 +37,13 @@ pub(super) struct Ticker {
     pub(super) show_text: bool,
     pub(super) pending: String,
     pub(super) last: Instant,
+    /// Tokens so far, for the beats.
+    pub(super) tokens: Arc<AtomicU32>,
 }
 
 impl Ticker {
     pub(super) fn line(&mut self, progress: Progress<'_>) {
+        self.tokens.store(progress.count, Ordering::Relaxed);
         if self.show_text && self.pending.len() < MAX_SHOWN {
             self.pending.push_str(progress.text);
         }
@@ -56,9 +62,11 @@ impl Ticker {
 }
 
 /// Cuts a result into frames.
-pub(super) fn frames(result: &Bytes) -> impl Iterator<Item = FromAgent> + Send {
-    let pieces = result.chunks(MAX_RESULT_FRAME);
-    pieces.filter_map(|piece| Blob::new(piece.to_vec()).ok()).map(FromAgent::Body)
+pub(super) fn frames(mut result: Bytes) -> impl Iterator<Item = FromAgent> + Send + 'static {
+    std::iter::from_fn(move || {
+        let piece = result.split_to(result.len().min(MAX_RESULT_FRAME));
+        if piece.is_empty() { None } else { Blob::new(piece.to_vec()).ok().map(FromAgent::Body) }
+    })
 }
 
 #[cfg(test)]
@@ -73,7 +81,14 @@ mod tests {
         let attempt = AttemptId { job: JobId([1; 16]), chunk: ChunkIndex(0), no: 1 };
         let reports = Arc::new(Mutex::new(sender));
         let last = now() - PROGRESS;
-        let mut ticker = Ticker { attempt, reports, show_text: true, pending: String::new(), last };
+        let mut ticker = Ticker {
+            attempt,
+            reports,
+            show_text: true,
+            pending: String::new(),
+            last,
+            tokens: Arc::default(),
+        };
         for (count, text) in [(1, "a"), (2, "b"), (3, "c")] {
             ticker.line(Progress { count, text });
         }
@@ -90,7 +105,14 @@ mod tests {
         let (sender, receiver) = mpsc::channel(RESERVED);
         let attempt = AttemptId { job: JobId([1; 16]), chunk: ChunkIndex(0), no: 1 };
         let (reports, last) = (Arc::new(Mutex::new(sender)), now() - PROGRESS);
-        let mut ticker = Ticker { attempt, reports, show_text: false, pending: String::new(), last };
+        let mut ticker = Ticker {
+            attempt,
+            reports,
+            show_text: false,
+            pending: String::new(),
+            last,
+            tokens: Arc::default(),
+        };
         ticker.line(Progress { count: 1, text: "a" });
         assert!(receiver.is_empty());
     }

@@ -252,6 +252,58 @@ async fn a_wrong_body_and_a_stale_order_never_reach_the_engine() {
     assert_eq!(install.chats(), 0);
 }
 
+#[tokio::test]
+async fn beats_name_what_is_held_with_its_tokens_until_it_is_acknowledged() {
+    let install = Install::start().await;
+    let (orders, fingerprint) = install.executor(1, None).await;
+    let mut stream = Stream::new(1, "one", fingerprint);
+    let attempt = stream.run.attempt;
+    stream.send(&orders).await;
+    stream.until(&Place::Running).await;
+    let (control, mut heard) = mpsc::channel(16);
+    orders.reattach(PEER, attempt.job, control).await.unwrap();
+    let FromAgent::Attached(held) = timeout(SOON, heard.recv()).await.unwrap().unwrap() else { panic!() };
+    assert!(held.whole && held.ended.is_empty());
+    assert_eq!((held.open[0].chunk, held.open[0].no, held.open[0].running), (attempt.chunk, 1, true));
+    let mut before = 0;
+    let mut beat = async || {
+        let FromAgent::Beat(beat) = timeout(SOON, heard.recv()).await.unwrap().unwrap() else { panic!() };
+        assert!(beat.seq > before);
+        before = beat.seq;
+        beat.held
+    };
+    while beat().await.open[0].tokens == 0 {}
+    install.gate.add_permits(1);
+    while beat().await.ended[..] != [(attempt.chunk, 1)] {}
+    let (stranger, mut hears) = mpsc::channel(16);
+    orders.reattach(AgentId([9; 32]), attempt.job, stranger).await.unwrap();
+    let FromAgent::Attached(nothing) = timeout(SOON, hears.recv()).await.unwrap().unwrap() else { panic!() };
+    assert!(nothing.open.is_empty() && nothing.ended.is_empty(), "only the sender of the run is told");
+}
+
+#[tokio::test]
+async fn a_fetch_goes_on_with_a_result_where_its_reader_stopped() {
+    let install = Install::start().await;
+    let (orders, fingerprint) = install.executor(1, None).await;
+    install.gate.add_permits(1);
+    let mut stream = Stream::new(1, "one", fingerprint);
+    stream.send(&orders).await;
+    let (outcome, whole) = stream.result().await;
+    let bytes = serde_json::to_vec(&whole).unwrap().len();
+    let (again, mut rest) = mpsc::channel(16);
+    orders.fetch(PEER, stream.run.attempt, outcome.bytes - 3, again).await.unwrap();
+    assert_eq!(rest.recv().await, Some(FromAgent::Done(stream.run.attempt, Box::new(outcome))));
+    let Some(FromAgent::Body(piece)) = rest.recv().await else { panic!("no body") };
+    assert!(piece.len() == 3 && bytes > 3);
+    let (thief, mut nothing) = mpsc::channel(16);
+    orders.fetch(AgentId([9; 32]), stream.run.attempt, 0, thief).await.unwrap();
+    assert_eq!(
+        nothing.recv().await,
+        Some(FromAgent::Refused(stream.run.attempt, Refusal::Unknown)),
+        "a result is given to the sender of its run alone"
+    );
+}
+
 fn locks(directory: &std::path::Path, label: &str) -> Arc<DeviceLocks> {
     Arc::new(DeviceLocks::open(directory, BTreeSet::from([DeviceName::Dram]), label).unwrap())
 }

@@ -5,7 +5,7 @@ use tropa_proto::{
     bounded::{Blob, Text},
     failure::Class,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, MachineId},
-    message::{Hello, Role, Run},
+    message::Run,
     proof::{self, Bug, planted},
 };
 
@@ -15,6 +15,7 @@ use crate::{
     exit::{Exit, Failed, OrExit as _},
     journal::{Done, Effect, Filled, Step, Token},
     limits::Limits,
+    liveness::Input,
     schedule::{Action, Event, ModelIndex},
 };
 
@@ -33,7 +34,16 @@ impl Loop<'_> {
                 }
                 Action::End(attempt, class) => self.ended(attempt, class),
                 Action::Fail(chunk, attempt, class) => self.fail(chunk, attempt, class),
-                Action::Recall(attempt, agent) => self.recall(attempt, agent),
+                Action::Recall(attempt, agent) => {
+                    let recalled = self.streams.recall(agent, attempt);
+                    self.hold(attempt, agent, recalled)?;
+                }
+                Action::Reattach(agent) => self.ask(agent)?,
+                Action::Fetch(attempt, agent) => {
+                    let partial = self.partials.remove(&attempt);
+                    let fetched = self.streams.fetch(agent, attempt, partial);
+                    self.hold(attempt, agent, fetched)?;
+                }
                 Action::Commit(attempt) => self.commit(attempt),
                 Action::Fill(chunk) => self.fill(chunk)?,
                 Action::FailNeed(chunk, culprit) => {
@@ -91,25 +101,23 @@ impl Loop<'_> {
             show_text: false,
             body: Blob::new(chunk.body).or_exit(Exit::Input)?,
         };
-        let mesh = self.run.members.mesh().clone();
-        let started = Attempt::start(mesh, agent, self.hello(), run, self.reports.clone());
-        self.attempts.insert(attempt, Live { attempt: started, agent, tokens: 0, note: String::new() });
+        let started = self.streams.start(agent, run);
+        self.hold(attempt, agent, started)?;
         passes("coordinator.sent");
         Ok(())
     }
 
-    fn recall(&mut self, attempt: AttemptId, agent: AgentId) {
-        let mesh = self.run.members.mesh().clone();
-        let recalled = Attempt::recall(mesh, agent, self.hello(), attempt, self.reports.clone());
-        self.attempts.insert(attempt, Live { attempt: recalled, agent, tokens: 0, note: String::new() });
-    }
-
-    fn hello(&self) -> Hello {
-        Hello { incarnation: self.incarnation, role: Role::Coordinator }
+    fn hold(&mut self, attempt: AttemptId, agent: AgentId, held: Attempt) -> Result<(), Failed> {
+        self.attempts.insert(attempt, Live { attempt: held, agent, tokens: 0, note: String::new() });
+        self.alive(Input::Wanted(agent))
     }
 
     fn ended(&mut self, attempt: AttemptId, class: Class) {
-        let (reason, detail) = self.details.get(&attempt).cloned().unwrap_or_default();
+        let silent = || (None, "the agent is gone, or silent for too long".to_owned());
+        let known = self.details.get(&attempt).cloned();
+        let (reason, detail) =
+            known.unwrap_or_else(|| if class == Class::Lost { silent() } else { Default::default() });
+        self.partials.remove(&attempt);
         let held = self.attempts.remove(&attempt);
         let step = Step::Ended {
             chunk: attempt.chunk,

@@ -98,7 +98,7 @@ impl Schedule {
         }
     }
 
-    /// Sends attempts of a predecessor again to the same run of the same agent, which answers with their state.
+    /// Takes over the attempts of a predecessor that the same run of the same agent may have, and asks it.
     fn adopt(&mut self, now: Duration, actions: &mut Vec<Action>) {
         for (attempt, (agent, incarnation)) in self.orphans.clone() {
             let Some(install) = self.installs.get(&agent) else { continue };
@@ -110,7 +110,7 @@ impl Schedule {
             if same_run {
                 let active = Active::adopted(agent, incarnation, now);
                 self.holdings.insert(attempt, active);
-                actions.push(Action::Send(attempt, agent));
+                actions.push(Action::Reattach(agent));
             } else {
                 self.lose_orphan(attempt, agent, incarnation, now, actions);
             }

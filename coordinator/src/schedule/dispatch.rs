@@ -144,6 +144,9 @@ impl Schedule {
 
     /// Whether an install gets nothing now: it pauses, has closed, or its devices are or may be in use by a rival.
     pub(super) fn is_blocked(&self, install: &Install, now: Duration) -> bool {
+        if self.away.contains(&install.agent) {
+            return true;
+        }
         let pauses = self.standing.get(&install.agent).is_some_and(|standing| {
             standing.pause_until > now || standing.closed_for == Some(install.incarnation)
         });

@@ -37,6 +37,8 @@ pub(super) struct Active {
     pub(super) tokens: u32,
     /// It was sent by a predecessor of this coordinator.
     pub(super) adopted: bool,
+    /// Its stream broke off, and the agent has not been asked yet.
+    pub(super) detached: bool,
     pub(super) since: Duration,
 }
 
@@ -46,18 +48,34 @@ pub(super) struct Holdings {
     active: BTreeMap<AttemptId, Active>,
     /// Those that take a place, or will.
     by_agent: BTreeMap<AgentId, BTreeSet<AttemptId>>,
+    /// How many the agents still check, where any.
+    checking: BTreeMap<AgentId, usize>,
 }
 
 impl Active {
     /// A new one, whose row is on its way to the disk.
     pub(super) fn recording(agent: AgentId, incarnation: Incarnation, since: Duration) -> Self {
-        let (stage, running, running_since) = (Stage::Recording, false, None);
-        Self { agent, incarnation, stage, running, running_since, tokens: 0, adopted: false, since }
+        Self {
+            agent,
+            incarnation,
+            stage: Stage::Recording,
+            running: false,
+            running_since: None,
+            tokens: 0,
+            adopted: false,
+            detached: false,
+            since,
+        }
     }
 
     /// One of a predecessor, taken over as it is.
     pub(super) fn adopted(agent: AgentId, incarnation: Incarnation, since: Duration) -> Self {
-        Self { stage: Stage::Sent, adopted: true, ..Self::recording(agent, incarnation, since) }
+        Self {
+            stage: Stage::Sent,
+            adopted: true,
+            detached: true,
+            ..Self::recording(agent, incarnation, since)
+        }
     }
 
     /// It takes a place at the agent, or may take one.
@@ -79,6 +97,9 @@ impl Holdings {
 
     pub(super) fn remove(&mut self, attempt: &AttemptId) -> Option<Active> {
         let active = self.active.remove(attempt)?;
+        if active.stage == Stage::Checking {
+            self.checked(active.agent);
+        }
         self.give_place_back(attempt, active.agent);
         Some(active)
     }
@@ -87,9 +108,26 @@ impl Holdings {
     pub(super) fn release(&mut self, attempt: &AttemptId) -> Option<AgentId> {
         let active = self.active.get_mut(attempt)?;
         let agent = active.agent;
-        (active.stage, active.running) = (Stage::Checking, false);
-        self.give_place_back(attempt, agent);
+        if active.stage != Stage::Checking {
+            (active.stage, active.running) = (Stage::Checking, false);
+            *self.checking.entry(agent).or_default() += 1;
+            self.give_place_back(attempt, agent);
+        }
         Some(agent)
+    }
+
+    fn checked(&mut self, agent: AgentId) {
+        if let Some(count) = self.checking.get_mut(&agent) {
+            *count -= 1;
+            if *count == 0 {
+                self.checking.remove(&agent);
+            }
+        }
+    }
+
+    /// Whether this agent has, or may have, anything whose end is awaited.
+    pub(super) fn awaits(&self, agent: &AgentId) -> bool {
+        self.checking.contains_key(agent) || self.of(agent).any(|(_, active)| active.occupies())
     }
 
     fn give_place_back(&mut self, attempt: &AttemptId, agent: AgentId) {

@@ -29,12 +29,12 @@ const RECALL_AGAIN: Duration = Duration::from_secs(5);
 /// An attempt whose agent had it when it was lost.
 #[derive(Clone, Debug)]
 pub(super) struct Missing {
-    agent: AgentId,
-    incarnation: Incarnation,
+    pub(super) agent: AgentId,
+    pub(super) incarnation: Incarnation,
     until: Duration,
     kind: Kind,
     /// When to ask for it, if its agent is there; `None` while an answer is awaited.
-    recall_at: Option<Duration>,
+    pub(super) recall_at: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,18 @@ impl Schedule {
         if self.missing.len() < before {
             self.wake_all();
         }
+    }
+
+    /// What of this run of the agent was lost and may still bring a result, in order.
+    pub(super) fn missing_of(
+        &self,
+        agent: AgentId,
+        incarnation: Incarnation,
+    ) -> impl Iterator<Item = AttemptId> {
+        let of_it = self.missing.iter().filter(move |(_, missing)| {
+            (missing.agent, missing.incarnation) == (agent, incarnation) && missing.kind != Kind::Settling
+        });
+        of_it.map(|(attempt, _)| *attempt)
     }
 
     /// A missing attempt has ended, with this class or with a result; says whether it was one. A lost answer is asked
@@ -112,7 +124,8 @@ impl Schedule {
             self.wake_all();
         }
         for (attempt, missing) in &mut self.missing {
-            if missing.recall_at.is_some_and(|at| at <= now) && self.installs.contains_key(&missing.agent) {
+            let there = self.installs.contains_key(&missing.agent) && !self.away.contains(&missing.agent);
+            if missing.recall_at.is_some_and(|at| at <= now) && there {
                 missing.recall_at = None;
                 actions.push(Action::Recall(*attempt, missing.agent));
             }
@@ -126,6 +139,11 @@ impl Schedule {
             .values()
             .map(|missing| missing.until)
             .chain(recalls.filter_map(|missing| missing.recall_at))
+    }
+
+    /// Whether the end of a missing attempt of this agent is awaited.
+    pub(super) fn misses(&self, agent: &AgentId) -> bool {
+        self.missing.values().any(|missing| missing.agent == *agent && missing.kind != Kind::Settling)
     }
 
     /// Whether a missing attempt may still run on a device of this install, with no lock between the two.

@@ -259,7 +259,12 @@ mod tests {
                     }
                     Action::Fail(chunk, ..) => self.fails(chunk, None),
                     Action::FailNeed(chunk, culprit) => self.fails(chunk, Some(culprit)),
-                    Action::Cancel(..) | Action::End(..) | Action::Recall(..) | Action::Drop(_) => {}
+                    Action::Cancel(..)
+                    | Action::End(..)
+                    | Action::Recall(..)
+                    | Action::Reattach(_)
+                    | Action::Fetch(..)
+                    | Action::Drop(_) => {}
                 }
             }
         }

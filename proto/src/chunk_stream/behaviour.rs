@@ -37,6 +37,8 @@ const ACCEPTED: usize = 256;
 #[derive(Debug)]
 pub(crate) enum OpenError {
     NotConnected,
+    /// The host answers, and nobody listens there.
+    Refused,
     Unsupported,
     Timeout,
     Io(io::Error),

@@ -58,7 +58,7 @@ impl Driver {
             SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
                 match self.flights.remove(&connection_id) {
                     Some(flight) => self.crashed(flight, peer_id, &error, now),
-                    None => self.nobody_home(peer_id.as_ref()),
+                    None => self.nobody_home(peer_id.as_ref(), false),
                 }
             }
             SwarmEvent::NewListenAddr { address, .. } => {
@@ -137,7 +137,7 @@ impl Driver {
         }
         let already = matches!(error, DialError::DialPeerConditionFalse(_));
         if !already {
-            self.nobody_home(expected.as_ref());
+            self.nobody_home(expected.as_ref(), nobody_listens(error));
         }
         let of_interest = match &target {
             // What mDNS sees may be any program that speaks libp2p.
@@ -307,10 +307,10 @@ impl Driver {
     }
 
     /// Nobody answered where an agent should be: whoever waits for a stream to it waits in vain.
-    fn nobody_home(&mut self, peer: Option<&PeerId>) {
+    fn nobody_home(&mut self, peer: Option<&PeerId>, refused: bool) {
         let agent = peer.and_then(agent_of).filter(|agent| !self.links.connected(agent));
         for reply in agent.and_then(|agent| self.opens.remove(&agent)).unwrap_or_default() {
-            let _ = reply.send(Err(OpenError::NotConnected));
+            let _ = reply.send(Err(if refused { OpenError::Refused } else { OpenError::NotConnected }));
         }
     }
 
@@ -333,6 +333,12 @@ fn unanswered(agent: AgentId, error: &OutboundFailure) -> MeshError {
         | OutboundFailure::UnsupportedProtocols
         | OutboundFailure::Io(_) => MeshError::Broken(agent, error.to_string()),
     }
+}
+
+/// Says whether every address was answered by a host on which nobody listens there.
+fn nobody_listens(error: &DialError) -> bool {
+    let DialError::Transport(all) = error else { return false };
+    !all.is_empty() && all.iter().all(|(_, error)| format!("{error:?}").contains("ConnectionRefused"))
 }
 
 /// Sorts a dial error. libp2p wraps the cause in boxes without a common type, so its debug text is searched; of

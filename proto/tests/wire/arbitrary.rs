@@ -15,9 +15,9 @@ use tropa_proto::{
     failure::Reason,
     id::{AttemptId, ChunkIndex, Incarnation, JobId},
     message::{
-        AgentState, Announcement, Answer, Counters, Description, Endpoint, EngineState, Failure, FromAgent,
-        Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Outcome, Place, Question, Refusal, Role, Run,
-        ToAgent,
+        AgentState, Announcement, Answer, Beat, Counters, Description, Endpoint, EngineState, Failure,
+        FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Open, Outcome, Place,
+        Question, Refusal, Role, Run, ToAgent,
     },
     uid::{Before, Change, MachineClaim, MachineUid},
 };
@@ -307,6 +307,9 @@ pub(crate) fn to_agent() -> impl Strategy<Value = ToAgent> {
         run().prop_map(|run| ToAgent::Run(Box::new(run))),
         attempt().prop_map(ToAgent::Cancel),
         attempt().prop_map(ToAgent::Ack),
+        (attempt(), any::<u32>()).prop_map(|(attempt, offset)| ToAgent::Fetch { attempt, offset }),
+        any::<[u8; 16]>().prop_map(|job| ToAgent::Renew(JobId(job))),
+        any::<[u8; 16]>().prop_map(|job| ToAgent::Reattach(JobId(job))),
     ]
 }
 
@@ -342,7 +345,21 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         text().prop_map(Refusal::Draining),
         text().prop_map(Refusal::Denied),
         any::<u64>().prop_map(|incarnation| Refusal::Stale(Incarnation(incarnation))),
+        Just(Refusal::Unknown),
     ]
+}
+
+prop_compose! {
+    fn held()(
+        job in any::<[u8; 16]>(),
+        open in list(any::<(u32, u32, bool, u32)>().prop_map(|(chunk, no, running, tokens)| Open {
+            chunk: ChunkIndex(chunk), no, running, tokens,
+        })),
+        ended in list(any::<(u32, u32)>().prop_map(|(chunk, no)| (ChunkIndex(chunk), no))),
+        whole in any::<bool>(),
+    ) -> Held {
+        Held { job: JobId(job), open, ended, whole }
+    }
 }
 
 pub(crate) fn from_agent() -> impl Strategy<Value = FromAgent> {
@@ -360,5 +377,7 @@ pub(crate) fn from_agent() -> impl Strategy<Value = FromAgent> {
         (attempt(), select(&Reason::ALL[..]), text(), any::<u32>()).prop_map(
             |(attempt, reason, detail, ms)| FromAgent::Failed(attempt, Failure { reason, detail, ms })
         ),
+        (any::<u64>(), held()).prop_map(|(seq, held)| FromAgent::Beat(Box::new(Beat { seq, held }))),
+        held().prop_map(|held| FromAgent::Attached(Box::new(held))),
     ]
 }

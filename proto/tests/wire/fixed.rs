@@ -9,9 +9,9 @@ use tropa_proto::{
     failure::Reason,
     id::{AttemptId, ChunkIndex, Incarnation, JobId},
     message::{
-        AgentState, Announcement, Answer, Counters, Description, Endpoint, EngineState, Failure, FromAgent,
-        Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Outcome, Place, Question, Refusal, Role, Run,
-        ToAgent,
+        AgentState, Announcement, Answer, Beat, Counters, Description, Endpoint, EngineState, Failure,
+        FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Open, Outcome, Place,
+        Question, Refusal, Role, Run, ToAgent,
     },
     uid::{Before, Change, MachineClaim, MachineUid},
 };
@@ -284,6 +284,9 @@ pub(crate) fn to_agent() -> Vec<Named<ToAgent>> {
         ("run embed", run(Endpoint::Embed, false)),
         ("cancel", ToAgent::Cancel(attempt())),
         ("ack", ToAgent::Ack(attempt())),
+        ("fetch", ToAgent::Fetch { attempt: attempt(), offset: 65_536 }),
+        ("renew", ToAgent::Renew(attempt().job)),
+        ("reattach", ToAgent::Reattach(attempt().job)),
     ])
 }
 
@@ -304,6 +307,12 @@ pub(crate) fn from_agent() -> Vec<Named<FromAgent>> {
         decode_us: 88,
         total_us: 99,
     };
+    let held = Held {
+        job: attempt().job,
+        open: List::cut(vec![Open { chunk: ChunkIndex(251), no: 3, running: true, tokens: 40 }]).0,
+        ended: List::cut(vec![(ChunkIndex(7), 1)]).0,
+        whole: true,
+    };
     let mut all = named([
         ("hello", FromAgent::Hello(Hello { incarnation: Incarnation(u64::MAX), role: Role::Agent })),
         ("accepted, running", FromAgent::Accepted(attempt(), Place::Running)),
@@ -319,6 +328,9 @@ pub(crate) fn from_agent() -> Vec<Named<FromAgent>> {
         ("tokens", FromAgent::Tokens { attempt: attempt(), count: 4, text: Text::cut("¡hola!") }),
         ("done", FromAgent::Done(attempt(), Box::new(outcome))),
         ("body", FromAgent::Body(Blob::new(vec![0, 1, 2, 255]).unwrap())),
+        ("refused, unknown", FromAgent::Refused(attempt(), Refusal::Unknown)),
+        ("beat", FromAgent::Beat(Box::new(Beat { seq: 9, held: held.clone() }))),
+        ("attached", FromAgent::Attached(Box::new(held))),
     ]);
     all.extend(Reason::ALL.map(|reason| {
         let failure = Failure { reason, detail: Text::cut("why"), ms: 1_234 };

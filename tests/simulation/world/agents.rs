@@ -5,7 +5,16 @@ use std::time::Duration;
 use tropa_agent::admission::{Action as Order, Event as Arrived, Key};
 use tropa_proto::{bounded::Text, failure::Reason, id::AttemptId, message::Failure};
 
-use super::{super::install::Arrival, COORDINATOR, Said, What, World};
+use super::{
+    super::{coordinator::JOB, install::Arrival},
+    COORDINATOR, Said, What, World,
+};
+
+/// How long what an agent says is on its way.
+const LATENCY: Duration = Duration::from_millis(5);
+
+/// Between two beats.
+const BEAT: Duration = Duration::from_secs(1);
 
 impl World {
     pub(super) fn arrive(&mut self, install: usize, life: u64, arrival: Arrival) {
@@ -29,12 +38,46 @@ impl World {
                 self.say(install, key, Said::Hello);
                 Arrived::Cancel(key)
             }
+            Arrival::Fetch(stream, key) => {
+                agent.streams.insert(key, stream);
+                self.say(install, key, Said::Hello);
+                Arrived::Fetch(key)
+            }
+            Arrival::Renew => Arrived::Renew(COORDINATOR, JOB),
+            Arrival::Reattach(number) => {
+                if agent.beats_on != Some(number) {
+                    agent.beats_on = Some(number);
+                    self.after(BEAT, What::Beat { install, life, number });
+                }
+                self.attach(install, number);
+                Arrived::Renew(COORDINATOR, JOB)
+            }
             Arrival::Ack(key) => {
                 assert!(self.disk.knows_end(&key.1), "{:?} is acknowledged before it is on disk", key.1);
                 Arrived::Ack(key)
             }
         };
         self.admit(install, event);
+    }
+
+    /// Says on a control stream what is held.
+    fn attach(&mut self, install: usize, number: u64) {
+        let agent = &self.installs[install];
+        let held = agent.admission.held(COORDINATOR, JOB).collect();
+        let incarnation = agent.incarnation;
+        self.after(LATENCY, What::Attached { install, number, incarnation, held });
+    }
+
+    pub(super) fn beat(&mut self, install: usize, life: u64, number: u64) {
+        let agent = &self.installs[install];
+        if agent.life != life || !agent.up || agent.beats_on != Some(number) {
+            return;
+        }
+        // A stopped agent beats again when it goes on.
+        if !agent.stopped && agent.admission.held(COORDINATOR, JOB).next().is_some() {
+            self.after(LATENCY, What::Beaten { install, number });
+        }
+        self.after(BEAT, What::Beat { install, life, number });
     }
 
     fn admit(&mut self, install: usize, event: Arrived) {
@@ -99,7 +142,7 @@ impl World {
     }
 
     fn say(&mut self, install: usize, key: Key, said: Said) {
-        let wait = Duration::from_millis(5);
+        let wait = LATENCY;
         if let Some(stream) = self.installs[install].streams.get(&key).copied() {
             self.after(wait, What::FromAgent { stream, said });
         }
