@@ -10,8 +10,9 @@ use std::{
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use tropa_proto::{
     bounded::{List, Text},
+    device::Lane,
     epoch::EpochTrack,
-    evidence::{Evidence, Gpu, GpuKind, Hypervisor, HypervisorClass, Os, Reading, Tag},
+    evidence::{Attribution, Evidence, Gpu, GpuKind, Hypervisor, HypervisorClass, Os, Reading, Tag},
     fuse::{ClockOffset, Code, Fusion, Input, Interference, Kind, Member, PairFacts, Rule, Test, fuse},
     id::AgentId,
 };
@@ -235,6 +236,61 @@ fn shown(fusion: &Fusion) -> String {
     )
 }
 
+/// A larger world in which most agents have values of their own and nothing is known of most pairs.
+fn strangers() -> impl Strategy<Value = World> {
+    let agents = vec((facts(), prop::bool::weighted(0.8)), 4..=12);
+    let known = vec((0_usize..12, 0_usize..12, pair_facts()), 0..3);
+    (agents, known).prop_map(|(agents, known)| {
+        let mut apart = 0;
+        let agents: Vec<Facts> = agents
+            .into_iter()
+            .map(|(mut facts, own)| {
+                if own {
+                    apart += 3;
+                    facts.boot = facts.boot.map(|(boot, _)| (boot + apart, false));
+                    facts.epoch = facts.epoch.map(|epoch| epoch + apart);
+                    facts.ids = facts.ids.map(|id| id.map(|id| id + apart));
+                    facts.gpus.iter_mut().for_each(|gpu| gpu.0 += apart);
+                    facts.machine_rule = facts.machine_rule.map(|rule| rule + apart);
+                    facts.sets = [None; 4];
+                    facts.key = None;
+                }
+                facts
+            })
+            .collect();
+        let n = agents.len();
+        let known = known.into_iter().filter(|(i, j, _)| i < j && *j < n);
+        (agents, known.map(|(i, j, (facts, rule))| (i, j, facts, rule)).collect())
+    })
+}
+
+/// Asks for all rivals at once and pair by pair. The numbers say when each agent was heard and what its lane is.
+fn rivals_are_right(world: &World, lanes: &[(u64, u8)]) -> Result<(), TestCaseError> {
+    let mut input = plain(world);
+    for (member, (heard, kind)) in input.members.iter_mut().zip(lanes) {
+        // Some came when others had not been heard for a while.
+        member.first_heard = Duration::from_secs(u64::from(*heard == 1));
+        member.last_heard = Duration::from_millis(if *heard == 2 { 500 } else { 2_000 });
+        let evidence = Arc::make_mut(&mut member.evidence);
+        evidence.lane.gpus = List::cut((0..).take(evidence.gpus.len()).collect()).0;
+        evidence.lane.method = Attribution::Operator;
+        evidence.lane.dram = kind & 1 == 1;
+        if kind & 2 == 2 {
+            evidence.lane.numa_nodes = List::cut(vec![u16::from(kind & 1)]).0;
+        }
+    }
+    let fusion = fuse(&input);
+    let lane = |member: &Member| Lane::occupied(fusion.place(member.id).unwrap(), &member.evidence, None);
+    let lanes: BTreeMap<AgentId, Lane> = input.members.iter().map(|one| (one.id, lane(one))).collect();
+    let found = fusion.rivals(&lanes.iter().map(|(agent, lane)| (*agent, lane)).collect());
+    for (a, one) in &lanes {
+        let others =
+            lanes.iter().filter(|(b, other)| a != *b && !fusion.may_overlap((*a, one), (**b, other)));
+        prop_assert_eq!(&found[a], &others.map(|(b, _)| *b).collect::<BTreeSet<_>>(), "{:?}", a);
+    }
+    Ok(())
+}
+
 fn settings() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -396,6 +452,19 @@ proptest! {
         for other in fusion.agents().filter(|agent| *agent != nobody) {
             prop_assert!(fusion.together(nobody, other), "{}", fusion.why(nobody, other).unwrap());
         }
+    }
+
+    #[test]
+    fn rivals_are_those_whose_work_may_not_overlap(world in world(), lanes in vec((0_u64..3, 0_u8..4), 6)) {
+        rivals_are_right(&world, &lanes)?;
+    }
+
+    #[test]
+    fn rivals_among_many_strangers_are_those_whose_work_may_not_overlap(
+        world in strangers(),
+        lanes in vec((prop_oneof![9 => Just(0_u64), 1 => 1_u64..3], 0_u8..4), 12),
+    ) {
+        rivals_are_right(&world, &lanes)?;
     }
 
     #[test]

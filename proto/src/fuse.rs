@@ -19,6 +19,7 @@ mod machines;
 mod notices;
 mod pool;
 mod relate;
+mod rivals;
 mod score;
 mod warnings;
 mod why;
@@ -348,6 +349,19 @@ impl Fusion {
         // Most lanes conflict in any case or in none, and then nobody needs to know where the two are.
         let if_one_machine = conflict(a.1, b.1, true);
         !if_one_machine || (!conflict(a.1, b.1, false) && !self.together(a.0, b.0))
+    }
+
+    /// Whose work may not overlap with whose: for each lane the agents of which [`Fusion::may_overlap`] says no, in
+    /// time that grows with the agents and their rivals and not with all pairs. Every lane is one of its agent's own
+    /// place ([`Fusion::place`]); agents that are not present have no rivals.
+    #[must_use]
+    pub fn rivals(&self, lanes: &BTreeMap<AgentId, &Lane>) -> BTreeMap<AgentId, BTreeSet<AgentId>> {
+        let by_number: Vec<Option<&Lane>> =
+            self.world.agents.iter().map(|agent| lanes.get(&agent.id).copied()).collect();
+        let rivals = rivals::rivals(&self.world, &self.kernels, &self.machines, &by_number);
+        let id = |at: usize| self.world.agents[at].id;
+        let all = rivals.into_iter().enumerate();
+        all.map(|(at, rivals)| (id(at), rivals.into_iter().map(id).collect())).collect()
     }
 
     /// Why two agents are what they are to each other: every line that counted, with its number, and what could not

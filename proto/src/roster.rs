@@ -279,15 +279,10 @@ impl Roster {
                 fusion.warn(Code::ClonedAgentKey, rivals.iter().map(|run| run.id(*agent)).chain([*agent]));
             }
         }
-        let lanes: Vec<(AgentId, Lane)> =
-            installs.iter().map(|install| (install.agent, install.lane.clone())).collect();
+        let lanes = installs.iter().map(|install| (install.agent, &install.lane)).collect();
+        let mut rivals = fusion.rivals(&lanes);
         for install in &mut installs {
-            let me = (install.agent, &install.lane);
-            let others = lanes.iter().filter(|(agent, _)| *agent != install.agent);
-            install.rivals = others
-                .filter(|(agent, lane)| !fusion.may_overlap(me, (*agent, lane)))
-                .map(|(agent, _)| *agent)
-                .collect();
+            install.rivals = rivals.remove(&install.agent).unwrap_or_default();
         }
         let names = naming::name(&mut fusion, &self.claims());
         let machines = fusion.machines().iter().zip(names).map(|(machine, named)| Machine {

@@ -1,12 +1,14 @@
-//! How long fusion takes for 10, 100 and 1,000 agents, and how it grows.
+//! How long fusion takes for 10, 100, 300 and 1,000 agents, and the view of a roster, which is what a coordinator
+//! waits for; and how both grow.
 //!
 //! *Mixed* repeats what homes, offices and racks look like: bare machines with containers, a hypervisor with the
 //! guests that it lists, copies of one VM image, cloud VMs, WSL beside its Windows, a container that can read
 //! nothing. The others are the extremes: all agents on one kernel, every agent a bare machine of its own, agents that
 //! can read nothing. Prints the best of several runs in milliseconds, and what asking for the exclusion of every pair
-//! would cost. `cargo bench -p tropa-tests --bench fusion`.
+//! would cost. The view is checked against asking for every pair, up to 300 agents. `cargo bench -p tropa-tests --bench fusion`.
 
 use std::{
+    collections::BTreeMap,
     hint::black_box,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,9 +17,12 @@ use std::{
 use tropa_proto::{
     bounded::{List, Text},
     epoch::EpochTrack,
-    evidence::{Evidence, Gpu, GpuKind, Hypervisor, HypervisorClass, Os, Reading, Tag},
+    evidence::{Core, Evidence, Gpu, GpuKind, Hypervisor, HypervisorClass, Os, Reading, Tag},
     fuse::{Fusion, Input, Member, fuse},
-    id::AgentId,
+    id::{AgentId, Incarnation},
+    message::{AgentState, Announcement, Description, EngineState, Inventory},
+    roster::{Install, Roster},
+    uid::{MachineClaim, MachineUid},
 };
 
 /// Runs of each size; the best is printed, since everything else is other work on the machine.
@@ -31,23 +36,36 @@ fn main() {
     let worlds: [(&str, Kind); 4] =
         [("mixed", mixed), ("one kernel", one_kernel), ("strangers", stranger), ("unreadable", unreadable)];
     println!(
-        "{:<11} {:>7} {:>9} {:>12} {:>7} {:>15}",
-        "world", "agents", "machines", "fusion (ms)", "growth", "all pairs (ms)"
+        "{:<11} {:>7} {:>9} {:>12} {:>7} {:>10} {:>7} {:>10} {:>15}",
+        "world",
+        "agents",
+        "machines",
+        "fusion (ms)",
+        "growth",
+        "view (ms)",
+        "growth",
+        "rivals",
+        "all pairs (ms)"
     );
     for (name, member) in worlds {
-        let mut before: Option<Duration> = None;
-        for agents in [10, 100, 1000] {
+        let mut before: Option<(Duration, Duration)> = None;
+        for agents in [10, 100, 300, 1000] {
             let input = Input { members: (0..agents).map(member).collect(), ..Input::default() };
             let (best, fusion) = best(&input);
-            let growth = before
-                .map_or(String::new(), |last| format!("{:.1}", best.as_secs_f64() / last.as_secs_f64()));
+            let (view, rivals) = view(&input.members);
+            let growth = |now: Duration, last: Option<Duration>| {
+                last.map_or(String::new(), |last| format!("{:.1}", now.as_secs_f64() / last.as_secs_f64()))
+            };
             println!(
-                "{name:<11} {agents:>7} {:>9} {:>12.3} {growth:>7} {:>15.3}",
+                "{name:<11} {agents:>7} {:>9} {:>12.3} {:>7} {:>10.3} {:>7} {rivals:>10} {:>15.3}",
                 fusion.machines().len(),
                 best.as_secs_f64() * 1e3,
+                growth(best, before.map(|before| before.0)),
+                view.as_secs_f64() * 1e3,
+                growth(view, before.map(|before| before.1)),
                 pairs(&fusion).as_secs_f64() * 1e3,
             );
-            before = Some(best);
+            before = Some((best, view));
         }
     }
 }
@@ -61,6 +79,71 @@ fn best(input: &Input) -> (Duration, Fusion) {
         best = best.min(start.elapsed());
     }
     (best, fuse(input))
+}
+
+/// A view of a roster with these agents, all of them connected, and how many pairs of rivals there are in it.
+#[expect(clippy::disallowed_methods, reason = "a benchmark is the driver that owns the clock")]
+fn view(members: &[Member]) -> (Duration, usize) {
+    let mut roster = Roster::new(false);
+    for (at, member) in (0..).zip(members) {
+        let mut announced = announcement(&member.evidence, at);
+        let epoch = member.epoch.epochs().next();
+        announced.core.epoch_ns = epoch.map_or(Reading::Absent, Reading::Value);
+        let hashes = (announced.bundle, announced.inventory);
+        roster.connected(member.id, true);
+        roster.announced(member.id, announced, Duration::ZERO);
+        let evidence = (*member.evidence).clone();
+        let inventory = Inventory {
+            engine: EngineState::Up,
+            version: Text::default(),
+            models: List::default(),
+            cut: false,
+        };
+        roster.described(member.id, hashes, Description { evidence, inventory });
+    }
+    let mut best = Duration::MAX;
+    for _ in 0..RUNS {
+        roster.set_facts(BTreeMap::new());
+        let start = Instant::now();
+        black_box(roster.view());
+        best = best.min(start.elapsed());
+    }
+    let view = roster.view();
+    if members.len() <= 300 {
+        let fusion = view.fusion.as_ref();
+        let overlap = |one: &Install, other: &Install| {
+            fusion.is_none_or(|f| f.may_overlap((one.agent, &one.lane), (other.agent, &other.lane)))
+        };
+        for one in &view.installs {
+            let others =
+                view.installs.iter().filter(|other| other.agent != one.agent && !overlap(one, other));
+            assert_eq!(
+                one.rivals,
+                others.map(|other| other.agent).collect(),
+                "the rivals of {:?}",
+                one.agent
+            );
+        }
+    }
+    (best, view.installs.iter().map(|install| install.rivals.len()).sum::<usize>() / 2)
+}
+
+fn announcement(evidence: &Evidence, at: u64) -> Announcement {
+    Announcement {
+        incarnation: Incarnation(1),
+        seq: 1,
+        period_ms: 10_000,
+        state: AgentState::Ready,
+        label: Text::cut("den"),
+        core: Core::new(evidence, Reading::Absent),
+        sampled_ms_ago: 0,
+        machine: MachineClaim::new(MachineUid { created_ms: at, random: [1; 16] }),
+        locks: List::default(),
+        width: 1,
+        bundle: [1; 32],
+        inventory: [2; 32],
+        addresses: List::default(),
+    }
 }
 
 /// Asking for the exclusion of every pair, which nobody needs to do at once.

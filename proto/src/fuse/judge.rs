@@ -133,7 +133,7 @@ impl Judge {
     }
 
     /// All pairs of kernels that share a value of one kind.
-    fn sharing(&self, values: fn(&Pool) -> &[Tag]) -> Vec<(usize, usize)> {
+    pub(super) fn sharing(&self, values: fn(&Pool) -> &[Tag]) -> Vec<(usize, usize)> {
         let buckets = self.buckets(values);
         let pairs = |kernels: &Vec<usize>| {
             let mut pairs = Vec::new();

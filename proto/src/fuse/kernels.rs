@@ -176,7 +176,10 @@ fn candidates(world: &World) -> Vec<(usize, usize)> {
     for (at, &(epoch, i)) in by_epoch.iter().enumerate() {
         let near =
             by_epoch[at + 1..].iter().take_while(|(other, _)| other.abs_diff(epoch) <= EQUAL_WITHIN_NS);
-        pairs.extend(near.filter(|(_, j)| *j != i).map(|&(_, j)| (i.min(j), i.max(j))));
+        // Those of one boot are pairs already.
+        let boot = world.agents[i].boot;
+        let new = |j: usize| j != i && (boot.is_none() || world.agents[j].boot != boot);
+        pairs.extend(near.filter(|(_, j)| new(*j)).map(|&(_, j)| (i.min(j), i.max(j))));
     }
     pairs.sort_unstable();
     pairs.dedup();

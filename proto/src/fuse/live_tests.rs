@@ -27,7 +27,7 @@ pub(super) fn proposed(world: &World, kernels: &Kernels, machines: &Machines) ->
 /// What contradicts itself, and one confirmation for each agent, against one agent of the kernel that it seems to
 /// belong to: linear.
 fn within_kernels(world: &World, kernels: &Kernels, tests: &mut BTreeSet<TestToRun>) {
-    let mut confirmed = BTreeSet::new();
+    let mut confirmed = vec![false; world.agents.len()];
     for &(i, j, relation) in &kernels.related {
         if kernels.proven(i, j) {
             continue;
@@ -38,7 +38,7 @@ fn within_kernels(world: &World, kernels: &Kernels, tests: &mut BTreeSet<TestToR
                 let test = if tried { LiveTest::Beacon } else { LiveTest::Sandwich };
                 propose(tests, world, (i, j), Urgency::Conflict, &[test]);
             }
-            Verdict::Same { .. } if confirmed.insert(j) => {
+            Verdict::Same { .. } if !std::mem::replace(&mut confirmed[j], true) => {
                 propose(tests, world, (i, j), Urgency::Confirm, &[LiveTest::Sandwich]);
             }
             Verdict::Same { .. } | Verdict::Different { .. } | Verdict::Unknown { .. } => {}

@@ -84,6 +84,11 @@ impl Machines {
         self.groups.of(kernel)
     }
 
+    /// The kernels of a kernel's machine.
+    pub(super) fn kernels_of(&self, kernel: usize) -> &[usize] {
+        self.groups.members(kernel)
+    }
+
     /// The final relation of two agents.
     pub(super) fn relation(&self, world: &World, kernels: &Kernels, i: usize, j: usize) -> Relation {
         let (k, l) = (kernels.of(i), kernels.of(j));
