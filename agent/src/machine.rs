@@ -1,6 +1,6 @@
 //! The name of the machine that an agent is on, kept over restarts and agreed on with its neighbours.
 //!
-//! [`Known::open`] matches what the agent remembers to the hardware that it finds, by the rules of
+//! [`Known::new`] matches what the agent remembers to the hardware that it finds, by the rules of
 //! [`continuity`](tropa_proto::continuity): it is the machine of the record, perhaps with new parts, or another one,
 //! and then the name is a new one. While it runs, [`Known::heard`] takes in what other agents claim: agents of one
 //! kernel all come to the oldest name among them, in whatever order they hear of each other; and a name that another

@@ -27,6 +27,9 @@ struct Kind {
     has_rule: bool,
     has_ppin: bool,
     one_smbios: bool,
+    windows: bool,
+    has_guid: bool,
+    has_wsl: bool,
     cpu_models: Vec<Text<64>>,
 }
 
@@ -38,25 +41,30 @@ struct Asking<'a> {
     lanes: &'a [Option<&'a Lane>],
     /// Agents with lanes by the first kernel of their machine.
     agents: BTreeMap<usize, Vec<usize>>,
-    rivals: Vec<BTreeSet<usize>>,
+    /// In any order, and perhaps more than once.
+    rivals: Vec<Vec<usize>>,
 }
 
-/// The rivals of each agent, by number; agents without a lane have none.
+/// The rivals of each agent, by number, sorted; agents without a lane have none.
 pub(super) fn rivals(
     world: &World,
     kernels: &Kernels,
     machines: &Machines,
     lanes: &[Option<&Lane>],
-) -> Vec<BTreeSet<usize>> {
+) -> Vec<Vec<usize>> {
     let mut agents: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for at in (0..lanes.len()).filter(|at| lanes[*at].is_some()) {
         agents.entry(machines.first(kernels.of(at))).or_default().push(at);
     }
-    let rivals = vec![BTreeSet::new(); lanes.len()];
+    let rivals = vec![Vec::new(); lanes.len()];
     let mut asking = Asking { world, kernels, machines, lanes, agents, rivals };
     asking.within_machines();
     asking.over_gpus();
     asking.between_machines();
+    for rivals in &mut asking.rivals {
+        rivals.sort_unstable();
+        rivals.dedup();
+    }
     asking.rivals
 }
 
@@ -133,14 +141,16 @@ impl Asking<'_> {
     fn between_groups(&mut self, ones: &[usize], others: &[usize], linked: &BTreeSet<(usize, usize)>) {
         let mut pairs = ones
             .iter()
-            .flat_map(|x| others.iter().map(move |y| (*x.min(y), *x.max(y))))
-            .filter(|(x, y)| x != y && !linked.contains(&(*x, *y)))
+            .flat_map(|x| others.iter().map(move |y| (*x, *y)))
+            // Within one group each pair once.
+            .filter(|(x, y)| x != y && (x < y || !std::ptr::eq(ones, others)))
+            .map(|(x, y)| (x.min(y), x.max(y)))
+            .filter(|pair| !linked.contains(pair))
             .peekable();
         let Some(&(x, y)) = pairs.peek() else { return };
         if !self.are_unknown(x, y) {
             return;
         }
-        // Within one group each pair comes twice, which changes nothing.
         for (x, y) in pairs {
             let (ones, others) = (self.agents[&x].clone(), &self.agents[&y].clone());
             for i in ones {
@@ -173,8 +183,8 @@ impl Asking<'_> {
 
     fn weigh(&mut self, i: usize, j: usize, together: bool) {
         if self.conflict(i, j, together) {
-            self.rivals[i].insert(j);
-            self.rivals[j].insert(i);
+            self.rivals[i].push(j);
+            self.rivals[j].push(i);
         }
     }
 
@@ -202,9 +212,9 @@ impl Asking<'_> {
         let agents = || self.kernels.all[kernel].iter().map(|at| &self.world.agents[*at]);
         let os = agents().next()?.os;
         let has_boot = agents().any(|agent| agent.boot.is_some());
-        // Without a boot id epochs decide, and a WSL kernel is held against every other Windows.
+        // Without a boot id epochs decide.
         let by_value = !has_boot && agents().any(|agent| agent.epoch.epochs().next().is_some());
-        if by_value || pool.flapping || !pool.wsl.is_empty() || agents().any(|agent| agent.os != os) {
+        if by_value || pool.flapping || agents().any(|agent| agent.os != os) {
             return None;
         }
         Some(Kind {
@@ -217,6 +227,9 @@ impl Asking<'_> {
             has_rule: !pool.rules.is_empty(),
             has_ppin: !pool.ppin.is_empty(),
             one_smbios: pool.smbios.len() == 1,
+            windows: pool.windows,
+            has_guid: !pool.guids.is_empty(),
+            has_wsl: !pool.wsl.is_empty(),
             cpu_models: pool.cpu_models.clone(),
         })
     }
