@@ -1,7 +1,8 @@
 //! AMD and Intel GPUs, from the kernel's DRM tree.
 //!
-//! AMD's `unique_id` is a number in the silicon of some cards; APUs have none. Intel publishes nothing unique that
-//! this reader knows: such a GPU is separated from others of its kernel by its PCI address and links nothing.
+//! AMD's `unique_id` is a number in the silicon of some cards; APUs have none. Intel's is `device_uid`, of the driver
+//! `xe` from Linux 7.4 on and for root only; it has been read on fixtures and not on a card. A GPU without such a
+//! number is separated from others of its kernel by its PCI address and links nothing.
 //!
 //! Where it is not known whether a GPU has memory of its own, it shares the host's: that counts less hardware.
 
@@ -39,8 +40,12 @@ fn gpu(root: &Root, card: &str) -> Option<Gpu<String>> {
     };
     let pci = read("uevent")
         .and_then(|uevent| pci_address(uevent.lines().find_map(|line| line.strip_prefix("PCI_SLOT_NAME="))?));
-    let uuid =
-        read("unique_id").filter(|_| vendor == "amd").and_then(|id| canonical::gpu_id(&id).value().cloned());
+    let uuid = match vendor {
+        "amd" => read("unique_id"),
+        // What is no number is something else under this name.
+        _ => read("device_uid").filter(|id| is_number(id)),
+    };
+    let uuid = uuid.and_then(|id| canonical::gpu_id(&id).value().cloned());
     let memory = number("mem_info_vram_total");
     let own_memory = match (vendor, is_apu(root, pci.as_deref())) {
         (_, Some(apu)) => !apu,
@@ -81,6 +86,11 @@ fn is_apu(root: &Root, pci: Option<&str>) -> Option<bool> {
             && property("domain ") == wanted.0;
         is_it.then(|| property("cpu_cores_count ") > 0)
     })
+}
+
+fn is_number(text: &str) -> bool {
+    let digits = text.trim_start_matches("0x");
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The domain and KFD's `location_id` of a PCI address: bus, device and function in one number.
@@ -144,5 +154,20 @@ mod tests {
         ]);
         assert!(gpu.uma && gpu.uuid.is_none());
         assert_eq!(&*gpu.vendor, "intel");
+    }
+
+    #[test]
+    fn a_card_of_intel_links_by_its_number_where_the_kernel_shows_one() {
+        let card = |uid: &str| {
+            only(&[
+                ("sys/class/drm/card0/device/vendor", "0x8086\n"),
+                ("sys/class/drm/card0/device/uevent", "PCI_SLOT_NAME=0000:03:00.0\n"),
+                ("sys/class/drm/card0/device/device_uid", uid),
+            ])
+        };
+        assert_eq!(card("0x7A13DC5F4C0BF3E2\n").uuid.as_deref(), Some("0x7a13dc5f4c0bf3e2"));
+        for nothing in ["", "0x0\n", "0000000000000000\n", "Not Present\n"] {
+            assert_eq!(card(nothing).uuid, None, "{nothing}");
+        }
     }
 }
