@@ -3,7 +3,8 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     process::{Output, Stdio},
     time::Duration,
 };
@@ -16,12 +17,26 @@ use tropa_tests::{
 
 use crate::jobs::{said, world};
 
-/// A machine of its own, with an install and an agent.
+/// A machine of its own, with an install and an agent. Its model is loaded: how long a load takes is not known to
+/// anybody yet, and short chunks would rather wait for a machine that has it.
 fn machine(world: &World, number: u8, more: &[&str]) -> [Running; 2] {
     let double = world.double(&format!("cpu{number}"), more).unwrap();
+    let named = more.iter().skip_while(|word| **word != "--model").nth(1).unwrap_or(&"tiny:latest");
+    load(double.address, named.split(',').next().unwrap());
     let label = format!("box{number}");
     let agent = world.agent(&label, double.address, Hardware::Declared(number), &[]).unwrap();
     [agent, double]
+}
+
+/// Has an install load a model, as an empty prompt does.
+fn load(install: SocketAddr, model: &str) {
+    let body = json!({"model": model, "prompt": ""}).to_string();
+    let head = format!("POST /api/generate HTTP/1.1\r\nHost: {install}\r\nConnection: close\r\n");
+    let mut stream = TcpStream::connect(install).unwrap();
+    write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"done_reason\":\"load\""), "{answer}");
 }
 
 fn run(world: &World, arguments: &[&str]) -> Output {
@@ -68,11 +83,11 @@ fn seen(world: &World, from: usize) -> Vec<Work> {
 }
 
 /// Asserts that this is one piece of work, then so many of which each had another beside it, then one more: the time of
-/// the longest path where two machines share what is between.
+/// the longest path where two machines share what is between. One that is late may run on both.
 #[track_caller]
 fn at_once_between(work: &[Work], count: usize) {
     let [first, between @ .., last] = work else { panic!("{work:?}") };
-    assert_eq!(between.len(), count, "{work:?}");
+    assert!(between.len() >= count, "{work:?}");
     assert!(between.iter().all(|one| first.end_ns <= one.start_ns), "the first is alone: {work:?}");
     assert!(between.iter().all(|one| one.end_ns <= last.start_ns), "the last is alone: {work:?}");
     let beside = |a: &Work| {
@@ -157,7 +172,7 @@ fn a_part_that_fails_is_tried_elsewhere_and_named_where_it_fails_for_good() {
     // No machine can.
     let _three = machine(&world, 3, &["--fault", poison]);
     let failed = run(&world, &["write", "alpacas", "--parts", "3"]);
-    ends_with(&failed, 2, &["failed"]);
+    ends_with(&failed, 2, &["text.missing: part 2 has failed", "the synthesis has failed (need_failed)"]);
     let written = text(&failed);
     assert!(
         written.contains("## 1\n") && written.contains("## 3\n") && !written.contains("## 2\n"),
@@ -165,6 +180,18 @@ fn a_part_that_fails_is_tried_elsewhere_and_named_where_it_fails_for_good() {
     );
     assert!(written.contains("> **part 2 is missing** ("), "{written}");
     assert!(written.contains("> **synthesis is missing** (need_failed)"), "{written}");
+
+    // Another machine comes, and only what failed runs again.
+    let _four = machine(&world, 4, &[]);
+    let before = world.witness().unwrap().timeline().len();
+    let id = last_job(&world)["id"].as_str().unwrap().to_owned();
+    let mended = run(&world, &["resume", &id, "--failed"]);
+    ends_with(&mended, 0, &[]);
+    let whole = text(&mended);
+    let kept = |no: &str| written.split(no).nth(1).unwrap().split("\n\n").next().unwrap().to_owned();
+    assert!(whole.contains(&kept("## 1\n")) && whole.contains(&kept("## 3\n")), "{written}\n{whole}");
+    assert!(!whole.contains("missing") && whole.contains("## 2\n") && whole.contains("\n---\n"), "{whole}");
+    assert!(world.witness().unwrap().timeline().len() >= before + 2, "part 2 and the synthesis ran");
 }
 
 #[test]
@@ -188,6 +215,8 @@ fn an_outline_comes_first_and_what_does_not_fit_is_said_before_anything_runs() {
     }
     let large = run(&world, &["write", "llamas", "--parts", "4", "--max-tokens", "3000"]);
     ends_with(&large, 4, &["model.too_small", "--max-tokens", "2048"]);
+    let listed: Value = serde_json::from_slice(&world.run(&["jobs", "--json"]).unwrap().stdout).unwrap();
+    assert_eq!(listed["jobs"].as_array().unwrap().len(), 1, "what was refused left nothing behind: {listed}");
 }
 
 #[test]

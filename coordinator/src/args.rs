@@ -186,13 +186,13 @@ pub struct AskArgs {
     /// Context in tokens, one value for the job [default: as much as the largest request needs]
     #[arg(long, value_name = "N", env = "TROPA_NUM_CTX", value_parser = clap::value_parser!(u32).range(256..=16_777_216))]
     pub num_ctx: Option<u32>,
-    /// System prompt
+    /// System prompt of every request, before what the command itself says there
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
     /// Sampling temperature
     #[arg(long, value_name = "T")]
     pub temperature: Option<f64>,
-    /// Seed; equal seeds do not promise equal text on different hardware
+    /// Seed of the first chunk, the next ones count on; equal seeds do not promise equal text on different hardware
     #[arg(long, value_name = "N")]
     pub seed: Option<i64>,
     /// Let models think that can

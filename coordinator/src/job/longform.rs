@@ -55,6 +55,8 @@ pub struct Wish {
     pub length: Length,
     /// Plan all parts before any of them is written.
     pub outline: bool,
+    /// What the user has every model told besides.
+    pub system: Option<String>,
     /// Leave out the synthesis.
     pub no_synthesis: bool,
     /// Tokens of each part, at most; absent: room for its words.
@@ -166,6 +168,7 @@ pub fn plan(wish: &Wish) -> Result<LongText, InputError> {
             words: measure.words_per_part,
             foci: &foci,
             outlined: outline,
+            system: wish.system.as_deref(),
         },
         num_predict: wish.max_tokens.unwrap_or_else(|| measure.tokens_per_part()),
         text: LongText {

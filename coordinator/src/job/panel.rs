@@ -46,6 +46,10 @@ pub struct Wish {
     pub cast: Cast,
     /// Tokens of each answer where its role does not say; at least 1.
     pub max_tokens: u32,
+    /// What the user has the roles told besides; roles of a file that say something themselves are not.
+    pub system: Option<String>,
+    /// Sampling temperature of all roles; roles of a file that say one themselves keep it.
+    pub temperature: Option<f64>,
     /// Models of single roles, by the name of the role.
     pub models: Vec<(String, String)>,
 }
@@ -153,6 +157,20 @@ struct Roles {
     answer: String,
 }
 
+impl Roles {
+    /// The same roles as the user wants all of them.
+    fn told(mut self, wish: &Wish) -> Self {
+        for role in &mut self.roles {
+            if let Some(system) = &wish.system {
+                let own = role.system.get_or_insert_with(Template::default);
+                own.parts.insert(0, template::Part::Text(format!("{}\n\n", system.trim())));
+            }
+            role.temperature = role.temperature.filter(|_| wish.temperature.is_none());
+        }
+        self
+    }
+}
+
 /// Makes the graph of a panel.
 ///
 /// # Errors
@@ -168,7 +186,7 @@ pub fn plan(wish: &Wish) -> Result<Panel, InputError> {
         return Err(InputError::at(0, what, "shorten it, or use `tropa map` for a long document"));
     }
     let mut roles = match &wish.cast {
-        Cast::BuiltIn(cast) => cast.roles(),
+        Cast::BuiltIn(cast) => cast.roles().told(wish),
         Cast::File(text) => file::roles(text)?,
     };
     for (name, model) in &wish.models {

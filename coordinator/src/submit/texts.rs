@@ -24,8 +24,9 @@ use crate::{
 ///
 /// # Errors
 /// With [`Exit::Input`] for a topic that is none, and the codes of [`graph::run`].
-pub async fn write(args: WriteArgs, settings: &Settings, clock: Clock) -> Outcome {
+pub async fn write(mut args: WriteArgs, settings: &Settings, clock: Clock) -> Outcome {
     let topic = typed(args.topic, LARGEST_TOPIC, "topic").await?;
+    settings.job.fill_ask(&mut args.ask);
     let length = Length { words: args.words.or(args.length.map(|length| length.words())), parts: args.parts };
     let mut wish = longform::Wish {
         content: args.content,
@@ -33,6 +34,8 @@ pub async fn write(args: WriteArgs, settings: &Settings, clock: Clock) -> Outcom
         outline: args.outline,
         no_synthesis: args.no_synthesis,
         max_tokens: args.max_tokens,
+        // The parts have system prompts of their own, which would win.
+        system: args.ask.system.take(),
         topic,
         ..longform::Wish::default()
     };
@@ -64,8 +67,9 @@ pub async fn write(args: WriteArgs, settings: &Settings, clock: Clock) -> Outcom
 /// # Errors
 /// With [`Exit::Input`] for a question that is none or a file of roles that is wrong, and the codes of
 /// [`graph::run`].
-pub async fn panel(args: PanelArgs, settings: &Settings, clock: Clock) -> Outcome {
+pub async fn panel(mut args: PanelArgs, settings: &Settings, clock: Clock) -> Outcome {
     let question = typed(args.question, LARGEST_QUESTION, "question").await?;
+    settings.job.fill_ask(&mut args.ask);
     let cast = match &args.roles {
         Some(path) => Cast::File(file(path)?),
         None => Cast::BuiltIn(BuiltIn {
@@ -79,6 +83,9 @@ pub async fn panel(args: PanelArgs, settings: &Settings, clock: Clock) -> Outcom
         question,
         cast,
         max_tokens: args.max_tokens.unwrap_or(job::DEFAULT_MAX_TOKENS),
+        // What roles of a file do not say themselves the job says for them.
+        system: args.ask.system.take_if(|_| args.roles.is_none()),
+        temperature: args.ask.temperature,
         models: args.role_model,
     };
     let panel = panel::plan(&wish).map_err(|error| {

@@ -45,11 +45,18 @@ pub fn findings(layout: &Layout, answers: &[Answer]) -> Vec<Finding> {
     let mut say = |code, text: String| found.push(Finding { code, text });
     let mut before: Vec<(u32, BTreeSet<u64>)> = Vec::new();
     for (section, answer) in layout.sections.iter().zip(answers) {
-        let Answer::Done { text, cut } = answer else { continue };
         let name = match section {
             Section::Outline { .. } => "the outline".to_owned(),
             Section::Part(no) => format!("part {no}"),
             Section::Synthesis {} => "the synthesis".to_owned(),
+        };
+        let (text, cut) = match answer {
+            Answer::Done { text, cut } => (text, cut),
+            Answer::Failed { class, .. } => {
+                say("text.missing", format!("{name} has failed ({class})"));
+                continue;
+            }
+            Answer::Open => continue,
         };
         if *cut {
             say("text.cut", format!("{name} reached its limit of tokens before its end; raise --max-tokens"));

@@ -31,6 +31,8 @@ pub(super) struct Words<'a> {
     pub(super) words: u32,
     /// What each part is about; empty where this kind of text has no list as long.
     pub(super) foci: &'a [&'a str],
+    /// What the user has every model told.
+    pub(super) system: Option<&'a str>,
     /// An outline says what each part is about.
     pub(super) outlined: bool,
 }
@@ -47,9 +49,10 @@ impl Words<'_> {
                 self.parts
             )
         };
+        let before = self.system.map_or_else(String::new, |system| format!("{}\n\n", system.trim()));
         format!(
-            "{task} Write in the language of the topic. Answer with the text itself and nothing else: no remarks about \
-             the task, no greeting, no offer to go on."
+            "{before}{task} Write in the language of the topic. Answer with the text itself and nothing else: no remarks \
+             about the task, no greeting, no offer to go on."
         )
     }
 

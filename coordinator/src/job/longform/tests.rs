@@ -124,6 +124,14 @@ fn the_parts_share_all_but_their_own_line() {
 }
 
 #[test]
+fn what_the_user_says_to_all_comes_before_what_every_part_is_told() {
+    let told = plan(&Wish { system: Some("Write as a pirate.".to_owned()), ..wish("llamas", 3) }).unwrap();
+    for node in 0..4 {
+        assert!(asked(&told, node).starts_with("System: Write as a pirate.\n\nYou write a text together"));
+    }
+}
+
+#[test]
 fn a_synthesis_that_would_not_fit_is_left_out_with_its_reason_and_one_that_fits_is_not() {
     let need = plan(&wish("llamas", 3)).unwrap().graph.largest_context(Density::default());
     let fits =

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 const HOLES: &str = "{{question}}, {{answer:ROLE}}, {{candidates}}, {{number}} and {{repeats}}";
 
 /// A prompt with holes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Template {
     pub(super) parts: Vec<Part>,
 }

@@ -7,7 +7,14 @@ use crate::job::{
 };
 
 fn wish(cast: Cast) -> Wish {
-    Wish { question: "Why do llamas hum?".to_owned(), cast, max_tokens: 512, models: Vec::new() }
+    Wish {
+        question: "Why do llamas hum?".to_owned(),
+        cast,
+        max_tokens: 512,
+        system: None,
+        temperature: None,
+        models: Vec::new(),
+    }
 }
 
 fn built_in(cast: BuiltIn) -> Panel {
@@ -302,6 +309,23 @@ fn a_role_may_have_a_model_of_its_own() {
     let models = vec![("critik".to_owned(), "big:70b".to_owned())];
     let error = plan(&Wish { models, ..wish(cast) }).unwrap_err().to_string();
     assert_eq!(error, "no role is called `critik`; take one of critic, editor, researcher");
+}
+
+#[test]
+fn what_the_user_says_to_all_reaches_all() {
+    let cast = Cast::BuiltIn(BuiltIn { brainstorm: Some(2), ..BuiltIn::default() });
+    let told = Wish { system: Some("Be {{kind}}.".to_owned()), temperature: Some(0.2), ..wish(cast.clone()) };
+    for (told, plain) in
+        plan(&told).unwrap().graph.nodes().iter().zip(plan(&wish(cast)).unwrap().graph.nodes())
+    {
+        let system = |node: &Node| match node.messages[0].content.as_slice() {
+            [Piece::Text(first), ..] => first.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(system(told), "Be {{kind}}.\n\n", "and it is not a template");
+        assert_eq!(told.messages[0].content[1..], plain.messages[0].content[..]);
+        assert_eq!(told.temperature, None, "the job's own counts");
+    }
 }
 
 #[test]
