@@ -14,13 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    sync::oneshot,
-    task::JoinHandle,
-    time::Instant,
-};
+use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 use tropa_agent::{
     Agent, Config,
     device_lock::LockPlaces,
@@ -41,7 +35,11 @@ use tropa_coordinator::{
 use crate::{
     harness::declare,
     ollama_double::{Device, Double, Profile, Span},
+    spread::{self, Way},
 };
+
+/// The model of the doubles.
+const MODEL: &str = "tiny:latest";
 
 /// A dozen prompts of no importance.
 const CHUNKS: usize = 12;
@@ -195,7 +193,7 @@ impl Doubles {
         let double = |name: &str, device: &Device| {
             Double::builder()
                 .version("0.24.0")
-                .model("tiny:latest")
+                .model(MODEL)
                 .name(name)
                 .tokens(TOKENS)
                 .decode_us(TOKEN_US)
@@ -315,49 +313,16 @@ async fn job(
 }
 
 async fn one_after_the_other(doubles: &Doubles) -> Result<()> {
-    for prompt in prompts().lines() {
-        ask(doubles.one.addr(), prompt).await?;
-    }
-    Ok(())
+    spread::send(Way::ByAddress, &[doubles.one.addr()], MODEL, 512, &lines()).await
 }
 
 /// What a tool does that takes every address for a machine: a third of the prompts to each, all at once.
 async fn spread_by_address(doubles: &Doubles) -> Result<()> {
-    let prompts: Vec<String> = prompts().lines().map(ToOwned::to_owned).collect();
-    let shares = doubles.all().map(Double::addr).into_iter().enumerate().map(|(n, address)| {
-        let share: Vec<String> = prompts.iter().skip(n).step_by(3).cloned().collect();
-        async move {
-            for prompt in share {
-                ask(address, &prompt).await?;
-            }
-            Ok::<_, anyhow::Error>(())
-        }
-    });
-    futures::future::try_join_all(shares).await?;
-    Ok(())
+    spread::send(Way::ByAddress, &doubles.all().map(Double::addr), MODEL, 512, &lines()).await
 }
 
-/// One request without any tool: the plainest baseline there is.
-async fn ask(address: SocketAddr, prompt: &str) -> Result<()> {
-    let body = json!({
-        "model": "tiny:latest", "messages": [{"role": "user", "content": prompt}], "stream": false,
-        "options": {"num_ctx": 1024, "num_predict": 512}, "truncate": false, "shift": false, "think": false,
-        "keep_alive": "600s",
-    })
-    .to_string();
-    let request = format!(
-        "POST /api/chat HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    anyhow::ensure!(
-        answer.starts_with("HTTP/1.1 200") && answer.contains("\"done\":true"),
-        "no answer: {answer}"
-    );
-    Ok(())
+fn lines() -> Vec<String> {
+    prompts().lines().map(ToOwned::to_owned).collect()
 }
 
 /// One prompt through a real Ollama, where one answers; `null` where none does.

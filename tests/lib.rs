@@ -5,6 +5,8 @@ pub mod harness;
 pub mod makespan;
 pub mod ollama_double;
 pub mod real_ollama;
+pub mod spread;
+pub mod wire;
 
 use std::fs::OpenOptions;
 use std::io::Write;

@@ -60,7 +60,7 @@ pub use faults::{Fault, Mode, Rule};
 pub use model::Model;
 pub use record::{Outcome, Recorded};
 pub use text::DIMENSIONS;
-pub use witness::{Witness, Work};
+pub use witness::{Noted, Witness, Work};
 
 use attempt::Attempt;
 use engine::Want;

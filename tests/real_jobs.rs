@@ -3,10 +3,8 @@
 //! by a witness on the wire between each agent and its install.
 
 use std::{
-    io::{self, Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::SocketAddr,
     sync::{Arc, Mutex},
-    thread,
     time::Instant,
 };
 
@@ -15,7 +13,7 @@ use tempfile::TempDir;
 use tropa_tests::{
     harness::{Hardware, World, results, wait_until},
     real_ollama::RealOllama,
-    skipped,
+    skipped, wire,
 };
 
 use crate::jobs::{said, world};
@@ -29,20 +27,16 @@ struct Witness {
     spans: Arc<Mutex<Vec<(Instant, Instant)>>>,
 }
 
+/// A chat that runs; dropping it writes it down.
+struct Chat(Instant, Arc<Mutex<Vec<(Instant, Instant)>>>);
+
 impl Witness {
     fn before(install: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let spans = Arc::new(Mutex::new(Vec::new()));
+        let spans: Arc<Mutex<Vec<(Instant, Instant)>>> = Arc::default();
         let seen = Arc::clone(&spans);
-        // Ends with the test binary, as do the passes of its connections.
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let seen = Arc::clone(&seen);
-                // An error is a connection that has ended.
-                thread::spawn(move || drop(pass(client, install, &seen)));
-            }
-        });
+        let began = Arc::new(move || -> wire::Running { Box::new(Chat(now(), Arc::clone(&seen))) });
+        let address =
+            wire::forward(SocketAddr::from(([127, 0, 0, 1], 0)), &install.to_string(), began).unwrap();
         Self { address, spans }
     }
 
@@ -52,75 +46,15 @@ impl Witness {
     }
 }
 
-/// Passes bytes both ways. A chat lasts from its request to the end of the chunked answer.
-#[expect(clippy::disallowed_methods, reason = "the witness has a clock of its own")]
-fn pass(
-    mut client: TcpStream,
-    install: SocketAddr,
-    spans: &Mutex<Vec<(Instant, Instant)>>,
-) -> io::Result<()> {
-    let mut server = TcpStream::connect(install)?;
-    for stream in [&client, &server] {
-        stream.set_nodelay(true)?;
-    }
-    let began: Arc<Mutex<Option<Instant>>> = Arc::default();
-    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
-    let beginning = Arc::clone(&began);
-    thread::spawn(move || {
-        let mut buffer = [0; 64 << 10];
-        while let Ok(count @ 1..) = from_client.read(&mut buffer) {
-            if buffer[..count].starts_with(b"POST /api/chat ")
-                || buffer[..count].starts_with(b"POST /api/embed ")
-            {
-                *beginning.lock().unwrap() = Some(Instant::now());
-            }
-            if to_server.write_all(&buffer[..count]).is_err() {
-                break;
-            }
-        }
-        // A client that hangs up cancels; the install must see it.
-        let _ = to_server.shutdown(Shutdown::Both);
-    });
-    let passed = pass_back(&mut server, &mut client, &began, spans);
-    // The agent hangs up at `done:true`, so the end of an answer may come as an error of either side.
-    note_end(&began, spans);
-    passed
-}
-
-/// Passes the answers back until either side hangs up.
-fn pass_back(
-    server: &mut TcpStream,
-    client: &mut TcpStream,
-    began: &Mutex<Option<Instant>>,
-    spans: &Mutex<Vec<(Instant, Instant)>>,
-) -> io::Result<()> {
-    let mut buffer = [0; 64 << 10];
-    let (mut last, mut chunked) = (Vec::new(), true);
-    loop {
-        let count = server.read(&mut buffer)?;
-        if buffer[..count].starts_with(b"HTTP/1.1 ") {
-            chunked =
-                buffer[..count].windows(19).any(|part| part.eq_ignore_ascii_case(b"transfer-encoding: "));
-        }
-        last.extend_from_slice(&buffer[..count]);
-        last.drain(..last.len().saturating_sub(5));
-        let ended = count == 0 || !chunked || last == b"0\r\n\r\n";
-        if ended {
-            note_end(began, spans);
-        }
-        if count == 0 {
-            return client.shutdown(Shutdown::Both);
-        }
-        client.write_all(&buffer[..count])?;
+impl Drop for Chat {
+    fn drop(&mut self) {
+        self.1.lock().unwrap().push((self.0, now()));
     }
 }
 
-/// Writes down that the chat that began, if one did, has ended now.
 #[expect(clippy::disallowed_methods, reason = "the witness has a clock of its own")]
-fn note_end(began: &Mutex<Option<Instant>>, spans: &Mutex<Vec<(Instant, Instant)>>) {
-    if let Some(start) = began.lock().unwrap().take() {
-        spans.lock().unwrap().push((start, Instant::now()));
-    }
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Installs of one machine, with one store of models.

@@ -119,13 +119,52 @@ impl Witness {
         Duration::from_nanos(together(self.work.iter(), |work| work.device.as_str()))
     }
 
+    /// The most different installs that were ever at work at the same time, on whatever devices.
+    pub fn at_once(&self) -> usize {
+        let mut most = 0;
+        sweep(self.work.iter(), |work| work.install.as_str(), |names, _| most = most.max(names));
+        most
+    }
+
+    /// Writes work into the time line of `dir` for an install that writes none; it ends when this is dropped. `work`
+    /// is its name, once in this time line for one device.
+    ///
+    /// # Errors
+    /// When the line cannot be written.
+    pub fn begin(dir: &Path, device: &str, install: &str, work: &str) -> io::Result<Noted> {
+        std::fs::create_dir_all(dir)?;
+        Ok(Noted(Journal::begin(dir, device, install, work)?))
+    }
+
     fn on<'a>(&'a self, device: &'a str) -> impl Iterator<Item = &'a Work> {
         self.work.iter().filter(move |work| work.device == device)
     }
 }
 
+/// Work that was noted by somebody else than a double; dropping it is its end.
+#[derive(Debug)]
+pub struct Noted(Journal);
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        self.0.write(Event::End);
+    }
+}
+
 /// Nanoseconds during which work of at least two different names went on.
 fn together<'a>(work: impl Iterator<Item = &'a Work>, name: impl Fn(&'a Work) -> &'a str) -> u64 {
+    let mut sum = 0;
+    sweep(work, name, |names, time| sum += if names > 1 { time } else { 0 });
+    sum
+}
+
+/// Goes through the time line and tells, between any two edges, how many different names were at work for how many
+/// nanoseconds.
+fn sweep<'a>(
+    work: impl Iterator<Item = &'a Work>,
+    name: impl Fn(&'a Work) -> &'a str,
+    mut between: impl FnMut(usize, u64),
+) {
     let mut edges: Vec<(u64, bool, &str)> = Vec::new();
     for piece in work {
         edges.push((piece.start_ns, true, name(piece)));
@@ -133,15 +172,15 @@ fn together<'a>(work: impl Iterator<Item = &'a Work>, name: impl Fn(&'a Work) ->
     }
     edges.sort_unstable();
     let mut running: BTreeMap<&str, i64> = BTreeMap::new();
-    let (mut sum, mut before) = (0, 0);
+    let mut before = 0;
     for (at, start, name) in edges {
-        if running.values().filter(|count| **count > 0).count() > 1 {
-            sum += at - before;
+        // Two edges at one time have nothing between them.
+        if at > before {
+            between(running.values().filter(|count| **count > 0).count(), at - before);
         }
         before = at;
         *running.entry(name).or_default() += if start { 1 } else { -1 };
     }
-    sum
 }
 
 /// The writing side: one piece of work on one device.
@@ -205,5 +244,7 @@ mod tests {
         let witness = Witness { work: vec![work("a", 0, 10), work("b", 7, 20), work("c", 8, 12)] };
         assert_eq!(witness.overlap("gpu0"), Duration::from_nanos(5));
         assert_eq!(witness.overlap("gpu1"), Duration::ZERO);
+        assert_eq!(witness.at_once(), 3);
+        assert_eq!(Witness { work: vec![work("a", 0, 10), work("b", 10, 20)] }.at_once(), 1);
     }
 }
