@@ -47,10 +47,10 @@ pub struct WriteArgs {
 }
 
 const WRITE_NOTES: &str = "\
-The first part is written alone, then all others at once, each with its own focus; a synthesis reads them all. A story
+The first part is written alone, then all others at once, each with its own focus; a synthesis reads them all. A story \
 is written part after part, each from the end of the one before. With --outline all parts depend on the outline alone.
 
-Without --words, --length, --parts, --type and --outline, a question of one line and at most 64 bytes is answered in
+Without --words, --length, --parts, --type and --outline, a question of one line and at most 64 bytes is answered in \
 one part.";
 
 /// A length in a word.
@@ -105,11 +105,12 @@ pub struct PanelArgs {
 }
 
 const PANEL_NOTES: &str = "\
-By itself: a researcher, a critic, an editor. A vote must be {\"vote\": N} or the number alone; anything else is an
+By itself: a researcher, a critic, an editor. A vote must be {\"vote\": N} or the number alone; anything else is an \
 abstention and counted. Of a tie the first is chosen, and it is said.";
 
-const PANEL_FILE: &str = r#"By itself: a researcher, a critic, an editor. A vote must be {"vote": N} or the number alone; anything else is an
-abstention and counted. Of a tie the first is chosen, and it is said.
+/// The same, with a file of roles; short lines, since an example is not to be wrapped.
+const PANEL_FILE: &str = r#"By itself: a researcher, a critic, an editor. A vote must be {"vote": N} or the number
+alone; anything else is an abstention and counted. Of a tie the first is chosen, and it is said.
 
 A file for --roles:
 
@@ -125,16 +126,21 @@ A file for --roles:
     name = "judge"
     vote = "thinker"              # votes on these answers
     repeats = 5
-    prompt = "{{question}}\n\n{{candidates}}\n\nThe best? Answer {\"vote\": N} and nothing else."
+    prompt = """{{question}}
+
+    {{candidates}}
+
+    The best? Answer {"vote": N} and nothing else."""
 
     [[role]]
     name = "editor"
     model = "llama3.2:3b"         # [default: --model]
     system = "You are brief."
     max-tokens = 300              # [default: --max-tokens]
-    prompt = "{{question}}\n\nAnswers:\n{{answer:thinker}}\n\nJoin them."
+    prompt = "{{question}} Answers: {{answer:thinker}} Join them."
 
-A role waits for the roles whose answers its prompt names; those that do not wait for each other answer at once."#;
+A role waits for the roles whose answers its prompt names; those that do not wait for each
+other answer at once."#;
 
 impl TextLength {
     /// The words that it stands for.
@@ -162,5 +168,23 @@ fn role_model(text: &str) -> Result<(String, String), String> {
             Ok((role.trim().to_owned(), model.trim().to_owned()))
         }
         Some(_) | None => Err("not ROLE=MODEL, such as critic=llama3.2:3b".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::panel::{Cast, Wish, plan};
+
+    #[test]
+    fn the_file_of_roles_that_the_help_shows_is_one_and_is_not_wrapped() {
+        let example = PANEL_FILE.lines().filter_map(|line| line.strip_prefix("    "));
+        let cast = Cast::File(example.collect::<Vec<_>>().join("\n"));
+        let question = "Why?".to_owned();
+        let wish =
+            Wish { question, cast, max_tokens: 512, system: None, temperature: None, models: Vec::new() };
+        assert_eq!(plan(&wish).unwrap().graph.nodes().len(), 3 + 5 + 1);
+        // `max_term_width` is 100.
+        assert!(PANEL_FILE.lines().all(|line| line.len() <= 100));
     }
 }

@@ -349,3 +349,21 @@ fn a_layout_comes_back_from_the_journal_as_it_was() {
         assert_eq!(serde_json::from_str::<Layout>(&json).unwrap(), layout);
     }
 }
+
+proptest::proptest! {
+    /// Files of roles come from anybody.
+    #[test]
+    fn no_file_of_roles_makes_a_panic(
+        cuts in proptest::collection::vec((0usize..600, 0usize..12, "[\\[\\]{}=\"a-z\u{e9}\n:-]{0,6}"), 1..4),
+    ) {
+        let mut text: Vec<char> = FILE.chars().collect();
+        for (at, length, new) in cuts {
+            let at = at.min(text.len());
+            let end = (at + length).min(text.len());
+            text.splice(at..end, new.chars());
+        }
+        if let Err(error) = from_file(&text.iter().collect::<String>()) {
+            proptest::prop_assert!(error.contains("; "), "a remedy: {error}");
+        }
+    }
+}
