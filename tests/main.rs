@@ -16,6 +16,7 @@ mod keys;
 #[cfg(target_os = "linux")]
 mod lan;
 mod live;
+mod map;
 mod privileged;
 mod real_engine;
 mod real_jobs;

@@ -196,3 +196,29 @@ fn a_job_on_a_real_install_survives_the_death_of_its_command() {
     let ran = witness.spans().len();
     assert!(ran == 24, "the agent lived on, so each prompt is one chat: {ran}");
 }
+
+#[test]
+fn a_long_document_is_cut_by_what_a_real_model_counts_and_merged() {
+    let (_models, installs) = match installs(1) {
+        Ok(found) => found,
+        Err(reason) => return skipped(&reason),
+    };
+    let (world, url) = (world(), installs[0].url());
+    // The tiny model makes a token of every character and was trained for 2048: by the usual estimate, three bytes for
+    // a token, a third of these parts would do, and each would be too long.
+    let text: String =
+        (1..=12).map(|n| format!("## Load {n}\n\n{}\n\n", "salt and wool. ".repeat(30))).collect();
+    let document = world.file("loads.md", &text).unwrap();
+    let arguments = ["map", document.to_str().unwrap(), "--ollama", &url, "--json", "--max-tokens", "12"];
+    let output =
+        world.run(&[&arguments[..], &["--prompt", "What is it?", "--merge", "In one."]].concat()).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let rows = results(&String::from_utf8_lossy(&output.stdout)).unwrap();
+    let (tropa, parts) = (&rows[0]["tropa"], rows[0]["metadata"]["parts"].as_array().unwrap());
+    assert_eq!((rows.len(), &tropa["num_ctx"], &tropa["output_tokens"]), (1, &json!(2048), &json!(TOKENS)));
+    assert!((4..=12).contains(&parts.len()), "{parts:?}");
+    assert!(!rows[0]["text"].as_str().unwrap().is_empty());
+    // The merge holds the question, and each answer of twelve tokens behind its mark.
+    let read = tropa["prompt_tokens"].as_u64().unwrap();
+    assert!(read > 20 * parts.len() as u64, "{read} tokens for {} answers", parts.len());
+}

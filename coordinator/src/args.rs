@@ -84,6 +84,8 @@ pub enum When {
 pub enum Command {
     /// Run a file of prompts, one chunk an item, and write the results in input order
     Run(RunArgs),
+    /// Ask the same of every part of long documents and bring the answers together
+    Map(MapArgs),
     /// Say what would run where and why, and run nothing
     Plan(PlanArgs),
     /// Write a long text in parts: the first, then the others at once, then a synthesis
@@ -120,6 +122,35 @@ pub struct RunArgs {
     /// How the input looks
     #[command(flatten)]
     pub job: JobArgs,
+    /// Where the results go
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `tropa map`.
+#[derive(Debug, ClapArgs)]
+pub struct MapArgs {
+    /// The documents: text, Markdown or PDF; or - for stdin
+    #[arg(value_name = "DOC", required = true)]
+    pub documents: Vec<PathBuf>,
+    /// What is asked of every part [default: a summary]
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// How the answers about the parts are merged [default: into one answer that keeps marks such as [part 3]]
+    #[arg(long, value_name = "TEXT")]
+    pub merge: Option<String>,
+    /// One answer about all documents, and not one for each
+    #[arg(long)]
+    pub together: bool,
+    /// Tokens of a part [default: the whole document where it fits, else 2048]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(32..=1_000_000))]
+    pub part_tokens: Option<u32>,
+    /// Tokens of every answer, at most [default: 512]
+    #[arg(long, value_name = "N", env = "TROPA_MAX_TOKENS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_tokens: Option<u32>,
+    /// What is asked of the models
+    #[command(flatten)]
+    pub ask: AskArgs,
     /// Where the results go
     #[command(flatten)]
     pub output: OutputArgs,

@@ -61,6 +61,12 @@ impl Incoming {
     pub fn copy(&self) -> PathBuf {
         self.dir.join("input")
     }
+
+    /// Where the journal of a job goes that is thrown away.
+    #[must_use]
+    pub fn passing(&self) -> PathBuf {
+        self.dir.join("passing")
+    }
 }
 
 impl Drop for Incoming {

@@ -13,15 +13,18 @@ mod answer;
 mod batch;
 mod csv;
 mod density;
+pub mod document;
 pub mod graph;
 mod item;
 mod items;
 mod jsonl;
 mod lines;
 pub mod longform;
+pub mod map;
 mod measured;
 mod openai;
 pub mod panel;
+pub mod split;
 
 use std::{
     io,

@@ -18,6 +18,7 @@ pub mod limits;
 pub mod live;
 pub mod liveness;
 pub mod machines;
+pub mod map;
 pub mod members;
 pub mod mesh_file;
 pub mod own_agent;
@@ -73,6 +74,7 @@ fn execute(command: Command, settings: &Settings, clock: Clock) -> Outcome {
     let outcome = runtime.block_on(async {
         match command {
             Command::Run(args) => submit::run(args, settings, clock).await,
+            Command::Map(args) => map::map(args, settings, clock).await,
             Command::Plan(args) => submit::plan(args, settings, clock).await,
             Command::Write(args) => submit::texts::write(args, settings, clock).await,
             Command::Panel(args) => submit::texts::panel(args, settings, clock).await,

@@ -230,7 +230,7 @@ fn with_hint(failed: Failed, journal: &Journal) -> Failed {
 }
 
 /// The state of the scheduler as the journal tells it.
-fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule, Failed> {
+pub(crate) fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule, Failed> {
     let (names, places) = journal.models().or_code()?;
     let pinned_as = |name: &String| {
         let at = models.iter().position(|pinned| pinned.name.eq_ignore_ascii_case(name));

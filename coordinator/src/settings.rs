@@ -156,6 +156,12 @@ impl JobDefaults {
         args.temperature = args.temperature.or(self.temperature);
     }
 
+    /// Tokens of an answer, at most, where the configuration says.
+    #[must_use]
+    pub fn max_tokens(&self) -> Option<u32> {
+        self.max_tokens
+    }
+
     /// Fills in what was not typed. Limits of tokens are each command's own.
     pub fn fill_ask(&self, args: &mut AskArgs) {
         args.model = args.model.take().or_else(|| self.model.clone());

@@ -2,6 +2,7 @@
 //!
 //! Jobs whose chunks build on each other come in through [`graph`].
 
+mod count;
 pub mod graph;
 pub mod texts;
 

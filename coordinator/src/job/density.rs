@@ -14,6 +14,12 @@ impl Default for Density {
 }
 
 impl Density {
+    /// A token for every byte, as models without a vocabulary have it.
+    pub const DENSEST: Self = Self { tokens: 1, bytes: 1 };
+
+    /// A token for eight bytes, which no model reaches with any language.
+    pub const SPARSEST: Self = Self { tokens: 1, bytes: 8 };
+
     /// As a model counted a text of so many bytes; `None` where either is 0, or a byte would be more than two tokens,
     /// which no tokenizer does.
     #[must_use]

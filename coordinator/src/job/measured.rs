@@ -76,6 +76,13 @@ impl Measured {
         }
     }
 
+    /// Takes at least this context, where the user gives none: that with which the model is loaded already.
+    pub fn widen(&mut self, num_ctx: u32) {
+        if self.options.num_ctx.is_none() {
+            self.num_ctx = self.num_ctx.max(num_ctx);
+        }
+    }
+
     /// The graph.
     #[must_use]
     pub fn graph(&self) -> &Graph {

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
+
 use crate::{
     job::Origin,
     journal::{Decided, Error, Journal, Kind},
@@ -28,7 +30,8 @@ pub(super) fn text(journal: &Journal) -> Result<Option<String>, Error> {
         return Ok(None);
     }
     Ok(match journal.job().kind {
-        Kind::Run | Kind::Map | Kind::Embed => Some(sections(&answers)),
+        Kind::Map => Some(format!("{}{}", sections(&answers), parts(&answers))),
+        Kind::Run | Kind::Embed => Some(sections(&answers)),
         Kind::Write | Kind::Panel => super::long::text(journal)?,
     })
 }
@@ -65,6 +68,26 @@ fn sections(answers: &[Answer]) -> String {
         };
     }
     all
+}
+
+/// Says which lines the marks of parts mean; nothing where no document was cut.
+fn parts(answers: &[Answer]) -> String {
+    let mut list = String::new();
+    for answer in answers {
+        let parts =
+            answer.origin.metadata.get("parts").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        for part in parts.iter().filter(|_| parts.len() > 1) {
+            let document = part["document"].as_str().unwrap_or_default();
+            let _ = write!(
+                list,
+                "* [part {}] {document}, lines {} to {}",
+                part["part"], part["lines"][0], part["lines"][1]
+            );
+            let heading = part["heading"].as_str().filter(|heading| !heading.is_empty());
+            let _ = writeln!(list, "{}", heading.map_or_else(String::new, |heading| format!(": {heading}")));
+        }
+    }
+    if list.is_empty() { list } else { format!("\n---\n\n{list}") }
 }
 
 /// The text as a terminal may show it: line by line, without effect on the terminal.

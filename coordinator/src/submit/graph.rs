@@ -10,12 +10,13 @@ use serde::Serialize;
 use serde_json::Value;
 use tropa_proto::id::JobId;
 
-use super::{OrCode as _, Spec, exit_of, refusal};
+use super::{OrCode as _, Spec, count::Count, exit_of, refusal};
 use crate::{
     args::{AskArgs, OutputArgs},
     assemble::{Assembly, passing_key},
     clock::Clock,
     exit::{Exit, Failed, OrExit as _, Outcome},
+    incoming::Incoming,
     job::{self, Density, JobOptions, Measured, Think, graph::Graph},
     journal::{Draft, Journal, Kind, require_space},
     plan::{self, Need, PinError, Pinned, Plan},
@@ -78,19 +79,53 @@ struct GraphPlan {
 /// # Errors
 /// With the codes of `conventions.md` §3; what was committed stays in the journal.
 pub async fn run(
+    job: GraphJob,
+    build: impl FnOnce(&Room) -> Result<Graph, Failed>,
+    settings: &Settings,
+    clock: Clock,
+) -> Outcome {
+    run_counted(job, |_| Vec::new(), build, settings, clock).await
+}
+
+/// As [`run`]; before the graph is built, the model reads samples of the texts that `texts` names, so that the room
+/// says how it counts. The job then has the whole context of the room, with which the model is loaded by then. A plan
+/// runs nothing, so it goes by the usual estimate.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn run_counted<'a>(
     mut job: GraphJob,
+    texts: impl FnOnce(&Room) -> Vec<&'a str>,
     build: impl FnOnce(&Room) -> Result<Graph, Failed>,
     settings: &Settings,
     clock: Clock,
 ) -> Outcome {
     settings.job.fill_ask(&mut job.ask);
+    let text = !settings.json;
+    if text && job.output.as_completed {
+        return Err(anyhow!("--as-completed writes lines: it needs --json")).or_exit(Exit::Usage);
+    }
     let mut stop = Stop::new()?;
     let id = JobId::random().or_exit(Exit::Io)?;
     let dir = settings.jobs().join(id.to_string());
     let draft = if job.ask.plan { None } else { Some(Draft::create(&dir, id).or_code()?) };
     let key = draft.as_ref().map_or_else(passing_key, |draft| draft.key().or_code())?;
     let mut assembly = stop.cuts(Assembly::gather(settings, key, clock)).await?;
-    let prepared = match prepare(&mut assembly, &job, build) {
+    let prepared = async {
+        let (default, mut room) = room(&mut assembly, &job)?;
+        let texts = if job.ask.plan { Vec::new() } else { texts(&room) };
+        let mut context = 0;
+        if let Some(model) = room.model.as_ref().filter(|_| !texts.is_empty()) {
+            let incoming = Incoming::open(&settings.state, id)?;
+            context = room.context;
+            let count = Count { dir: &incoming.passing(), model, context };
+            let counted = count.run(&texts, &mut assembly, settings, clock, &mut stop).await?;
+            room.density = counted.unwrap_or_default();
+        }
+        let graph = build(&room)?;
+        prepare(&mut assembly, &job, graph, default, room.density, context)
+    };
+    let prepared = match prepared.await {
         Ok(prepared) => prepared,
         Err(failed) => {
             assembly.finish().await;
@@ -104,7 +139,6 @@ pub async fn run(
     };
     require_space(&dir, prepared.measured.disk_bytes()).or_code()?;
     say_how(&prepared, &mut assembly, settings);
-    let text = !settings.json;
     let spec = Spec::new(job.spec.to_string(), job.input_sha256, &prepared.models, &job.output, text)?;
     let models = prepared.models.clone();
     let journal = take_in(draft, job.kind, prepared, spec, clock).await?;
@@ -138,27 +172,37 @@ struct Prepared {
     models: Vec<Pinned>,
 }
 
-/// Pins the models, builds the graph and checks that it fits them.
-fn prepare(
-    assembly: &mut Assembly,
-    job: &GraphJob,
-    build: impl FnOnce(&Room) -> Result<Graph, Failed>,
-) -> Result<Prepared, Failed> {
+/// The model where nodes name none, or why there is none, and what a graph can be built with.
+fn room(assembly: &mut Assembly, job: &GraphJob) -> Result<(Result<Pinned, PinError>, Room), Failed> {
     let own = assembly.own.is_some();
     let view = assembly.members.view();
-    let refuse = |error: PinError| refusal(&error, view, own);
     let need = Need::Completion;
     let default = match &job.ask.model {
-        Some(name) => Ok(plan::pin(view, name, need).map_err(refuse)?),
+        Some(name) => Ok(plan::pin(view, name, need).map_err(|error| refusal(&error, view, own))?),
         None => plan::default_model(view, need).and_then(|name| plan::pin(view, &name, need)),
     };
     let trained = default.as_ref().map_or(0, |model| model.context);
     let usual = if trained == 0 { USUAL_CONTEXT } else { trained.min(USUAL_CONTEXT) };
-    let density = Density::default();
-    let room = Room { model: default.clone().ok(), context: job.ask.num_ctx.unwrap_or(usual), density };
-    let graph = build(&room)?;
+    let context = job.ask.num_ctx.unwrap_or(usual);
+    let room = Room { model: default.clone().ok(), context, density: Density::default() };
+    Ok((default, room))
+}
+
+/// Pins the models of a graph and checks that it fits them.
+fn prepare(
+    assembly: &mut Assembly,
+    job: &GraphJob,
+    graph: Graph,
+    default: Result<Pinned, PinError>,
+    density: Density,
+    context: u32,
+) -> Result<Prepared, Failed> {
+    let own = assembly.own.is_some();
+    let view = assembly.members.view();
+    let refuse = |error: PinError| refusal(&error, view, own);
     let mut measured = Measured::new(graph, options(&job.ask), density)
         .map_err(|error| Failed { exit: exit_of(error.exit_code()), error: error.into() })?;
+    measured.widen(context);
     let mut names = measured.models().clone();
     let default = match default {
         Ok(model) => model.name,
@@ -168,7 +212,7 @@ fn prepare(
     if measured.without_model() > 0 {
         names.insert(default.clone());
     }
-    let pinned = names.iter().map(|name| plan::pin(view, name, need));
+    let pinned = names.iter().map(|name| plan::pin(view, name, Need::Completion));
     let models: Vec<Pinned> = pinned.collect::<Result<_, _>>().map_err(refuse)?;
     for model in models.iter().filter(|model| model.context > 0) {
         measured.cap(model.context);
