@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod jobs;
+mod nodes;
 mod output;
 mod stopping;
 

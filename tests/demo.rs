@@ -303,7 +303,7 @@ async fn job(
             model: ollama.and_then(|(_, model)| model.map(ToOwned::to_owned)),
             ..JobArgs::default()
         },
-        output: OutputArgs { output: Some(out.to_owned()), as_completed: false },
+        output: OutputArgs { output: Some(out.to_owned()), ..OutputArgs::default() },
     };
     match submit::run(args, &settings, Clock::start()).await {
         Ok(Exit::Done) => Ok(()),

@@ -4,6 +4,7 @@
 mod cli;
 mod conformance;
 mod double_own;
+mod embed;
 #[cfg(target_os = "linux")]
 mod environments;
 mod failure_modes;
@@ -21,6 +22,7 @@ mod privileged;
 mod real_engine;
 mod real_jobs;
 mod real_texts;
+mod report_page;
 mod rules;
 mod schedule;
 mod simulation;

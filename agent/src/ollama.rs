@@ -147,6 +147,12 @@ impl Ollama {
     /// `/api/show` is asked once per digest and never for a cloud model. A model whose facts cannot be read is
     /// left out. `/api/ps` may wait while a model loads: then nothing counts as loaded.
     pub async fn inventory(&self) -> Inventory {
+        let base = self.client.base();
+        let port = if base.is_loopback() { base.host_and_port().1 } else { 0 };
+        Inventory { port, ..self.take_stock().await }
+    }
+
+    async fn take_stock(&self) -> Inventory {
         let (engine, version) = self.engine().await;
         if matches!(engine, EngineState::Down(_) | EngineState::NotOllama(_)) {
             return inventory::build(engine, &version, Tags::default(), &Ps::default(), |_| None);

@@ -86,6 +86,8 @@ pub enum Command {
     Run(RunArgs),
     /// Ask the same of every part of long documents and bring the answers together
     Map(MapArgs),
+    /// Turn texts into vectors, several in one request, and write them in input order
+    Embed(EmbedArgs),
     /// Say what would run where and why, and run nothing
     Plan(PlanArgs),
     /// Write a long text in parts: the first, then the others at once, then a synthesis
@@ -96,10 +98,15 @@ pub enum Command {
     Machines(MachinesArgs),
     /// List the jobs of this user, look at one, or delete some
     Jobs(JobsArgs),
+    /// Say what a job came to: its machines, its time, its failures; --html as a page with a timeline
+    Report(ReportArgs),
     /// Give a job up: nothing new starts, what is done is kept
     Cancel(CancelArgs),
     /// Go on with a job after a stop or a crash; nothing that is committed runs again
     Resume(ResumeArgs),
+    /// Look at the list of nodes of another program
+    #[command(subcommand)]
+    Nodes(NodesCommand),
     /// Make or join a mesh of several machines
     #[command(subcommand)]
     Mesh(MeshCommand),
@@ -151,6 +158,41 @@ pub struct MapArgs {
     /// What is asked of the models
     #[command(flatten)]
     pub ask: AskArgs,
+    /// Where the results go
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `tropa embed`.
+#[derive(Debug, ClapArgs)]
+pub struct EmbedArgs {
+    /// The texts: a file, or - for stdin; one a line, JSONL with `input`, or CSV with --template
+    #[arg(value_name = "FILE")]
+    pub input: PathBuf,
+    /// How the input looks: by suffix, else by the first item
+    #[arg(long = "input", id = "kind", value_name = "KIND", default_value = "auto")]
+    pub kind: InputKind,
+    /// The model where an item names none [default: the one that is loaded and embeds, else the only one]
+    #[arg(short, long, value_name = "NAME", env = "TROPA_MODEL")]
+    pub model: Option<String>,
+    /// Estimated tokens in one request; one text may have more [default: 8192]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub batch: Option<u32>,
+    /// Numbers in a vector, where the model lets one choose
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub dimensions: Option<u32>,
+    /// Context in tokens, one value for the job [default: as much as the longest text needs]
+    #[arg(long, value_name = "N", env = "TROPA_NUM_CTX", value_parser = clap::value_parser!(u32).range(256..=16_777_216))]
+    pub num_ctx: Option<u32>,
+    /// Text made of each line or row: {{line}}, or {{column}} with CSV
+    #[arg(long, value_name = "TEXT")]
+    pub template: Option<String>,
+    /// The column that names the rows of CSV [default: their line numbers]
+    #[arg(long, value_name = "COLUMN")]
+    pub id_column: Option<String>,
+    /// Write all vectors to this file as a NumPy array of float32 instead of JSONL; rows that failed are NaN
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "as_completed"])]
+    pub npy: Option<PathBuf>,
     /// Where the results go
     #[command(flatten)]
     pub output: OutputArgs,
@@ -320,6 +362,20 @@ pub struct PurgeArgs {
     pub yes: bool,
 }
 
+/// `tropa report`.
+#[derive(Debug, ClapArgs)]
+pub struct ReportArgs {
+    /// The job, or the beginning of its id
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    /// Write one self-contained page with a timeline of every device; no prompts, no answers
+    #[arg(long, conflicts_with = "json")]
+    pub html: bool,
+    /// Write the page to this file [default: stdout]
+    #[arg(short, long, value_name = "FILE", requires = "html")]
+    pub output: Option<PathBuf>,
+}
+
 /// `tropa cancel`.
 #[derive(Debug, ClapArgs)]
 pub struct CancelArgs {
@@ -349,6 +405,24 @@ pub struct ResumeArgs {
     /// Where the results go
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// `tropa nodes`.
+#[derive(Debug, Subcommand)]
+pub enum NodesCommand {
+    /// Say which entries of a SynapticLlamas nodes file are distinct hardware, and print the file with those only
+    Check(NodesCheckArgs),
+}
+
+/// `tropa nodes check`.
+#[derive(Debug, ClapArgs)]
+pub struct NodesCheckArgs {
+    /// The file: {"nodes": [{"url": "http://HOST:11434", "name": "…"}]}; it is never changed
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Write the cleaned file here instead of stdout; it must not exist yet
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// `tropa mesh`.

@@ -14,6 +14,7 @@ mod batch;
 mod csv;
 mod density;
 pub mod document;
+mod embed;
 pub mod graph;
 mod item;
 mod items;
@@ -39,6 +40,7 @@ use crate::journal;
 pub use answer::Answer;
 pub use batch::{Chunks, Input, Prepared, file_sha256, prepare};
 pub use density::Density;
+pub use embed::{BATCH_TOKENS, BatchOrigin, BatchSize, Batches, MAX_TEXTS, Part};
 pub use item::full_name;
 pub use measured::Measured;
 
@@ -72,6 +74,10 @@ pub struct JobOptions {
     pub id_column: Option<String>,
     /// The `url` of batch lines that have none.
     pub endpoint: Option<String>,
+    /// Every item is a text whose vector is wanted.
+    pub embed: bool,
+    /// Numbers in a vector, where the model lets one choose.
+    pub dimensions: Option<u32>,
 }
 
 /// How an input looks.

@@ -106,7 +106,7 @@ impl JobRow {
 }
 
 /// Where a job stands, in one word or two.
-fn state_of(state: State, running: bool, cancelling: bool) -> &'static str {
+pub(crate) fn state_of(state: State, running: bool, cancelling: bool) -> &'static str {
     match (state, running, cancelling) {
         (State::Done, ..) => state.name(),
         (State::Open, true, true) => "cancelling",

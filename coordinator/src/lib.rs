@@ -3,11 +3,13 @@
 //! `members` keeps the roster, `job` makes chunks of inputs, `plan` says what will run where, `schedule` decides
 //! (pure), `run` is the loop, `journal` the durable record, `report` what comes out.
 
+pub mod account;
 pub mod args;
 pub mod assemble;
 pub mod attempt;
 pub mod clock;
 mod control;
+pub mod embed;
 pub mod exit;
 pub mod generated;
 pub mod incoming;
@@ -21,6 +23,7 @@ pub mod machines;
 pub mod map;
 pub mod members;
 pub mod mesh_file;
+pub mod nodes;
 pub mod own_agent;
 pub mod plan;
 pub mod progress;
@@ -44,7 +47,7 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    args::{Args, Command, Global, When},
+    args::{Args, Command, Global, NodesCommand, When},
     clock::Clock,
     exit::{Exit, Failed, OrExit as _, Outcome},
     settings::Settings,
@@ -75,13 +78,16 @@ fn execute(command: Command, settings: &Settings, clock: Clock) -> Outcome {
         match command {
             Command::Run(args) => submit::run(args, settings, clock).await,
             Command::Map(args) => map::map(args, settings, clock).await,
+            Command::Embed(args) => embed::embed(args, settings, clock).await,
             Command::Plan(args) => submit::plan(args, settings, clock).await,
             Command::Write(args) => submit::texts::write(args, settings, clock).await,
             Command::Panel(args) => submit::texts::panel(args, settings, clock).await,
             Command::Machines(args) => assemble::machines(&args, settings, clock).await,
             Command::Jobs(args) => jobs::jobs(args.command, settings, clock),
+            Command::Report(args) => account::report(&args, settings),
             Command::Cancel(args) => jobs::cancel(&args, settings, clock).await,
             Command::Resume(args) => resume::resume(args, settings, clock).await,
+            Command::Nodes(NodesCommand::Check(args)) => nodes::check(&args, settings, clock).await,
             Command::Mesh(command) => mesh_file::mesh(command, settings),
             Command::Completions { shell } => generated::completions(shell),
             Command::Man => generated::man(),

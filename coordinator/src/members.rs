@@ -161,6 +161,12 @@ impl Members {
         self.roster.knows(agent)
     }
 
+    /// The agents that have said what they have: where each can be dialled, and the port of its install on its host; 0
+    /// where that is elsewhere.
+    pub fn installs_by_address(&self) -> impl Iterator<Item = (AgentId, &[SocketAddr], u16)> {
+        self.roster.installs_by_address()
+    }
+
     /// Nobody is there.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -10,6 +10,7 @@ mod line;
 mod long;
 mod summary;
 mod text;
+mod vectors;
 
 use std::{
     fmt,
@@ -29,6 +30,7 @@ pub use line::line;
 pub use long::Remarks;
 pub use summary::Summary;
 pub use text::{Answer, answers};
+pub(crate) use vectors::width as vector_width;
 
 /// Lines that one commit may release. An item that was slow holds back all behind it; they are not to hold up
 /// the loop in one piece. The rest comes with the next commits and at the end.
@@ -50,6 +52,8 @@ pub enum Form {
     Lines,
     /// One text for people, Markdown, when all is done.
     Text,
+    /// The vectors of a job of embeddings as one NumPy array, when all is done; failed rows are named on stderr.
+    Array,
 }
 
 /// The output of one job.
@@ -92,7 +96,7 @@ impl Output {
     /// `as_completed` gives up the order: each line is written when its result is committed, and a file is then
     /// written in place.
     ///
-    /// A text appears when all is done, whatever `as_completed` says.
+    /// A text and an array appear when all is done, whatever `as_completed` says.
     ///
     /// # Errors
     /// When the file cannot be written, which is tried now and not after hours of work.
@@ -109,8 +113,8 @@ impl Output {
             Destination::Stdout => Destination::Stdout,
         };
         let stream: Option<Box<dyn Write + Send>> = match &destination {
-            Destination::Stdout if form == Form::Text => None,
-            Destination::File(path) if form == Form::Text && is_special(path) => None,
+            Destination::Stdout if form != Form::Lines => None,
+            Destination::File(path) if form != Form::Lines && is_special(path) => None,
             Destination::Stdout => Some(Box::new(io::stdout())),
             Destination::File(path) if as_completed || is_special(path) => {
                 Some(Box::new(File::create(path).map_err(|e| Error::io("create", path, e))?))
@@ -189,6 +193,13 @@ impl Output {
             self.write_text(journal)?;
         }
         let Destination::File(path) = self.destination.clone() else { return Ok(complete) };
+        if self.form == Form::Array {
+            if complete {
+                let (failed, count) = vectors::npy(journal, &path)?;
+                say_failed(&failed, count);
+            }
+            return Ok(complete);
+        }
         if is_special(&path) {
             return Ok(complete);
         }
@@ -310,10 +321,24 @@ fn replace(
 
 fn put(journal: &Journal, index: u32, to: &mut impl Write, path: &Path) -> Result<(), Error> {
     if let Some(item) = journal.item(index)? {
-        let line = line(journal.job(), &item);
-        writeln!(to, "{line}").map_err(|e| Error::io("write", path, e))?;
+        let batch =
+            (journal.job().kind == journal::Kind::Embed).then(|| vectors::lines(journal.job(), &item));
+        let lines = batch.flatten().unwrap_or_else(|| vec![line(journal.job(), &item)]);
+        for line in lines {
+            writeln!(to, "{line}").map_err(|e| Error::io("write", path, e))?;
+        }
     }
     Ok(())
+}
+
+/// Names the rows of an array that have no vector.
+#[expect(clippy::print_stderr, reason = "messages go to stderr")]
+fn say_failed(failed: &[u64], count: u64) {
+    if count > 0 {
+        let rows: Vec<String> = failed.iter().map(ToString::to_string).collect();
+        let more = if count > failed.len() as u64 { " and more" } else { "" };
+        eprintln!("{count} rows failed and are NaN, counted from 0: {}{more}", rows.join(", "));
+    }
 }
 
 /// Says whether a path is a device, a pipe or the like, which is written to and never replaced.

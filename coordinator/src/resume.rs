@@ -1,6 +1,6 @@
 //! Working on a job that is in the journal: to its end the first time, and again after a stop or a crash.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use tropa_proto::{
@@ -59,6 +59,8 @@ pub async fn resume(args: ResumeArgs, settings: &Settings, clock: Clock) -> Outc
     reopen(&mut journal, args.cancelled)?;
     let failed_before = if args.failed { journal.retry_failed().or_code()? } else { 0 };
     let models = spec.models.iter().map(pinned).collect::<Result<_, _>>()?;
+    // Who names a file now wants lines.
+    let npy = spec.npy.filter(|_| args.output.output.is_none());
     let output = OutputArgs {
         output: args.output.output.or(spec.output),
         as_completed: args.output.as_completed || spec.as_completed,
@@ -67,7 +69,7 @@ pub async fn resume(args: ResumeArgs, settings: &Settings, clock: Clock) -> Outc
     let assembly = stop.cuts(Assembly::gather(settings, key, clock)).await?;
     // What `--json` asks for now wins.
     let purpose = Purpose { output, text: spec.text && !settings.json, resumed: true, failed_before };
-    work(assembly, journal, models, purpose, settings, clock, stop).await
+    work_into(npy, assembly, journal, models, purpose, settings, clock, stop).await
 }
 
 /// Lets a cancelled job go on where the user says so.
@@ -87,6 +89,21 @@ fn reopen(journal: &mut Journal, cancelled: bool) -> Result<(), Failed> {
 
 /// Works on a job until it is done, stopped or stuck, and says how it went.
 pub(crate) async fn work(
+    assembly: Assembly,
+    journal: Journal,
+    models: Vec<Pinned>,
+    purpose: Purpose,
+    settings: &Settings,
+    clock: Clock,
+    stop: Stop,
+) -> Outcome {
+    work_into(None, assembly, journal, models, purpose, settings, clock, stop).await
+}
+
+/// The same, with all vectors of a job of embeddings into one array, where a file for it is named.
+#[expect(clippy::too_many_arguments, reason = "what a job is made of, and each a type of its own")]
+pub(crate) async fn work_into(
+    npy: Option<PathBuf>,
     mut assembly: Assembly,
     journal: Journal,
     models: Vec<Pinned>,
@@ -104,8 +121,13 @@ pub(crate) async fn work(
         if let Some(damaged) = damaged {
             progress.say(&damaged);
         }
-        let destination = purpose.output.output.clone().map_or(Destination::Stdout, Destination::File);
-        let form = if purpose.text { Form::Text } else { Form::Lines };
+        let destination = npy.clone().or_else(|| purpose.output.output.clone());
+        let destination = destination.map_or(Destination::Stdout, Destination::File);
+        let form = match (&npy, purpose.text) {
+            (Some(_), _) => Form::Array,
+            (None, true) => Form::Text,
+            (None, false) => Form::Lines,
+        };
         let mut output =
             Output::open(&journal, destination, form, purpose.output.as_completed).or_exit(Exit::Io)?;
         announce(&journal, &purpose, &progress, settings);
@@ -127,7 +149,7 @@ pub(crate) async fn work(
     let names: BTreeMap<MachineId, String> = names.collect();
     assembly.finish().await;
     let (end, output) = ended.map_err(|failed| with_hint(failed, &journal))?;
-    let to_file = purpose.output.output.is_some();
+    let to_file = purpose.output.output.is_some() || npy.is_some();
     let mut cancelled = false;
     let end = match end {
         End::Done => {

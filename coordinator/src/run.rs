@@ -7,6 +7,7 @@
 mod alive;
 mod effects;
 mod learned;
+mod widths;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -21,6 +22,7 @@ use tropa_proto::{
     proof,
 };
 
+use self::widths::Widths;
 use crate::{
     attempt::{Attempt, Partial, Report, Streams},
     clock::Clock,
@@ -119,6 +121,8 @@ struct Loop<'a> {
     cancelled: Option<Cancel>,
     /// What agents and machines are called, as the journal was told.
     names: BTreeMap<Named, String>,
+    /// The width of the vectors of a job of embeddings.
+    widths: Widths,
     shown: Duration,
 }
 
@@ -162,6 +166,7 @@ impl Runner<'_> {
         let (sayings, mut said) = mpsc::channel(SAYINGS);
         let boot = self.clock.boot();
         let started = self.clock.now();
+        let widths = Widths::of(self.journal, &schedule).or_exit(Exit::Io)?;
         let mut at_work = Loop {
             run: self,
             schedule,
@@ -190,6 +195,7 @@ impl Runner<'_> {
             stopped: None,
             cancelled: None,
             names: BTreeMap::new(),
+            widths,
             shown: Duration::ZERO,
         };
         at_work.begin()?;
@@ -310,6 +316,12 @@ impl Loop<'_> {
                 self.tell(Event::Tokens(attempt, count))
             }
             Report::Finished(outcome, body) => {
+                if let Some(wrong) = self.widths.wrong(self.schedule.model_of(attempt.chunk), &body) {
+                    self.note(attempt, Some(Reason::BadOutput), wrong);
+                    self.tell(Event::Failed(attempt, Reason::BadOutput))?;
+                    self.attempts.remove(&attempt);
+                    return Ok(());
+                }
                 proof::event("result", &attempt, "");
                 passes("coordinator.result");
                 let sample = Sample::of(&outcome);

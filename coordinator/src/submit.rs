@@ -44,6 +44,9 @@ pub(crate) struct Spec {
     /// As one text for people, and not as lines.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub text: bool,
+    /// The array of vectors, in place of the lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub npy: Option<PathBuf>,
 }
 
 /// A pinned model in a [`Spec`].
@@ -66,7 +69,7 @@ pub async fn run(mut args: RunArgs, settings: &Settings, clock: Clock) -> Outcom
     let mut stop = Stop::new()?;
     let id = JobId::random().or_exit(Exit::Io)?;
     let incoming = Incoming::open(&settings.state, id)?;
-    let prepared = stop.cuts(prepare(&args.input, &args.job, incoming.copy())).await?;
+    let prepared = stop.cuts(prepare(&args.input, options(&args.job), incoming.copy())).await?;
     say_skipped(&prepared, settings);
     let dir = settings.jobs().join(id.to_string());
     let draft = Draft::create(&dir, id).or_code()?;
@@ -81,7 +84,7 @@ pub async fn run(mut args: RunArgs, settings: &Settings, clock: Clock) -> Outcom
         }
     };
     require_space(&dir, prepared.disk_bytes()).or_code()?;
-    let spec = spec(&prepared, &default, &models, &args.output)?;
+    let spec = spec(&prepared, &default, &models, &args.output, None)?;
     let journal = take_in(draft, prepared, default, spec, clock).await?;
     let purpose = Purpose { output: args.output, text: false, resumed: false, failed_before: 0 };
     work(assembly, journal, models, purpose, settings, clock, stop).await
@@ -95,7 +98,7 @@ pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outc
     settings.job.fill(&mut args.job);
     let id = JobId::random().or_exit(Exit::Io)?;
     let incoming = Incoming::open(&settings.state, id)?;
-    let prepared = prepare(&args.input, &args.job, incoming.copy()).await?;
+    let prepared = prepare(&args.input, options(&args.job), incoming.copy()).await?;
     say_skipped(&prepared, settings);
     let mut assembly = Assembly::gather(settings, passing_key()?, clock).await?;
     let outcome = choose(&mut assembly, &prepared, &args.job).map(|(_, models)| {
@@ -112,8 +115,7 @@ pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outc
 }
 
 /// Reads the input once: every item is checked and measured before anything starts.
-async fn prepare(input: &Path, args: &JobArgs, copy: PathBuf) -> Result<Prepared, Failed> {
-    let options = options(args);
+pub(crate) async fn prepare(input: &Path, options: JobOptions, copy: PathBuf) -> Result<Prepared, Failed> {
     let input = input.to_owned();
     let reading = tokio::task::spawn_blocking(move || {
         let prepared = if input.as_os_str() == "-" {
@@ -132,7 +134,7 @@ async fn prepare(input: &Path, args: &JobArgs, copy: PathBuf) -> Result<Prepared
     reading.await.or_exit(Exit::Io)?
 }
 
-fn options(args: &JobArgs) -> JobOptions {
+pub(crate) fn options(args: &JobArgs) -> JobOptions {
     JobOptions {
         format: match args.kind {
             InputKind::Auto => Format::Auto,
@@ -150,11 +152,13 @@ fn options(args: &JobArgs) -> JobOptions {
         template: args.template.clone(),
         id_column: args.id_column.clone(),
         endpoint: args.endpoint.clone(),
+        embed: false,
+        dimensions: None,
     }
 }
 
 /// Pins every model of the job: those that items name, and the default where some name none.
-fn choose(
+pub(crate) fn choose(
     assembly: &mut Assembly,
     prepared: &Prepared,
     args: &JobArgs,
@@ -203,14 +207,16 @@ fn refusal(error: &PinError, view: &View, own: bool) -> Failed {
     Failed { exit: Exit::NothingCanRun, error: anyhow!(text) }
 }
 
-fn spec(
+pub(crate) fn spec(
     prepared: &Prepared,
     default: &str,
     models: &[Pinned],
     output: &OutputArgs,
+    npy: Option<&Path>,
 ) -> Result<Vec<u8>, Failed> {
     let job = String::from_utf8(prepared.spec(default)).or_exit(Exit::Io)?;
-    Spec::new(job, prepared.sha256(), models, output, false)?.bytes()
+    let npy = npy.map(std::path::absolute).transpose().or_exit(Exit::Io)?;
+    Spec { npy, ..Spec::new(job, prepared.sha256(), models, output, false)? }.bytes()
 }
 
 impl Spec {
@@ -222,7 +228,6 @@ impl Spec {
         output: &OutputArgs,
         text: bool,
     ) -> Result<Self, Failed> {
-        let absolute = output.output.as_ref().map(std::path::absolute).transpose().or_exit(Exit::Io)?;
         let model = |model: &Pinned| SpecModel {
             name: model.name.clone(),
             fingerprint: tropa_proto::id::hex(&model.fingerprint),
@@ -232,9 +237,10 @@ impl Spec {
             job: RawValue::from_string(job).or_exit(Exit::Io)?,
             input_sha256: tropa_proto::id::hex(&input_sha256),
             models: models.iter().map(model).collect(),
-            output: absolute,
+            output: output.output.as_ref().map(std::path::absolute).transpose().or_exit(Exit::Io)?,
             as_completed: output.as_completed,
             text,
+            npy: None,
         })
     }
 
@@ -261,7 +267,7 @@ async fn take_in(
 }
 
 #[expect(clippy::print_stderr, reason = "messages go to stderr")]
-fn say_skipped(prepared: &Prepared, settings: &Settings) {
+pub(crate) fn say_skipped(prepared: &Prepared, settings: &Settings) {
     if prepared.blank_lines() > 0 && !settings.quiet {
         eprintln!("skipped {} blank lines", prepared.blank_lines());
     }

@@ -195,6 +195,9 @@ pub struct Inventory {
     pub models: List<Model, 1024>,
     /// There were more models than fit.
     pub cut: bool,
+    /// The port of the install on the agent's own host, for people who know it by its address; 0 where it is on
+    /// another host. Decides nothing.
+    pub port: u16,
 }
 
 /// Whether an install can be worked with.

@@ -12,6 +12,7 @@ mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -236,6 +237,15 @@ impl Roster {
         self.entries.iter().map(|(agent, entry)| {
             let described = entry.described.is_some().then_some(&*entry.evidence);
             (*agent, &*entry.announcement.label, described)
+        })
+    }
+
+    /// The agents that have been described: where each can be dialled, and the port of its install on its own host; 0
+    /// where that is elsewhere. Decides nothing about sameness: it leads an address that a user wrote to an agent.
+    pub fn installs_by_address(&self) -> impl Iterator<Item = (AgentId, &[SocketAddr], u16)> {
+        self.entries.iter().filter_map(|(agent, entry)| {
+            let port = entry.inventory.as_ref()?.port;
+            Some((*agent, &*entry.announcement.addresses, port))
         })
     }
 

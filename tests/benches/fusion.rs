@@ -98,6 +98,7 @@ fn view(members: &[Member]) -> (Duration, usize) {
             version: Text::default(),
             models: List::default(),
             cut: false,
+            port: 11434,
         };
         roster.described(member.id, hashes, Description { evidence, inventory });
     }

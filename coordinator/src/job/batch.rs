@@ -185,8 +185,11 @@ impl Prepared {
     /// journal's own rows.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
-        const ROWS: u64 = 2048;
-        self.bytes + 2 * (self.output_tokens.saturating_mul(4)) + u64::from(self.items) * ROWS
+        /// Of an embedding: 768 numbers at 12 bytes each, twice.
+        const VECTOR: u64 = 18 << 10;
+        const PLAIN: u64 = 2048;
+        let row = if self.embeds() { VECTOR } else { PLAIN };
+        self.bytes + 2 * (self.output_tokens.saturating_mul(4)) + u64::from(self.items) * row
     }
 
     /// SHA-256 of the input's bytes.
@@ -206,6 +209,7 @@ impl Prepared {
             "think": options.think.unwrap_or(Think::Off).value(), "seed": options.seed,
             "temperature": options.temperature, "system": options.system, "template": options.template,
             "id_column": options.id_column, "endpoint": options.endpoint,
+            "dimensions": options.dimensions,
         })
         .to_string()
         .into_bytes()
@@ -297,13 +301,30 @@ impl Iterator for Chunks<'_> {
     type Item = Result<NewChunk, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        Some(self.next_item()?.map(|item| self.chunk(item)))
+    }
+}
+
+impl Chunks<'_> {
+    /// The model that stands in where an item names none.
+    pub(super) fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The one context of the job.
+    pub(super) fn num_ctx(&self) -> u32 {
+        self.job.num_ctx
+    }
+
+    /// Gives the next item; the last one is an error if the input is not what was measured.
+    pub(super) fn next_item(&mut self) -> Option<Result<Item, Error>> {
         if self.over {
             return None;
         }
         match self.items.next(&self.job.options) {
             Ok(Some(item)) if self.made < self.job.items => {
                 self.made += 1;
-                Some(Ok(self.chunk(item)))
+                Some(Ok(item))
             }
             Ok(None) if self.made == self.job.items && self.items.lines.sha256() == self.job.sha256 => None,
             Ok(_) => {
@@ -316,9 +337,7 @@ impl Iterator for Chunks<'_> {
             }
         }
     }
-}
 
-impl Chunks<'_> {
     fn chunk(&self, item: Item) -> NewChunk {
         let num_ctx = self.job.num_ctx;
         let body = item.body(&self.model, num_ctx);

@@ -21,7 +21,7 @@ pub(super) const TOKENS_PER_MESSAGE: u64 = 10;
 const TOKENS_PER_IMAGE: u64 = 2048;
 
 /// Bytes that `num_ctx` and a model's name may still add to a body that was measured without them.
-const BODY_RESERVE: usize = 512;
+pub(super) const BODY_RESERVE: usize = 512;
 
 /// One item of an input.
 #[derive(Clone, Debug, PartialEq)]

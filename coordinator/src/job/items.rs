@@ -49,6 +49,12 @@ impl<R: BufRead> Items<R> {
                 }
                 Kind::Lines(template)
             }
+            Format::Batch if options.embed => {
+                return Err(Error::Option(
+                    "`tropa embed` batches by itself; OpenAI Batch lines with /v1/embeddings run with `tropa run`"
+                        .to_owned(),
+                ));
+            }
             Format::Jsonl | Format::Batch | Format::Auto if template.is_some() => {
                 return Err(Error::Option(
                     "--template is for lines and tables; these items hold whole prompts".to_owned(),
@@ -79,6 +85,9 @@ impl<R: BufRead> Items<R> {
             },
         };
         let Some(mut item) = item else { return Ok(None) };
+        if options.embed {
+            item = item.into_embedding(options.dimensions)?;
+        }
         item.complete(options)?;
         Ok(Some(item))
     }

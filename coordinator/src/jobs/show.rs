@@ -152,7 +152,7 @@ fn report(
         output: spec.as_ref().and_then(|spec| spec.output.as_ref()).map(|path| path.display().to_string()),
         models: spec.map_or_else(Vec::new, |spec| spec.models.into_iter().map(|model| model.name).collect()),
         chunks: job.chunks,
-        items: job.items,
+        items: journal.item_count()?,
         done,
         failed,
         handed_out,

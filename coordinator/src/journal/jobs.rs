@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use tropa_proto::id::JobId;
 
-use super::{Error, Kind, State, directory, read, removal, schema};
+use super::{Error, Kind, State, directory, read, removal, schema, totals};
 
 /// One line of `tropa jobs`.
 #[derive(Clone, Debug)]
@@ -136,17 +136,21 @@ pub fn summary(jobs: &Path, id: JobId) -> JobSummary {
 
 fn state(conn: &Connection) -> Result<JobState, Error> {
     let Some(job) = read::job(conn)? else { return Ok(JobState::Incomplete) };
-    let sql = "SELECT count(*) FILTER (WHERE r.kind = 'done'), count(*) FILTER (WHERE r.kind = 'failed')
-               FROM result r JOIN chunk c ON c.idx = r.idx WHERE c.item IS NOT NULL";
-    let (done, failed) = conn
-        .query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
+    let weight = totals::items_of(job.kind);
+    let sql = format!(
+        "SELECT coalesce(sum({weight}), 0), coalesce(sum({weight}) FILTER (WHERE r.kind = 'done'), 0),
+                coalesce(sum({weight}) FILTER (WHERE r.kind = 'failed'), 0)
+         FROM chunk c LEFT JOIN result r ON r.idx = c.idx WHERE c.item IS NOT NULL"
+    );
+    let (items, done, failed) = conn
+        .query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .map_err(|e| Error::sql("count the results", e))?;
     Ok(JobState::Whole {
         kind: job.kind,
         state: job.state,
         created_ms: job.created_ms,
         chunks: job.chunks,
-        items: job.items,
+        items,
         done,
         failed,
     })

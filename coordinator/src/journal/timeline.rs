@@ -76,18 +76,46 @@ impl Journal {
     /// # Errors
     /// When the journal cannot be read.
     pub fn each_attempt(&self, of: Option<ChunkIndex>, mut each: impl FnMut(Attempted)) -> Result<(), Error> {
-        let sql = |e| Error::sql("read the attempts of the job", e);
-        let mut query = self
+        let order = "WHERE ?1 IS NULL OR a.idx = ?1 ORDER BY a.idx, a.no";
+        self.attempted(order, of.map(|chunk| chunk.0), &mut each)
+    }
+
+    /// Gives every attempt of the job in the order in which they began; those that never did, by when they were
+    /// recorded.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn each_attempt_in_time(&self, mut each: impl FnMut(Attempted)) -> Result<(), Error> {
+        let order = "WHERE ?1 IS NULL ORDER BY coalesce(a.started_ms, a.sent_ms), a.idx, a.no";
+        self.attempted(order, None, &mut each)
+    }
+
+    /// When the first attempt was recorded, when the last that is known ended, and how many there are.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn extent(&self) -> Result<(u64, u64, u64), Error> {
+        let sql = "SELECT coalesce(min(sent_ms), 0), coalesce(max(coalesce(ended_ms, started_ms, sent_ms)), 0), count(*)
+                   FROM attempt";
+        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        let (first, last, count): (i64, i64, i64) = self
             .parts
             .conn
-            .prepare_cached(
-                "SELECT a.idx, a.no, a.agent, a.machine, a.lane, a.sent_ms, a.started_ms, a.ended_ms, a.class,
-                        a.reason, a.detail, r.prompt_tokens, r.output_tokens, r.metrics
-                 FROM attempt a LEFT JOIN result r ON r.idx = a.idx AND r.no = a.no AND r.kind = 'done'
-                 WHERE ?1 IS NULL OR a.idx = ?1 ORDER BY a.idx, a.no",
-            )
-            .map_err(sql)?;
-        let mut rows = query.query([of.map(|chunk| chunk.0)]).map_err(sql)?;
+            .query_row(sql, [], read)
+            .map_err(|e| Error::sql("read the times of the job", e))?;
+        let natural = |value| u64::try_from(value).unwrap_or_default();
+        Ok((natural(first), natural(last), natural(count)))
+    }
+
+    fn attempted(&self, order: &str, of: Option<u32>, each: &mut dyn FnMut(Attempted)) -> Result<(), Error> {
+        let sql = |e| Error::sql("read the attempts of the job", e);
+        let text = format!(
+            "SELECT a.idx, a.no, a.agent, a.machine, a.lane, a.sent_ms, a.started_ms, a.ended_ms, a.class,
+                    a.reason, a.detail, r.prompt_tokens, r.output_tokens, r.metrics
+             FROM attempt a LEFT JOIN result r ON r.idx = a.idx AND r.no = a.no AND r.kind = 'done' {order}"
+        );
+        let mut query = self.parts.conn.prepare_cached(&text).map_err(sql)?;
+        let mut rows = query.query([of]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             each(attempted(row)?);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tropa_proto::id::{AgentId, MachineId};
 
-use super::{Error, Journal};
+use super::{Error, Journal, Kind};
 
 /// What a job came to so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,23 +38,61 @@ pub struct Share {
     pub output_tokens: u64,
 }
 
+/// A chunk counts as one.
+const ONE: &str = "1";
+
+/// How many of the user's items a row of `chunk`, named `c`, holds, in SQL: those of a batch stand in its origin.
+pub(super) fn items_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Embed => {
+            "CASE WHEN json_valid(c.origin) THEN coalesce(json_array_length(c.origin, '$.parts'), 1) ELSE 1 END"
+        }
+        Kind::Run | Kind::Map | Kind::Write | Kind::Panel => ONE,
+    }
+}
+
 impl Journal {
-    /// Counts what the job came to so far.
+    /// Counts what the job came to so far, by chunks.
     ///
     /// # Errors
     /// When the journal cannot be read.
     pub fn totals(&self) -> Result<Totals, Error> {
+        self.count(ONE)
+    }
+
+    /// Counts what the job came to so far, by the user's items: in a job of embeddings a chunk holds several.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn item_totals(&self) -> Result<Totals, Error> {
+        self.count(items_of(self.job().kind))
+    }
+
+    /// How many items the user handed in.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn item_count(&self) -> Result<u32, Error> {
+        let sql = format!(
+            "SELECT coalesce(sum({}), 0) FROM chunk c WHERE c.item IS NOT NULL",
+            items_of(self.job().kind)
+        );
+        let counted = self.parts.conn.query_row(&sql, [], |row| row.get(0));
+        counted.map_err(|e| Error::sql("count the items", e))
+    }
+
+    fn count(&self, weight: &str) -> Result<Totals, Error> {
         let sql = |e| Error::sql("count the results", e);
         let conn = &self.parts.conn;
         let mut totals = Totals::default();
         let mut query = conn
-            .prepare(
-                "SELECT r.kind = 'done', coalesce(r.class, ''), a.machine, count(*), coalesce(sum(r.prompt_tokens), 0),
+            .prepare(&format!(
+                "SELECT r.kind = 'done', coalesce(r.class, ''), a.machine, sum({weight}), coalesce(sum(r.prompt_tokens), 0),
                         coalesce(sum(r.output_tokens), 0), count(*) FILTER (WHERE r.done_reason = 'length'),
                         c.item IS NOT NULL
                  FROM result r JOIN chunk c ON c.idx = r.idx
                  LEFT JOIN attempt a ON a.idx = r.idx AND a.no = r.no GROUP BY 1, 2, 3, 8",
-            )
+            ))
             .map_err(sql)?;
         let mut rows = query.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {

@@ -99,6 +99,7 @@ fn roster(agents: &[Made]) -> Roster {
             version: Text::cut("0.24.0"),
             models: List::default(),
             cut: false,
+            port: 11434,
         };
         let core = Core::new(&evidence, epoch);
         let description = Description { evidence, inventory };

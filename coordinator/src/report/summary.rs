@@ -26,7 +26,7 @@ impl Summary {
     /// When the journal cannot be read.
     pub fn of(journal: &Journal, wall: Duration) -> Result<Self, Error> {
         let job = journal.job();
-        Ok(Self { job: job.id.short(), items: job.items, totals: journal.totals()?, wall })
+        Ok(Self { job: job.id.short(), items: journal.item_count()?, totals: journal.item_totals()?, wall })
     }
 
     /// How many items have failed.

@@ -88,6 +88,7 @@ fn an_agent_gets_work_only_while_there_is_a_connection_to_it_and_it_has_said_wha
         version: Text::cut("0.24.0"),
         models: List::default(),
         cut: false,
+        port: 11434,
     };
     let (hashes, evidence) = (([0; 32], [0; 32]), Evidence::empty(Os::Linux));
     assert_eq!(roster.undescribed(), [(agent(1), hashes)]);
@@ -174,8 +175,13 @@ fn another_incarnation_over_a_connection_that_never_broke_is_a_copy() {
 fn a_new_incarnation_is_asked_anew_what_it_has() {
     let mut roster = Roster::new(false);
     roster.announced(agent(1), run(1, 1, 1, "den"), at(0));
-    let inventory =
-        Inventory { engine: EngineState::Up, version: Text::cut("1"), models: List::default(), cut: false };
+    let inventory = Inventory {
+        engine: EngineState::Up,
+        version: Text::cut("1"),
+        models: List::default(),
+        cut: false,
+        port: 0,
+    };
     let description = Description { evidence: Evidence::empty(Os::Linux), inventory };
     roster.described(agent(1), ([0; 32], [0; 32]), description);
     assert_eq!(roster.undescribed(), []);

@@ -264,9 +264,9 @@ prop_compose! {
         ],
         version in text(),
         models in list(model()),
-        cut in any::<bool>(),
+        (cut, port) in any::<(bool, u16)>(),
     ) -> Description {
-        Description { evidence, inventory: Inventory { engine, version, models, cut } }
+        Description { evidence, inventory: Inventory { engine, version, models, cut, port } }
     }
 }
 

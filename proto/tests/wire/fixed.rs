@@ -178,7 +178,13 @@ pub(crate) fn answers() -> Vec<Named<Answer>> {
 pub(crate) fn descriptions() -> Vec<Named<Description>> {
     let of = |hypervisor, class, method, engine| Description {
         evidence: evidence(hypervisor, class, method),
-        inventory: Inventory { engine, version: Text::cut("0.24.0"), models: list([model()]), cut: true },
+        inventory: Inventory {
+            engine,
+            version: Text::cut("0.24.0"),
+            models: list([model()]),
+            cut: true,
+            port: 11434,
+        },
     };
     let down = EngineState::Down(Text::cut("connection refused"));
     let other = EngineState::NotOllama(Text::cut("nginx"));
