@@ -8,6 +8,8 @@ mod embed;
 #[cfg(target_os = "linux")]
 mod environments;
 mod failure_modes;
+#[cfg(target_os = "linux")]
+mod faults;
 mod floors;
 mod identity;
 mod identity_oracle;

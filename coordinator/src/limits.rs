@@ -1,6 +1,7 @@
 //! How long an attempt may take, phase by phase (`reliability.md` §4, `ollama-api.md` §7).
 
 use serde::{Deserialize, de::IgnoredAny};
+use tropa_proto::proof;
 
 /// First line of an attempt whose model is loaded, in milliseconds.
 const FIRST_WARM_MS: u64 = 60_000;
@@ -64,9 +65,10 @@ impl Limits {
         let parsed = asked.tools.is_some() || asked.format.is_some();
         let answer = asked.options.num_predict.unwrap_or(0).min(1_000_000);
         let decode = 2 * answer * 1000 / FLOOR_DECODE_RATE;
+        let idle_ms = if parsed { IDLE_PARSED_MS } else { IDLE_MS };
         Self {
-            first_token_ms,
-            idle_ms: if parsed { IDLE_PARSED_MS } else { IDLE_MS },
+            first_token_ms: proof::number("TROPA_TEST_FIRST_MS").unwrap_or(first_token_ms),
+            idle_ms: proof::number("TROPA_TEST_IDLE_MS").unwrap_or(idle_ms),
             deadline_ms: (first_token_ms + decode).max(MIN_DEADLINE_MS),
         }
     }

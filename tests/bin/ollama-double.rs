@@ -188,8 +188,9 @@ fn model(text: &str) -> Result<Model> {
             "size" => model.size(number()?),
             "ctx" => model.context(number()?),
             "digest" => model.digest(value),
+            "weights" => model.weights(value),
             "caps" => model.capabilities(&value.split('+').collect::<Vec<_>>()),
-            _ => bail!("`{key}` is no key of a model: size, ctx, digest, caps"),
+            _ => bail!("`{key}` is no key of a model: size, ctx, digest, weights, caps"),
         };
     }
     Ok(model)

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tropa_proto::{
     id::{AgentId, AttemptId, Incarnation, JobId},
     message::Held,
+    proof,
 };
 
 use super::{Failed, Input, Loop};
@@ -90,6 +91,9 @@ impl Loop<'_> {
                 }
                 Order::Suspect(agent) => {
                     tracing::info!(agent = agent.short(), "suspect: silent, or its connection is gone");
+                    for (attempt, _) in self.attempts.iter().filter(|(_, live)| live.agent == agent) {
+                        proof::event("suspect", attempt, agent.short());
+                    }
                     self.tell(Event::Suspect(agent))?;
                 }
                 Order::Alive(agent) => self.tell(Event::Alive(agent))?,

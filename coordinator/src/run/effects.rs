@@ -118,6 +118,7 @@ impl Loop<'_> {
         let (reason, detail) =
             known.unwrap_or_else(|| if class == Class::Lost { silent() } else { Default::default() });
         self.partials.remove(&attempt);
+        proof::event("ended", &attempt, class.name());
         let held = self.attempts.remove(&attempt);
         let step = Step::Ended {
             chunk: attempt.chunk,

@@ -1,0 +1,209 @@
+//! Rows whose fault is at an engine.
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{
+    agents::{agent_at, open_at, sent_to},
+    *,
+};
+
+/// Limits of a first and of a further line that a test can wait for.
+const SHORT: [(&str, &str); 2] = [("TROPA_TEST_FIRST_MS", "5000"), ("TROPA_TEST_IDLE_MS", "5000")];
+
+/// The same as a time.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+fn classes(row: &Value) -> Vec<&str> {
+    row["tropa"]["attempts"].as_array().into_iter().flatten().filter_map(|a| a["class"].as_str()).collect()
+}
+
+/// The class of a chunk that failed.
+fn failed(row: &Value) -> Option<&str> {
+    row["error"]["code"].as_str().or_else(|| row["error"]["class"].as_str())
+}
+
+fn short(rig: &Rig, input: &std::path::Path, more: &[&str]) -> rig::Job {
+    let out = rig.path("out.jsonl");
+    let arguments = [&["run", input.to_str().unwrap(), "-o", out.to_str().unwrap()], more].concat();
+    let mut command = rig.tropa(&arguments);
+    command.envs(SHORT);
+    rig.begin(command)
+}
+
+#[test]
+fn fault_f05_a_frozen_engine_stalls_and_its_chunk_runs_elsewhere() {
+    let Some(rig) = Rig::new(2) else { return };
+    let doubles = [rig.double(1, SECOND), rig.double(2, SECOND)];
+    let _agents = [rig.agent(1), rig.agent(2)];
+    let mut job = short(&rig, &rig.prompts(12), &[]);
+    until(rig::PATIENCE, "both work", || rig.book().of("exec_start").count() >= 2);
+    let at = now();
+    doubles[0].signal(Signal::STOP);
+    until(rig::PATIENCE, "it stalls", || {
+        rig.book().after(at, "ended", |line| line.more == "stalled").is_some()
+    });
+    let book = rig.book();
+    let stalled = book.of("ended").find(|line| line.more == "stalled").cloned().unwrap();
+    doubles[0].signal(Signal::CONT);
+    let (code, rows) = job.ends();
+    assert_eq!((code, rows.len()), (Some(0), 12), "{}", job.log());
+    let book = rig.book();
+    let mut figures = book.figures(12, &rig.witness(), &DEVICES[..2]);
+    figures.noticed = Some(stalled.at - at);
+    figures.recovered =
+        book.after(at, "exec_start", |line| line.chunk == stalled.chunk && line.no > stalled.no);
+    figures.judge("F5 engine frozen");
+    within("the run elsewhere", figures.recovered, TIMEOUT + Duration::from_secs(2));
+}
+
+#[test]
+fn fault_f09_an_engine_that_restarts_in_mid_stream_is_tried_again() {
+    let Some(rig) = Rig::new(1) else { return };
+    let _double =
+        rig.double(1, &["--tokens", "20", "--decode-us", "5000", "--fault", "restart:3000@nth=3*1"]);
+    let _agent = rig.agent(1);
+    let mut job = rig.run(&rig.prompts(6), &[]);
+    let (code, rows) = job.ends();
+    assert_eq!((code, rows.len()), (Some(0), 6), "{}", job.log());
+    let book = rig.book();
+    let mut figures = book.figures(6, &rig.witness(), &DEVICES[..1]);
+    let broke = book.of("ended").next().map(|line| (line.at, line.chunk));
+    let (at, chunk) = broke.expect("an attempt broke off");
+    figures.recovered = book.after(at, "commit", |line| line.chunk == chunk);
+    figures.judge("F9 engine restarts");
+    within("the chunk's result", figures.recovered, Duration::from_secs(6));
+    assert!(rows.iter().all(|row| row["error"].is_null()), "no partial text became a result");
+}
+
+#[test]
+fn fault_f10_no_failure_of_the_engine_becomes_content() {
+    let Some(rig) = Rig::new(2) else { return };
+    let _doubles = [rig.double(1, &["--marks"]), rig.double(2, &["--marks"])];
+    let _agents = [rig.agent(1), rig.agent(2)];
+    let modes = [
+        ("no_done", "incomplete"),
+        ("error_line", "runner_crash"),
+        ("bad_json", "engine_error"),
+        ("bad_utf8", "engine_error"),
+        ("cut_chunk", "runner_crash"),
+        ("repeats", "incomplete"),
+    ];
+    let prompts: String =
+        modes.iter().map(|(mode, _)| format!("a llama [[{mode}]]\n")).chain(["fine\n".to_owned()]).collect();
+    let mut job = rig.run(&rig.file("prompts.txt", &prompts), &[]);
+    let (code, rows) = job.ends();
+    assert_eq!(code, Some(2), "{}", job.log());
+    let figures = rig.book().figures(7, &rig.witness(), &DEVICES[..2]);
+    figures.judge("F10 ends without success");
+    let commits = rig.book().of("commit").filter(|line| line.more == "done").count();
+    assert_eq!(commits, 1, "only the fine one is content");
+    for ((mode, class), row) in modes.iter().zip(&rows) {
+        assert!(row["text"].is_null() && !row["error"].is_null(), "{mode}: {row}");
+        assert!(classes(row).contains(class), "{mode} is of class {class}: {row}");
+    }
+}
+
+#[test]
+fn fault_f12_installs_without_the_model_get_no_work_and_none_at_all_is_said_at_once() {
+    let Some(rig) = Rig::new(2) else { return };
+    let _doubles = [rig.double(1, &["--model", "tiny:latest"]), rig.double(2, &["--model", "other:latest"])];
+    let _agents = [rig.agent(1), rig.agent(2)];
+    let mut job = rig.run(&rig.prompts(4), &["--model", "tiny:latest"]);
+    let (code, rows) = job.ends();
+    assert_eq!((code, rows.len()), (Some(0), 4), "{}", job.log());
+    assert!(rig.witness().installs("cpu2").is_empty(), "who lacks the model gets no work");
+    let at = now();
+    let mut job = rig.run(&rig.prompts(4), &["--model", "none:latest"]);
+    let (code, _) = job.ends();
+    let mut figures = rig.book().figures(4, &rig.witness(), &DEVICES[..2]);
+    figures.noticed = Some(now() - at);
+    figures.judge("F12 model missing");
+    assert_eq!(code, Some(4), "{}", job.log());
+    assert!(job.log().contains("tiny:latest"), "the table says what there is: {}", job.log());
+    within("the refusal", figures.noticed, Duration::from_secs(5));
+}
+
+#[test]
+fn fault_f13_another_model_under_the_same_tag_gets_no_work() {
+    let Some(rig) = Rig::new(3) else { return };
+    let other =
+        ["--model", "tiny:latest,weights=00000000000000000000000000000000000000000000000000000000000000ff"];
+    let _doubles = [rig.double(1, &[]), rig.double(2, &[]), rig.double(3, &other)];
+    let _agents = [rig.agent(1), rig.agent(2), rig.agent(3)];
+    let mut job = rig.run(&rig.prompts(12), &[]);
+    let (code, rows) = job.ends();
+    assert_eq!((code, rows.len()), (Some(0), 12), "{}", job.log());
+    let figures = rig.book().figures(12, &rig.witness(), &DEVICES[..3]);
+    figures.judge("F13 same tag, other model");
+    assert!(rig.witness().installs("cpu3").is_empty(), "only the model that most have is worked with");
+    let prints: std::collections::BTreeSet<&str> =
+        rows.iter().filter_map(|row| row["tropa"]["model_fingerprint"].as_str()).collect();
+    assert!(prints.len() <= 1, "no mixed results: {prints:?}");
+}
+
+#[test]
+fn fault_f29_a_chunk_that_always_crashes_the_runner_is_poison_and_harms_no_other() {
+    let Some(rig) = Rig::new(2) else { return };
+    let _doubles = [rig.double(1, &["--marks"]), rig.double(2, &["--marks"])];
+    let _agents = [rig.agent(1), rig.agent(2)];
+    let mut prompts: String = (0..11).map(|n| format!("prompt {n}\n")).collect();
+    prompts.insert_str(0, "a llama [[crash]]\n");
+    let mut job = rig.run(&rig.file("prompts.txt", &prompts), &[]);
+    let (code, rows) = job.ends();
+    assert_eq!((code, rows.len()), (Some(2), 12), "{}", job.log());
+    let book = rig.book();
+    let figures = book.figures(12, &rig.witness(), &DEVICES[..2]);
+    figures.judge("F29 poison");
+    assert_eq!(failed(&rows[0]), Some("poison"), "{}", rows[0]);
+    assert!(rows[1..].iter().all(|row| row["error"].is_null()), "the others are unaffected");
+    assert!(book.of("exec_start").filter(|line| line.chunk == 0).count() <= 3, "three crashes at most");
+}
+
+#[test]
+fn fault_f30_a_chunk_that_always_hangs_is_given_up_after_three_timeouts() {
+    let Some(rig) = Rig::new(2) else { return };
+    let _doubles = [rig.double(1, &["--marks"]), rig.double(2, &["--marks"])];
+    let _agents = [rig.agent(1), rig.agent(2)];
+    let mut prompts: String = (0..7).map(|n| format!("prompt {n}\n")).collect();
+    prompts.insert_str(0, "a llama [[stall]]\n");
+    let mut job = short(&rig, &rig.file("prompts.txt", &prompts), &[]);
+    let (code, rows) = job.ends();
+    assert_eq!((code, rows.len()), (Some(2), 8), "{}", job.log());
+    let book = rig.book();
+    let mut figures = book.figures(8, &rig.witness(), &[]);
+    let hangs = |kind| book.of(kind).filter(|line| line.chunk == 0).map(|line| line.at).collect::<Vec<_>>();
+    let (starts, ends) = (hangs("exec_start"), hangs("exec_end"));
+    let lane: Duration = starts.iter().zip(&ends).map(|(start, end)| *end - *start).sum();
+    figures.noticed = Some(lane);
+    figures.judge("F30 hanging chunk (D: lane time)");
+    assert_eq!(failed(&rows[0]), Some("poison"), "{}", rows[0]);
+    assert!(rows[1..].iter().all(|row| row["error"].is_null()), "the others are unaffected");
+    assert!(starts.len() <= 3, "three timeouts at most");
+}
+
+#[test]
+fn fault_f33_what_was_hung_up_on_and_computes_on_is_waited_for() {
+    let Some(rig) = Rig::new(1) else { return };
+    // Two installs on one device, under one lock; whoever is hung up on computes on for ten seconds.
+    let zombie = ["--tokens", "200", "--decode-us", "20000", "--fault", "zombie:10000"];
+    let _doubles = [rig.double_on(1, 1, 11_434, &zombie), rig.double_on(1, 1, 11_435, &zombie)];
+    let mut agents = [rig.agent_on(1, 1, 11_434), rig.agent_on(1, 1, 11_435)];
+    let first = agent_at(&rig, 1, 11_434).expect("it is in the roster");
+    let mut job = rig.run(&rig.prompts(4), &[]);
+    let works = || rig.witness().timeline().iter().any(|work| !work.ended) && !open_at(&rig).is_empty();
+    until(rig::PATIENCE, "one works", works);
+    let hit = open_at(&rig)[0];
+    let at = now();
+    agents[usize::from(sent_to(&rig, hit) != first)].kill();
+    let (code, rows) = job.ends();
+    assert_eq!((code, rows.len()), (Some(0), 4), "{}", job.log());
+    let book = rig.book();
+    let mut figures = book.figures(4, &rig.witness(), &DEVICES[..1]);
+    figures.recovered = book.after(at, "exec_start", |line| line.chunk == hit.0);
+    figures.judge("F33 zombie settled");
+    let work = rig.witness();
+    let orphan = work.timeline().iter().find(|work| Duration::from_nanos(work.start_ns) < at);
+    let computed_on = orphan.is_some_and(|work| Duration::from_nanos(work.end_ns) > at);
+    assert!(computed_on, "the request computed on after its agent was killed");
+}

@@ -1,0 +1,343 @@
+//! A mesh on a bridge: every agent with its double in a network namespace of its own, the coordinator in the bridge's.
+//!
+//! Nothing of it is in the machine's own namespace, and all of it goes with the rig. Programs are entered with
+//! `nsenter`, which becomes the program, so signals reach it.
+
+use std::{
+    cell::RefCell,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tropa_tests::{
+    harness::{declare, results},
+    ollama_double::Witness,
+    skipped,
+};
+
+use super::book::Book;
+
+/// A program that does not do what it must by then is broken, on a loaded machine too.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(150);
+
+static RIGS: AtomicU32 = AtomicU32::new(0);
+
+/// The bridge, its hosts, and what runs there.
+pub(crate) struct Rig {
+    dir: tempfile::TempDir,
+    /// The bridge's namespace, then one for each host.
+    spaces: Vec<String>,
+    /// Where agents listen.
+    peers: RefCell<Vec<String>>,
+}
+
+/// A program; killed when dropped.
+pub(crate) struct Program(Child);
+
+/// A job under way.
+pub(crate) struct Job {
+    program: Program,
+    out: PathBuf,
+    log: PathBuf,
+}
+
+impl Rig {
+    /// Makes a bridge with so many hosts; `None` where that cannot be here, which is said.
+    pub(crate) fn new(hosts: usize) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            skipped("no network namespaces: not root");
+            return None;
+        }
+        match Self::made(hosts) {
+            Ok(rig) => Some(rig),
+            Err(why) => {
+                skipped(&format!("no network namespaces: {why}"));
+                None
+            }
+        }
+    }
+
+    fn made(hosts: usize) -> Result<Self, String> {
+        let dir = tempfile::Builder::new().prefix("tropa-fault").tempdir().map_err(|e| e.to_string())?;
+        let tag = format!("tf{}x{}", std::process::id(), RIGS.fetch_add(1, Ordering::Relaxed));
+        let mut rig = Self { dir, spaces: Vec::new(), peers: RefCell::default() };
+        for at in 0..=hosts {
+            let name = format!("{tag}x{at}");
+            ran(&["ip", "netns", "add", &name])?;
+            rig.spaces.push(name);
+            ran(&["ip", "-n", &rig.spaces[at], "link", "set", "lo", "up"])?;
+        }
+        let bridge = rig.spaces[0].clone();
+        ran(&["ip", "-n", &bridge, "link", "add", "br0", "type", "bridge"])?;
+        ran(&["ip", "-n", &bridge, "link", "set", "br0", "up"])?;
+        ran(&["ip", "-n", &bridge, "addr", "add", "10.96.0.1/24", "dev", "br0"])?;
+        for at in 1..=hosts {
+            let (name, port) = (rig.spaces[at].clone(), format!("p{at}"));
+            let made = [
+                "ip", "-n", &bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns",
+                &name,
+            ];
+            ran(&made)?;
+            ran(&["ip", "-n", &bridge, "link", "set", &port, "master", "br0", "up"])?;
+            ran(&["ip", "-n", &name, "addr", "add", &format!("{}/24", address(at)), "dev", "eth0"])?;
+            ran(&["ip", "-n", &name, "link", "set", "eth0", "up"])?;
+        }
+        for name in ["home", "devices", "run"] {
+            fs::create_dir(rig.path(name)).map_err(|error| error.to_string())?;
+        }
+        let made =
+            rig.command(0, Path::new(env!("CARGO_BIN_EXE_tropa-under-test"))).args(["mesh", "new"]).output();
+        let made = made.map_err(|error| error.to_string())?;
+        assert!(made.status.success(), "{made:?}");
+        Ok(rig)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A program at a host; 0 is the coordinator's.
+    fn command(&self, host: usize, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.spaces[host])).arg(program);
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("HOME", self.path("home")).env("TROPA_EVENTS", self.path("events"));
+        let run = self.path(if host == 0 { "run".to_owned() } else { format!("run-{host}") }.as_str());
+        command.env("XDG_RUNTIME_DIR", &run).env("TROPA_RUNTIME_DIR", run).stdin(Stdio::null());
+        command
+    }
+
+    fn start(&self, mut command: Command, log: &str, waits_for: &str) -> Program {
+        let (out, log) = (self.path(&format!("{log}.out")), self.path(&format!("{log}.log")));
+        let append = |path: &Path| fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+        fs::remove_file(&out).ok();
+        command.stdout(append(&out)).stderr(append(&log));
+        let program = Program(command.spawn().unwrap());
+        until(PATIENCE, &format!("{} says {waits_for}", log.display()), || {
+            fs::read_to_string(&out).is_ok_and(|text| text.contains(waits_for))
+        });
+        program
+    }
+
+    /// The double of a host, on a device of the host's number.
+    pub(crate) fn double(&self, host: usize, more: &[&str]) -> Program {
+        self.double_on(host, host, 11_434, more)
+    }
+
+    /// A double that works on the device of this number.
+    pub(crate) fn double_on(&self, host: usize, device: usize, port: u16, more: &[&str]) -> Program {
+        let mut command = self.command(host, Path::new(env!("CARGO_BIN_EXE_ollama-double")));
+        command.args(["--listen", &format!("127.0.0.1:{port}"), "--version", "0.24.0"]);
+        command.args(["--device", &format!("cpu{device}"), "--device-dir"]).arg(self.path("devices"));
+        if !more.contains(&"--model") {
+            command.args(["--model", "tiny:latest"]);
+        }
+        command.args(more);
+        self.start(command, &format!("double-{host}-{port}"), "listening")
+    }
+
+    /// The agent of a host, on hardware of the host's number.
+    pub(crate) fn agent(&self, host: usize) -> Program {
+        self.agent_on(host, host, 11_434)
+    }
+
+    /// An agent on the hardware of this number, with its locks, beside the double at this port.
+    pub(crate) fn agent_on(&self, host: usize, hardware: usize, port: u16) -> Program {
+        let root = self.path(&format!("hardware-{hardware}"));
+        declare(&root, u8::try_from(hardware).unwrap()).unwrap();
+        let mut command = self.command(host, Path::new(env!("CARGO_BIN_EXE_tropa-agent-under-test")));
+        let run = self.path(&format!("run-{host}"));
+        fs::create_dir_all(&run).unwrap();
+        command.arg("--evidence-root").arg(root);
+        command.arg("--lane-lock-dir").arg(self.path(&format!("lanes-{hardware}")));
+        command.arg("--state-dir").arg(self.path(&format!("state-{host}-{port}")));
+        let listen = format!("{}:{}", address(host), port + 200);
+        command.args(["--ollama", &format!("http://127.0.0.1:{port}"), "--listen", &listen]);
+        command.args(["--label", &format!("host-{host}-{port}"), "--no-mdns", "-v"]);
+        if !self.peers.borrow().contains(&listen) {
+            self.peers.borrow_mut().push(listen);
+        }
+        self.start(command, &format!("agent-{host}-{port}"), "listening")
+    }
+
+    /// A `tropa` command at the coordinator's host.
+    pub(crate) fn tropa(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command(0, Path::new(env!("CARGO_BIN_EXE_tropa-under-test")));
+        command.args(arguments).args(["--allow-declared", "--no-mdns", "--progress", "never", "-v"]);
+        command.args(["--peer", &self.peers.borrow().join(",")]);
+        command
+    }
+
+    /// A file with so many prompts.
+    pub(crate) fn prompts(&self, count: usize) -> PathBuf {
+        let text: String = (0..count).map(|n| format!("prompt {n} about a llama\n")).collect();
+        self.file("prompts.txt", &text)
+    }
+
+    pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Starts a job.
+    pub(crate) fn run(&self, input: &Path, more: &[&str]) -> Job {
+        let out = self.path("out.jsonl");
+        let arguments = [&["run", input.to_str().unwrap(), "-o", out.to_str().unwrap()], more].concat();
+        self.begin(self.tropa(&arguments))
+    }
+
+    /// Starts a job among others, with an output of its own.
+    pub(crate) fn run_to(&self, input: &Path, name: &str, more: &[&str]) -> Job {
+        let out = self.path(&format!("{name}.jsonl"));
+        let arguments = [&["run", input.to_str().unwrap(), "-o", out.to_str().unwrap()], more].concat();
+        let job = self.begin(self.tropa(&arguments));
+        Job { out, ..job }
+    }
+
+    /// Goes on with the only job there is.
+    pub(crate) fn resume(&self, more: &[&str]) -> Job {
+        let id = self.job();
+        let out = self.path("out.jsonl");
+        self.begin(self.tropa(&[&["resume", &id, "-o", out.to_str().unwrap()], more].concat()))
+    }
+
+    pub(crate) fn begin(&self, mut command: Command) -> Job {
+        let log = self.path("tropa.log");
+        let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        command.stdout(Stdio::null()).stderr(stderr);
+        Job { program: Program(command.spawn().unwrap()), out: self.path("out.jsonl"), log }
+    }
+
+    /// The id of the only job.
+    pub(crate) fn job(&self) -> String {
+        let listed = self.tropa(&["jobs", "--json"]).output().unwrap();
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        listed["jobs"][0]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// What the programs did so far.
+    pub(crate) fn book(&self) -> Book {
+        Book::read(&self.path("events"))
+    }
+
+    /// What the doubles saw.
+    pub(crate) fn witness(&self) -> Witness {
+        Witness::read(&self.path("devices")).unwrap()
+    }
+
+    /// Runs `iptables` at a host, or says that it cannot.
+    pub(crate) fn iptables(&self, host: usize, arguments: &[&str]) -> Result<(), String> {
+        let enter = format!("--net=/run/netns/{}", self.spaces[host]);
+        ran(&[&["nsenter", &enter, "iptables", "-w"], arguments].concat())
+    }
+
+    /// Nothing passes between a host and the coordinator any more: neither way, or not towards the coordinator.
+    pub(crate) fn cut(&self, host: usize, both: bool) -> Result<(), String> {
+        if both {
+            self.iptables(host, &["-A", "INPUT", "-s", "10.96.0.1", "-j", "DROP"])?;
+        }
+        self.iptables(host, &["-A", "OUTPUT", "-d", "10.96.0.1", "-j", "DROP"])
+    }
+
+    pub(crate) fn heal(&self, host: usize) {
+        self.iptables(host, &["-F"]).unwrap();
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for name in &self.spaces {
+            let _ = ran(&["ip", "netns", "del", name]);
+        }
+    }
+}
+
+impl Program {
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    pub(crate) fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    /// Its exit code, at the end that must come.
+    pub(crate) fn ends(&mut self) -> Option<i32> {
+        let mut code = None;
+        until(PATIENCE, "a program ends", || {
+            self.0.try_wait().unwrap().is_some_and(|status| {
+                code = status.code();
+                true
+            })
+        });
+        code
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Job {
+    pub(crate) fn kill(&mut self) {
+        self.program.kill();
+    }
+
+    /// Waits for the end, and gives the exit code and the result lines.
+    pub(crate) fn ends(&mut self) -> (Option<i32>, Vec<serde_json::Value>) {
+        let code = self.program.ends();
+        (code, results(&fs::read_to_string(&self.out).unwrap_or_default()).unwrap())
+    }
+
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.program.0.try_wait().unwrap().is_some()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.program.0.id()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+fn address(host: usize) -> String {
+    format!("10.96.0.{}", 10 + host)
+}
+
+/// Waits until something holds.
+pub(crate) fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let (_never, clock) = mpsc::channel::<()>();
+    for _ in 0..limit.as_millis() / 10 {
+        if holds() {
+            return;
+        }
+        // A wait on a channel that nobody sends to: the pause between two looks.
+        let _ = clock.recv_timeout(Duration::from_millis(10));
+    }
+    panic!("waited {limit:?} in vain: {what}");
+}
+
+fn ran(arguments: &[&str]) -> Result<(), String> {
+    let output: Output = Command::new(arguments[0])
+        .args(&arguments[1..])
+        .output()
+        .map_err(|e| format!("no {}: {e}", arguments[0]))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+}
