@@ -1,7 +1,7 @@
 //! `tropa report`: what a job came to, where its time went, and which device worked when.
 //!
-//! An [`Account`] is gathered from the journal in one pass over the attempts in the order in which they ran, in memory
-//! that does not grow with the job: what is many is counted, and beyond [`MAX_SPANS`] the timeline shows how busy each
+//! An `Account` is gathered from the journal in one pass over the attempts in the order in which they ran, in memory
+//! that does not grow with the job: what is many is counted, and beyond `MAX_SPANS` the timeline shows how busy each
 //! device was instead of every attempt. `account/text.rs` tells it in a terminal, `account/page.rs` as a page with
 //! the drawing of `account/timeline.rs`. Prompts, answers and the words of engines are in none of them.
 
