@@ -2,7 +2,7 @@
 //!
 //! Three things, chosen at run time, so that one test build serves all (`reliability.md` §7.6, §9):
 //!
-//! * a *planted bug* takes one defence away, and a test must notice: `TROPA_PLANTED=<name>`, or [`plant`] within one
+//! * a *planted bug* takes one defence away, and a test must notice: `TROPA_PLANTED=<name>`, or `plant` within one
 //!   thread;
 //! * a *failpoint* breaks one step of §7.4: `TROPA_FAILPOINT=<step>:kill|eio|enospc[:<n-th time>]`;
 //! * an *event line* says what a program did, for the history checker: `TROPA_EVENTS=<file>`.
