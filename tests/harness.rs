@@ -40,6 +40,7 @@ pub struct Programs {
 pub struct World {
     programs: Programs,
     dir: TempDir,
+    env: Vec<(String, OsString)>,
 }
 
 /// Hardware that an operator declares: what makes agents on one machine show as several.
@@ -72,13 +73,18 @@ impl World {
             fs::create_dir(&path)?;
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         }
-        Ok(Self { programs, dir })
+        Ok(Self { programs, dir, env: Vec::new() })
     }
 
     /// A path below the world's directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Gives a variable to every program that starts from now on, but the doubles.
+    pub fn set_env(&mut self, name: &str, value: impl Into<OsString>) {
+        self.env.push((name.to_owned(), value.into()));
     }
 
     /// Writes a file and gives its path.
@@ -191,6 +197,7 @@ impl World {
         command.env("HOME", self.path("home"));
         command.env("XDG_RUNTIME_DIR", self.path("run"));
         command.env("TROPA_RUNTIME_DIR", self.path("run"));
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
     }
 
     /// Starts a program and waits for its line `listening <address>`.
@@ -243,6 +250,11 @@ impl Running {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
         kill_process(pid, signal).context("sending a signal")
+    }
+
+    /// Says whether it runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Its process id.

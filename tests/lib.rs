@@ -2,9 +2,11 @@
 
 pub mod demo;
 pub mod harness;
+pub mod history;
 pub mod makespan;
 pub mod ollama_double;
 pub mod real_ollama;
+pub mod simulation;
 pub mod spread;
 pub mod wire;
 

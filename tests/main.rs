@@ -1,12 +1,17 @@
 //! Every test of the mesh as a whole, in one binary: one link instead of one per file.
 #![expect(clippy::unwrap_used, reason = "a test, or what it calls, fails by a panic")]
 
+mod canary;
 mod cli;
 mod conformance;
+#[cfg(target_os = "linux")]
+mod crash;
 mod double_own;
 mod embed;
 #[cfg(target_os = "linux")]
 mod environments;
+#[cfg(target_os = "linux")]
+mod evil;
 mod failure_modes;
 #[cfg(target_os = "linux")]
 mod faults;
@@ -15,11 +20,13 @@ mod identity;
 mod identity_oracle;
 mod identity_properties;
 mod jobs;
+mod journals;
 mod keys;
 #[cfg(target_os = "linux")]
 mod lan;
 mod live;
 mod map;
+mod planted;
 mod privileged;
 mod real_engine;
 mod real_jobs;
@@ -27,6 +34,6 @@ mod real_texts;
 mod report_page;
 mod rules;
 mod schedule;
-mod simulation;
+mod simulated;
 mod texts;
 mod uid;

@@ -20,7 +20,7 @@ use std::{
 
 use tokio::time::Instant;
 use tropa_proto::{
-    bounded::Text,
+    bounded::{Content, Text},
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     message::{Failure, Place, Refusal},
@@ -533,7 +533,7 @@ impl Admission {
     fn fail(&mut self, key: Key, mut failure: Failure, actions: &mut Vec<Action>) {
         actions.push(Action::Fail(key, failure.clone()));
         // The whole text is told once; what stays for those who ask again must fit 65,536 times.
-        failure.detail = Text::cut(&failure.detail[..failure.detail.floor_char_boundary(256)]);
+        failure.detail = Content::cut(&failure.detail[..failure.detail.floor_char_boundary(256)]);
         self.end(key, State::Failed(Box::new(failure)));
     }
 
@@ -551,7 +551,7 @@ impl Admission {
 }
 
 fn failure(reason: Reason, what: &str) -> Failure {
-    Failure { reason, detail: Text::cut(what), ms: 0 }
+    Failure { reason, detail: Content::cut(what), ms: 0 }
 }
 
 #[cfg(test)]

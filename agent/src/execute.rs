@@ -214,7 +214,7 @@ impl Executor {
             Order::Ack(key) => {
                 passes("agent.ack");
                 self.handle([Event::Ack(key)]);
-                proof::event("forget", &key.1, key.0.short());
+                proof::event("forget", &key.1, "");
             }
             Order::Fetch(key, offset, reports) => {
                 self.subscribe(key, reports);
@@ -236,6 +236,10 @@ impl Executor {
 
     /// Lets the channel hear of the attempt from now on.
     fn subscribe(&mut self, key: Key, reports: mpsc::Sender<FromAgent>) {
+        // An order that was read late, from a stream that is dead: who asked anew stays subscribed.
+        if reports.is_closed() && self.reports.contains_key(&key) {
+            return;
+        }
         match self.reports.get(&key) {
             Some(known) => *known.lock().unwrap_or_else(PoisonError::into_inner) = reports,
             None => {
@@ -246,7 +250,7 @@ impl Executor {
 
     fn ended(&mut self, end: End) {
         if let End::Stream(key, _) = &end {
-            proof::event("exec_end", &key.1, key.0.short());
+            proof::event("exec_end", &key.1, "");
         }
         match end {
             End::Stream(key, Ok(completed)) => {
@@ -438,7 +442,7 @@ impl Executor {
             }
         }
         passes("agent.start");
-        proof::event("exec_start", &key.1, key.0.short());
+        proof::event("exec_start", &key.1, proof::peer(&key.0));
         let attempt = self.attempts.get_mut(&key)?;
         attempt.started = Some(now());
         attempt.wait_ms = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     time::Duration,
 };
 
@@ -24,12 +25,22 @@ pub const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 const OVERHEAD: usize = 512;
 
 /// One finished attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Finished {
     /// What it brought.
     pub outcome: Outcome,
     /// The result itself, `outcome.bytes` long.
     pub result: Bytes,
+}
+
+/// Without the content.
+impl fmt::Debug for Finished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Finished")
+            .field("outcome", &self.outcome)
+            .field("bytes", &self.result.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// The results that wait.

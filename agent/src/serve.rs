@@ -10,6 +10,7 @@ use tropa_proto::{
     id::AgentId,
     mesh::{WorkError, WorkReader, WorkStream, WorkWriter, greet_coordinator},
     message::{FromAgent, Hello, Role, ToAgent},
+    proof,
 };
 
 use crate::execute::Orders;
@@ -20,7 +21,7 @@ const REPORTS: usize = 16;
 /// Serves the stream until either side closes it.
 pub(crate) async fn serve(from: AgentId, mut stream: WorkStream, hello: Hello, orders: Orders) {
     match greet_coordinator(&mut stream, hello).await {
-        Ok(theirs) if theirs.role == Role::Coordinator => {}
+        Ok(theirs) if theirs.role == Role::Coordinator => proof::greeted(&from),
         Ok(_) => return,
         Err(error) => {
             tracing::debug!(peer = from.short(), %error, "a stream without a proper hello");

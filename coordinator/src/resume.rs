@@ -282,7 +282,7 @@ pub(crate) fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule,
         for attempt in attempts {
             entry.last_no = entry.last_no.max(attempt.no);
             if let (true, Some(class)) = (attempt.this_round, attempt.class) {
-                // Whatever it said then, the chunk is still open.
+                // What it says is kept in it: a chunk that was over, and is open, fails at once.
                 let _ = entry.after(attempt.no, class, attempt.agent, &attempt.machine.short());
             }
         }

@@ -16,7 +16,7 @@ use std::{
 
 use tokio::sync::mpsc;
 use tropa_proto::{
-    failure::Reason,
+    failure::{Class, Reason},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation},
     message::{Hello, Outcome, Place, Refusal, Role},
     proof,
@@ -137,7 +137,7 @@ struct Live {
 /// What is to be done when a step is on disk.
 enum After {
     Recorded(AttemptId),
-    Ended(Attempt),
+    Ended(AttemptId, Class, Option<Attempt>),
     Closed {
         chunk: ChunkIndex,
         attempt: AttemptId,

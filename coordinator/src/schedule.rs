@@ -187,6 +187,8 @@ pub struct Schedule {
     holdings: Holdings,
     /// Attempts of a predecessor whose agent has not been seen.
     orphans: BTreeMap<AttemptId, (AgentId, Incarnation)>,
+    /// Failures that a predecessor did not get to write.
+    fails: Vec<(AttemptId, Class)>,
     /// Attempts that were lost and may still run.
     missing: BTreeMap<AttemptId, Missing>,
     /// Which chunks build on which.
@@ -255,6 +257,7 @@ impl Schedule {
             works,
             holdings: Holdings::default(),
             orphans: BTreeMap::new(),
+            fails: Vec::new(),
             missing: BTreeMap::new(),
             needs: Needs::default(),
             unguarded: BTreeMap::new(),
@@ -289,6 +292,10 @@ impl Schedule {
     /// In debug builds when the independent check finds that two rivals hold work: a bug of this module.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         let mut actions = Vec::new();
+        for (attempt, class) in std::mem::take(&mut self.fails) {
+            self.needs.fails(attempt.chunk);
+            actions.push(Action::Fail(attempt.chunk, attempt, class));
+        }
         match event {
             Event::Roster(installs) => self.on_roster(installs, now, &mut actions),
             Event::Recorded(attempt) => self.on_recorded(attempt, now),

@@ -18,6 +18,12 @@ pub struct List<T, const MAX: usize>(Vec<T>);
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Text<const MAX: usize>(String);
 
+/// Text of a prompt or an answer, or one that may quote them: it has no `Display`, and `Debug` shows its length only.
+/// On the wire it is a [`Text`].
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Content<const MAX: usize>(Text<MAX>);
+
 /// Opaque bytes, at most `MAX`; shown by their length only, since prompts and answers travel in them.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Blob<const MAX: usize>(Vec<u8>);
@@ -159,6 +165,33 @@ impl<const MAX: usize> fmt::Debug for Text<MAX> {
 impl<const MAX: usize> fmt::Display for Text<MAX> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl<const MAX: usize> Content<MAX> {
+    /// Cuts at the last character that ends within `MAX` bytes.
+    #[must_use]
+    pub fn cut(text: &str) -> Self {
+        Self(Text::cut(text))
+    }
+}
+
+impl<const MAX: usize> From<Text<MAX>> for Content<MAX> {
+    fn from(text: Text<MAX>) -> Self {
+        Self(text)
+    }
+}
+
+impl<const MAX: usize> Deref for Content<MAX> {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<const MAX: usize> fmt::Debug for Content<MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<{} bytes of content>", self.0.len())
     }
 }
 

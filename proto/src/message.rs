@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bounded::{Blob, List, Text},
+    bounded::{Blob, Content, List, Text},
     evidence::{Core, Evidence, Reading},
     failure::Reason,
     id::{AttemptId, ChunkIndex, Incarnation, JobId},
@@ -348,7 +348,7 @@ pub enum FromAgent {
         /// Tokens (lines with text) so far.
         count: u32,
         /// Text since the last such frame, where `show_text` asked for it.
-        text: Text<16384>,
+        text: Content<16384>,
     },
     /// The attempt succeeded; its body follows in `Body` frames. Committed by primary key.
     Done(AttemptId, Box<Outcome>),
@@ -472,7 +472,7 @@ pub struct Failure {
     /// What happened at the install.
     pub reason: Reason,
     /// Words for the journal and the result file only: they may quote a prompt.
-    pub detail: Text<2048>,
+    pub detail: Content<2048>,
     /// Time from the start of execution, in milliseconds.
     pub ms: u32,
 }

@@ -12,7 +12,7 @@
 
 use std::{fmt, io};
 
-use crate::id::AttemptId;
+use crate::id::{AgentId, AttemptId};
 
 /// Whether this build has any of it.
 pub const COMPILED_IN: bool = cfg!(all(feature = "planted", debug_assertions, unix));
@@ -117,6 +117,21 @@ pub fn event(kind: &'static str, attempt: &AttemptId, more: impl fmt::Display) {
     tests_only::event(kind, format_args!("{}/{}/{} {more}", attempt.job, attempt.chunk.0, attempt.no));
     #[cfg(not(all(feature = "planted", debug_assertions, unix)))]
     let _ = (kind, attempt, more);
+}
+
+/// Writes the event line `<microseconds> <process> hello <peer>`: this process takes orders from that peer now.
+pub fn greeted(from: &AgentId) {
+    #[cfg(all(feature = "planted", debug_assertions, unix))]
+    tests_only::event("hello", format_args!("{}", peer(from)));
+    #[cfg(not(all(feature = "planted", debug_assertions, unix)))]
+    let _ = from;
+}
+
+/// The number by which event lines name a peer: the first four bytes of its id.
+#[must_use]
+pub fn peer(id: &AgentId) -> u32 {
+    let [a, b, c, d, ..] = id.0;
+    u32::from_be_bytes([a, b, c, d])
 }
 
 #[cfg(all(feature = "planted", debug_assertions, unix))]

@@ -1,6 +1,9 @@
-//! The coordinator of the simulation: the real scheduler, a disk that syncs late, and what survives a kill.
+//! A coordinator of the simulation: the real scheduler, a disk that syncs late, and what survives a kill.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use tropa_coordinator::{
     liveness::Liveness,
@@ -11,8 +14,7 @@ use tropa_proto::{
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
 };
 
-/// The job.
-pub(super) const JOB: JobId = JobId([9; 16]);
+use super::{clock::Clock, world::What};
 
 /// One row of the journal on its way to the disk.
 #[derive(Clone, Debug)]
@@ -30,7 +32,40 @@ pub(super) struct Disk {
     results: BTreeMap<ChunkIndex, bool>,
 }
 
-/// A control stream as the coordinator holds it.
+/// A connection to an agent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Link {
+    /// A later connection has another number.
+    pub(super) number: u64,
+    pub(super) cuts: u32,
+    /// The coordinator believes that it is there.
+    pub(super) believed: bool,
+    /// When this life of the coordinator last believed that.
+    pub(super) left_at: Option<Duration>,
+}
+
+/// A coordinator with its job, its disk and its connections.
+#[derive(Debug)]
+pub(super) struct Side {
+    pub(super) job: JobId,
+    pub(super) chunks: u32,
+    pub(super) clock: Clock,
+    pub(super) links: Vec<Link>,
+    pub(super) disk: Disk,
+    /// Written and not yet synced, in order.
+    pub(super) pending: VecDeque<(Duration, Step)>,
+    pub(super) full: bool,
+    /// The scheduler has been told that the disk is full.
+    pub(super) paused: bool,
+    pub(super) life: u64,
+    pub(super) up: Option<Up>,
+    /// SIGSTOP: what happens to it waits.
+    pub(super) stopped: bool,
+    pub(super) stopped_at: Duration,
+    pub(super) deferred: Vec<What>,
+}
+
+/// A control stream as its coordinator holds it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Control {
     pub(super) number: u64,
@@ -38,20 +73,23 @@ pub(super) struct Control {
     pub(super) link: u64,
 }
 
-/// One life of the coordinator.
+/// One life of a coordinator.
 #[derive(Debug)]
-pub(super) struct Coordinator {
+pub(super) struct Up {
     pub(super) schedule: Schedule,
     pub(super) liveness: Liveness,
-    /// The control stream to each install that has one, by number, and whether the agent has answered on it.
+    /// The control streams, by install.
     pub(super) controls: BTreeMap<usize, Control>,
-    /// Which life this is: what belongs to an earlier one is gone.
-    pub(super) life: u64,
+    /// On its own clock.
     pub(super) started: Duration,
+    pub(super) tick_at: Option<Duration>,
 }
 
 impl Disk {
-    /// Writes a row and says whether it is the first of its chunk, as the journal does.
+    /// Writes a row and says whether it is the first of its kind, as the journal does.
+    ///
+    /// # Panics
+    /// When a row breaks a rule of the journal.
     pub(super) fn write(&mut self, step: &Step) -> bool {
         match step {
             Step::Attempt(attempt, agent, incarnation) => {
@@ -63,8 +101,9 @@ impl Disk {
             }
             Step::Ended(attempt, class) => {
                 let row = self.attempts.get_mut(attempt).expect("an attempt ends after it was recorded");
+                let first = row.2.is_none();
                 row.2.get_or_insert(*class);
-                true
+                first
             }
             Step::Result(attempt) | Step::Failed(attempt, _) => {
                 assert!(self.attempts.contains_key(attempt), "no result of an attempt that was never issued");
@@ -78,18 +117,12 @@ impl Disk {
             }
         }
     }
-
-    /// Says whether an end of the attempt is on disk.
-    pub(super) fn knows_end(&self, attempt: &AttemptId) -> bool {
-        self.results.contains_key(&attempt.chunk)
-            || self.attempts.get(attempt).is_some_and(|(.., class)| class.is_some())
-    }
 }
 
-impl Coordinator {
+impl Up {
     /// Starts with what is on disk, as `resume.rs` does.
-    pub(super) fn start(disk: &Disk, chunks: usize, life: u64, now: Duration) -> Self {
-        let mut schedule = Schedule::new(JOB, vec![ModelIndex(0); chunks]);
+    pub(super) fn start(job: JobId, disk: &Disk, chunks: u32, life: u64, now: Duration) -> Self {
+        let mut schedule = Schedule::new(job, vec![ModelIndex(0); chunks as usize]);
         let mut history: BTreeMap<ChunkIndex, History> = BTreeMap::new();
         let mut open = BTreeMap::new();
         let unfinished =
@@ -99,6 +132,7 @@ impl Coordinator {
             entry.last_no = entry.last_no.max(attempt.no);
             match class {
                 Some(class) => {
+                    // What it says is kept in it.
                     let _ = entry.after(attempt.no, *class, *agent, &agent.short());
                 }
                 None => {
@@ -108,6 +142,6 @@ impl Coordinator {
         }
         schedule.resume(disk.results.keys().copied(), history, open);
         let (liveness, controls) = (Liveness::new(life), BTreeMap::new());
-        Self { schedule, liveness, controls, life, started: now }
+        Self { schedule, liveness, controls, started: now, tick_at: None }
     }
 }

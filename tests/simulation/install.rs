@@ -6,14 +6,15 @@ use std::{
 };
 
 use tropa_agent::admission::{Admission, Event, Key};
-use tropa_proto::id::{AgentId, AttemptId, Incarnation};
+use tropa_proto::id::{AgentId, Incarnation};
 
-use super::world::Place;
+use super::{clock::Clock, world::Place};
 
 /// One install with its agent.
 #[derive(Debug)]
 pub(super) struct Install {
     pub(super) place: Place,
+    pub(super) clock: Clock,
     pub(super) admission: Admission,
     pub(super) incarnation: Incarnation,
     /// Which life of the agent this is; what belongs to an earlier one is gone.
@@ -22,17 +23,21 @@ pub(super) struct Install {
     /// SIGSTOP: what arrives waits.
     pub(super) stopped: bool,
     pub(super) deferred: Vec<Arrival>,
-    /// Where the reports of an attempt go.
+    /// The stream to which the reports of an attempt go.
     pub(super) streams: BTreeMap<Key, u64>,
-    /// The control stream on which it beats.
-    pub(super) beats_on: Option<u64>,
+    /// The control stream on which it beats, to each coordinator.
+    pub(super) beats_on: BTreeMap<usize, u64>,
     pub(super) outbox: BTreeSet<Key>,
-    /// Requests at the engine.
-    pub(super) engine: BTreeSet<AttemptId>,
-    /// When the last request that was hung up on ends.
+    /// The requests that the agent waits for, by their number at the engine.
+    pub(super) waits_for: BTreeMap<Key, u64>,
+    /// When what it left at the engine ends: the engine outlives its agent.
     pub(super) idle_at: Duration,
     pub(super) holds_locks: bool,
+    /// The records that are being settled.
+    pub(super) settles: Vec<(usize, Key)>,
     pub(super) tick_at: Option<Duration>,
+    /// The model is there.
+    pub(super) model: bool,
 }
 
 /// What reaches the agent's loop.
@@ -40,47 +45,53 @@ pub(super) struct Install {
 pub(super) enum Arrival {
     /// From its own tasks.
     Own(Event),
-    /// From the coordinator, on a stream.
+    /// From a coordinator, on a stream.
     Run(u64, Key, Incarnation),
     Cancel(u64, Key),
     Fetch(u64, Key),
-    Renew,
-    /// A control stream of this number.
-    Reattach(u64),
+    /// The coordinator lives.
+    Renew(usize),
+    /// It asks what is held, on a control stream of this number.
+    Reattach(usize, u64),
     Ack(Key),
 }
 
-impl Arrival {
-    pub(super) fn run(stream: u64, key: Key, incarnation: Incarnation) -> Self {
-        Self::Run(stream, key, incarnation)
-    }
-}
-
 impl Install {
-    pub(super) fn new(place: Place) -> Self {
+    pub(super) fn new(place: Place, clock: Clock) -> Self {
         Self {
+            admission: Admission::new(Incarnation(1), place.width),
             place,
-            admission: Admission::new(Incarnation(1), 1),
+            clock,
             incarnation: Incarnation(1),
             life: 0,
             up: true,
             stopped: false,
             deferred: Vec::new(),
             streams: BTreeMap::new(),
-            beats_on: None,
+            beats_on: BTreeMap::new(),
             outbox: BTreeSet::new(),
-            engine: BTreeSet::new(),
+            waits_for: BTreeMap::new(),
             idle_at: Duration::ZERO,
             holds_locks: false,
+            settles: Vec::new(),
             tick_at: None,
+            model: true,
         }
     }
 
-    /// Starts again after a kill: nothing is remembered but who it is.
+    /// Starts again after a kill: nothing is remembered but who it is. Its engine has gone on meanwhile.
     pub(super) fn restart(&mut self) {
         let (life, incarnation) = (self.life + 1, Incarnation(self.incarnation.0 + 1));
-        let admission = Admission::new(incarnation, 1);
-        *self = Self { life, incarnation, admission, ..Self::new(self.place) };
+        let admission = Admission::new(incarnation, self.place.width);
+        let (idle_at, model) = (self.idle_at, self.model);
+        *self = Self {
+            life,
+            incarnation,
+            admission,
+            idle_at,
+            model,
+            ..Self::new(self.place.clone(), self.clock)
+        };
     }
 }
 

@@ -1,70 +1,72 @@
-//! Virtual time, network and faults; above 500 lines because all of it changes one state. A seed decides all.
-//!
-//! What happens beside the agents, their locks and their engines, is in `agents.rs`.
+//! Virtual time and the network: what is on its way, and whom it reaches. A seed decides all.
 
 mod agents;
 mod alive;
+mod processes;
+mod sides;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tropa_agent::admission::{Event as Arrived, Holding, Key};
-use tropa_coordinator::{
-    liveness::Input,
-    schedule::{Action, Event, Install as Listed, ModelIndex},
-};
 use tropa_proto::{
-    failure::{Class, Reason},
-    id::{AgentId, AttemptId, Incarnation, MachineId},
+    failure::Reason,
+    id::{AgentId, AttemptId, Incarnation, JobId, hex},
     message::{Place as At, Refusal},
 };
 
 use super::{
-    coordinator::{Coordinator, Disk, Step},
-    history::History,
-    install::{Arrival, Install, agent, install_of},
+    Run, Scenario,
+    clock::Clock,
+    coordinator::{Side, Step},
+    faults::Planned,
+    install::{Arrival, Install},
+    random::Random,
 };
+use crate::history::{Event, Expect, Judge, Peer, Violation, What as Happened};
 
-/// Who the coordinator is to the agents.
-const COORDINATOR: AgentId = AgentId([200; 32]);
-
-/// The job ends within this time after the last fault: the longest wait of the scheduler, and the work.
+/// A job ends within this time after the last fault: the longest wait of the scheduler, and the work.
 const ENDS_WITHIN: Duration = Duration::from_secs(60 * 60);
 
 /// A stream on which nothing is heard for so long is given up.
 const HELLO: Duration = Duration::from_secs(5);
 
-/// How long the roster remembers an agent that is out of reach.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(35);
+/// Longest time that a process is stopped, and a clock's error: what a limit of the programs may last from outside.
+const STOPPED: Duration = Duration::from_secs(70);
 
-/// Where an install is: its devices, and the kernel whose locks its agent sees.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    pub(super) devices: &'static [u8],
-    pub(super) kernel: u8,
+/// Coordinators count from here in the history; installs from 0.
+const SIDES: Peer = 100;
+
+/// Where an install is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its devices.
+    pub devices: Vec<u8>,
+    /// The kernel whose locks its agent sees.
+    pub kernel: u8,
+    /// Requests that it holds at once.
+    pub width: usize,
 }
 
-/// What goes wrong, and until when.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Faults {
-    pub(super) until: Duration,
-    pub(super) coordinator: bool,
-    pub(super) agents: bool,
-    pub(super) engines: bool,
-}
+impl Place {
+    /// An install of width 1.
+    #[must_use]
+    pub fn new(devices: &[u8], kernel: u8) -> Self {
+        Self { devices: devices.to_vec(), kernel, width: 1 }
+    }
 
-impl Faults {
-    pub(super) fn none() -> Self {
-        Self { until: Duration::ZERO, coordinator: false, agents: false, engines: false }
+    pub(super) fn shares(&self, other: &Self) -> bool {
+        self.devices.iter().any(|device| other.devices.contains(device))
     }
 }
 
 /// What an agent says on a stream.
 #[derive(Clone, Debug)]
-enum Said {
+pub(super) enum Said {
     Hello,
     Accepted(At),
     Refused(Refusal),
@@ -72,20 +74,9 @@ enum Said {
     Done,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    KillAgent(usize),
-    StartAgent(usize),
-    StopAgent(usize),
-    ContinueAgent(usize),
-    Cut(usize),
-    Heal(usize),
-    KillCoordinator,
-    StartCoordinator,
-}
-
+/// What will happen.
 #[derive(Clone, Debug)]
-enum What {
+pub(super) enum What {
     ToAgent {
         install: usize,
         life: u64,
@@ -96,30 +87,36 @@ enum What {
         life: u64,
     },
     EngineEnds {
-        install: usize,
-        life: u64,
-        attempt: AttemptId,
-        hung_up: bool,
+        request: u64,
     },
     FromAgent {
+        side: usize,
         stream: u64,
         said: Said,
     },
     NoHello {
+        side: usize,
+        stream: u64,
+    },
+    Reset {
+        side: usize,
         stream: u64,
     },
     Gone {
+        side: usize,
         install: usize,
         link: u64,
     },
     /// A control stream reaches the agent, or does not.
     Control {
+        side: usize,
         life: u64,
         install: usize,
         number: u64,
         patience: Duration,
     },
     Attached {
+        side: usize,
         install: usize,
         number: u64,
         incarnation: Incarnation,
@@ -128,164 +125,215 @@ enum What {
     Beat {
         install: usize,
         life: u64,
+        side: usize,
         number: u64,
     },
     Beaten {
+        side: usize,
         install: usize,
         number: u64,
     },
     Synced {
+        side: usize,
+        life: u64,
+    },
+    Retry {
+        side: usize,
+        life: u64,
+    },
+    Reported {
+        side: usize,
         life: u64,
         step: Step,
     },
-    CoordinatorTick {
+    SideTick {
+        side: usize,
         life: u64,
     },
     Roster {
+        side: usize,
         life: u64,
     },
-    Fault(Fault),
+    Begins(usize),
+    Ends(usize),
 }
 
-/// A stream as the coordinator holds it.
+/// A stream as its coordinator holds it.
 #[derive(Debug)]
-struct Stream {
+pub(super) struct Stream {
     install: usize,
     attempt: AttemptId,
-    /// Which connection it is on; a later one has another number.
+    /// Which connection it is on.
     link: u64,
     heard: bool,
+    /// What comes later on it comes after this.
+    last_at: Duration,
 }
 
-/// A connection between the coordinator and an agent.
-#[derive(Debug, Default)]
-struct Link {
-    number: u64,
-    cut: bool,
-    /// The coordinator believes that it is there.
-    believed: bool,
-    left_at: Duration,
+/// A request at an engine.
+#[derive(Debug)]
+pub(super) struct Request {
+    install: usize,
+    /// Which life of the agent sent it.
+    life: u64,
+    key: Key,
+    /// Why there will be no result.
+    fails: Option<Reason>,
+    lingers: Duration,
+    /// Nobody waits for it any more, and this is when it ends.
+    orphan_until: Option<Duration>,
 }
 
 /// The whole simulation.
-#[derive(Debug)]
 pub(super) struct World {
     random: Random,
     origin: Instant,
     now: Duration,
     coming: BTreeMap<(Duration, u64), What>,
     count: u64,
-    faults: Faults,
-    chunks: usize,
+    scenario: Scenario,
+    plan: Vec<Planned>,
+    /// From when on nothing goes wrong any more.
+    quiet: Duration,
     installs: Vec<Install>,
-    links: Vec<Link>,
+    sides: Vec<Side>,
     streams: BTreeMap<u64, Stream>,
     by_attempt: BTreeMap<AttemptId, u64>,
+    requests: BTreeMap<u64, Request>,
+    /// Settle records in the lock files: whose install, which attempt.
+    records: BTreeSet<(usize, Key)>,
     /// Waiting for the locks of a kernel, the first first.
     waiting: Vec<usize>,
-    coordinator: Option<Coordinator>,
-    lives: u64,
-    disk: Disk,
-    synced_at: Duration,
-    tick_at: Option<Duration>,
-    pub(super) history: History,
+    judge: Judge,
+    hash: Sha256,
+    events: u64,
 }
 
-/// SplitMix64.
-#[derive(Debug)]
-struct Random(u64);
+/// Who a coordinator is to the agents.
+pub(super) fn side_id(side: usize) -> AgentId {
+    AgentId([200 + u8::try_from(side).expect("few coordinators"); 32])
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
+/// Which coordinator that is.
+pub(super) fn side_of(id: AgentId) -> usize {
+    usize::from(id.0[0]) - 200
+}
 
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn ms(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_micros(from * 1000 + self.below((to - from) * 1000))
-    }
+fn peer(number: usize) -> Peer {
+    Peer::try_from(number).expect("few peers")
 }
 
 impl World {
     #[expect(clippy::disallowed_methods, reason = "an origin: only differences to it are used")]
-    pub(super) fn new(seed: u64, places: Vec<Place>, chunks: usize, faults: Faults) -> Self {
+    pub(super) fn new(seed: u64, scenario: Scenario, plan: Vec<Planned>) -> Self {
+        let mut random = Random(seed);
+        let mut clock = || if scenario.profile.clocks { Clock::off(&mut random) } else { Clock::TRUE };
+        let installs: Vec<Install> =
+            scenario.places.iter().map(|place| Install::new(place.clone(), clock())).collect();
+        let links = vec![Default::default(); installs.len()];
+        let sides: Vec<Side> = (0..)
+            .zip(&scenario.jobs)
+            .map(|(number, chunks)| Side {
+                job: JobId([number + 1; 16]),
+                chunks: *chunks,
+                clock: clock(),
+                links: links.clone(),
+                disk: Default::default(),
+                pending: Default::default(),
+                full: false,
+                paused: false,
+                life: 0,
+                up: None,
+                stopped: false,
+                stopped_at: Duration::ZERO,
+                deferred: Vec::new(),
+            })
+            .collect();
+        let widths = (0..).zip(&scenario.places).filter_map(|(install, place)| {
+            Some((install, u32::try_from(place.width).ok()?)).filter(|(_, width)| *width > 1)
+        });
+        let expect = Expect {
+            jobs: sides.iter().map(|side| (side.job.0, side.chunks)).collect(),
+            widths: widths.collect(),
+            ..Expect::default()
+        };
+        let last = plan.iter().map(|planned| planned.until).max().unwrap_or_default();
         let mut world = Self {
-            random: Random(seed),
+            random,
             origin: Instant::now(),
             now: Duration::ZERO,
             coming: BTreeMap::new(),
             count: 0,
-            faults,
-            chunks,
-            links: places.iter().map(|_| Link::default()).collect(),
-            installs: places.into_iter().map(Install::new).collect(),
+            quiet: last.max(scenario.profile.until),
+            installs,
+            sides,
             streams: BTreeMap::new(),
             by_attempt: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            records: BTreeSet::new(),
             waiting: Vec::new(),
-            coordinator: None,
-            lives: 0,
-            disk: Disk::default(),
-            synced_at: Duration::ZERO,
-            tick_at: None,
-            history: History::default(),
+            judge: Judge::new(expect),
+            hash: Sha256::new(),
+            events: 0,
+            scenario,
+            plan,
         };
-        world.plan_faults();
-        world.fault(Fault::StartCoordinator);
+        for number in 0..world.plan.len() {
+            let Planned { from, until, .. } = world.plan[number];
+            world.at(from, What::Begins(number));
+            world.at(until, What::Ends(number));
+        }
+        for side in 0..world.sides.len() {
+            world.start_side(side);
+        }
         world
     }
 
-    /// Goes on until every chunk is on disk.
-    pub(super) fn run_to_the_end(&mut self) {
-        while self.history.ended() < self.chunks {
-            let Some(((at, _), what)) = self.coming.pop_first() else {
-                panic!("{:?}: nothing will ever happen again, and {} chunks are open", self.now, self.open())
+    /// Goes on until every chunk is on disk, or a rule is broken.
+    pub(super) fn run(mut self) -> Run {
+        let mut stuck = None;
+        while self.open() > 0 && self.judge.violations().is_empty() {
+            let next = self.coming.pop_first().filter(|((at, _), _)| *at < self.quiet + ENDS_WITHIN);
+            let Some(((at, _), what)) = next else {
+                stuck = Some(self.now);
+                break;
             };
             self.now = at;
-            assert!(
-                at < self.faults.until + ENDS_WITHIN,
-                "{at:?}: the job does not end: {} chunks are open",
-                self.open()
-            );
+            self.events += 1;
             self.happen(what);
         }
+        let (events, time, faults) = (self.events, self.now, self.plan.len());
+        let (done, executions, forgotten) =
+            (self.judge.done(), self.judge.executions(), self.judge.forgotten());
+        let failed = self.judge.failures().map(|((_, chunk), class)| (chunk, class)).collect();
+        let hash = hex(&self.hash.finalize());
+        let mut violations = match (stuck, self.judge.violations()) {
+            (None, [_, ..]) => self.judge.violations().to_vec(),
+            (None | Some(_), _) => self.judge.finish(),
+        };
+        if let (Some(at), true) = (stuck, violations.is_empty()) {
+            let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
+            violations.push(Violation { rule: 10, at, what: "nothing will ever happen again".to_owned() });
+        }
+        Run { violations, hash, events, done, failed, executions, forgotten, faults, time }
     }
 
-    fn open(&self) -> usize {
-        self.chunks - self.history.ended()
+    fn open(&self) -> u32 {
+        self.sides.iter().map(|side| side.chunks - self.judge.closed(side.job.0)).sum()
     }
 
-    fn plan_faults(&mut self) {
-        let mut at = Duration::from_millis(200);
-        while self.faults.agents && at < self.faults.until {
-            let install = usize::try_from(self.random.below(self.installs.len() as u64)).unwrap_or(0);
-            let (begins, ends) = match self.random.below(3) {
-                0 => (Fault::KillAgent(install), Fault::StartAgent(install)),
-                1 => (Fault::StopAgent(install), Fault::ContinueAgent(install)),
-                _ => (Fault::Cut(install), Fault::Heal(install)),
-            };
-            let lasts = if self.random.below(4) == 0 {
-                self.random.ms(10_000, 60_000)
-            } else {
-                self.random.ms(10, 5000)
-            };
-            self.at(at, What::Fault(begins));
-            self.at(at + lasts, What::Fault(ends));
-            at += self.random.ms(100, 6000);
-        }
-        let mut at = self.random.ms(100, 3000);
-        while self.faults.coordinator && at < self.faults.until {
-            let back = at + self.random.ms(50, 5000);
-            self.at(at, What::Fault(Fault::KillCoordinator));
-            self.at(back, What::Fault(Fault::StartCoordinator));
-            at = back + self.random.ms(20, 8000);
-        }
+    /// Something really happened.
+    fn tell_history(&mut self, by: Peer, what: Happened) {
+        let at = u64::try_from(self.now.as_micros()).unwrap_or(u64::MAX);
+        let event = Event { at, by, what };
+        self.hash.update(format!("{event:?}\n"));
+        self.judge.take(&event);
+    }
+
+    /// A wait of a process begins; it ends within the limit, or later by as long as a process can be stopped.
+    fn begins_to_wait(&mut self, by: Peer, name: u64, limit: Duration) {
+        let micros = u64::try_from((limit + STOPPED).as_micros()).unwrap_or(u64::MAX);
+        self.tell_history(by, Happened::Wait(name, micros));
     }
 
     fn at(&mut self, at: Duration, what: What) {
@@ -298,6 +346,12 @@ impl World {
     }
 
     fn happen(&mut self, what: What) {
+        if let Some(side) = stopped_with(&what)
+            && self.sides[side].stopped
+        {
+            self.sides[side].deferred.push(what);
+            return;
+        }
         match what {
             What::ToAgent { install, life, arrival } => self.arrive(install, life, arrival),
             What::AgentTick { install, life } => {
@@ -312,294 +366,103 @@ impl World {
                     );
                 }
             }
-            What::EngineEnds { install, life, attempt, hung_up } => {
-                self.engine_ends(install, life, attempt, hung_up)
-            }
-            What::FromAgent { stream, said } => self.hear(stream, said),
-            What::NoHello { stream } => {
+            What::EngineEnds { request } => self.engine_ends(request),
+            What::FromAgent { side, stream, said } => self.hear(side, stream, said),
+            What::NoHello { side, stream } => {
                 if self.streams.get(&stream).is_some_and(|stream| !stream.heard) {
-                    self.break_off(stream);
+                    self.break_off(side, stream);
                 }
             }
-            What::Gone { install, link } => self.notice(install, link),
-            What::Control { life, install, number, patience } => {
-                self.control_arrives(life, install, number, patience)
+            What::Reset { side, stream } => self.break_off(side, stream),
+            What::Gone { side, install, link } => self.notice(side, install, link),
+            What::Control { side, life, install, number, patience } => {
+                self.control_arrives(side, life, install, number, patience);
             }
-            What::Attached { install, number, incarnation, held } => {
-                self.attached(install, number, incarnation, &held)
+            What::Attached { side, install, number, incarnation, held } => {
+                self.attached(side, install, number, incarnation, &held);
             }
-            What::Beat { install, life, number } => self.beat(install, life, number),
-            What::Beaten { install, number } => self.beaten(install, number),
-            What::Synced { life, step } => self.synced(life, &step),
-            What::CoordinatorTick { life } => {
-                if self.is_life(life) && self.tick_at == Some(self.now) {
-                    self.tick_at = None;
-                    self.judge();
-                    self.tell(Event::Tick);
+            What::Beat { install, life, side, number } => self.beat(install, life, side, number),
+            What::Beaten { side, install, number } => self.beaten(side, install, number),
+            What::Synced { side, life } => self.sync(side, life),
+            What::Retry { side, life } => self.retry(side, life),
+            What::Reported { side, life, step } => self.reported(side, life, &step),
+            What::SideTick { side, life } => self.side_tick(side, life),
+            What::Roster { side, life } => {
+                if self.sides[side].life == life {
+                    self.roster(side);
                 }
             }
-            What::Roster { life } => {
-                if self.is_life(life) {
-                    self.roster();
-                }
-            }
-            What::Fault(fault) => self.fault(fault),
+            What::Begins(number) => self.fault_begins(self.plan[number].fault),
+            What::Ends(number) => self.fault_ends(self.plan[number].fault),
         }
     }
 
-    fn is_life(&self, life: u64) -> bool {
-        self.coordinator.as_ref().is_some_and(|coordinator| coordinator.life == life)
+    /// Whether anything may still go wrong by chance.
+    fn is_bad(&self) -> bool {
+        self.now < self.scenario.profile.until
     }
 
-    fn fault(&mut self, fault: Fault) {
-        match fault {
-            Fault::KillAgent(install) => {
-                let agent = &mut self.installs[install];
-                if !std::mem::take(&mut agent.up) {
-                    return;
-                }
-                // The kernel closes its connections: the engine stops, the locks are free.
-                for _ in std::mem::take(&mut agent.engine) {
-                    self.history.engine_ends(install, agent.place.devices);
-                }
-                (agent.life, agent.stopped) = (agent.life + 1, false);
-                agent.deferred.clear();
-                self.release(install);
-                self.disconnect(install, 50);
-            }
-            Fault::StartAgent(install) => {
-                if !self.installs[install].up {
-                    self.installs[install].restart();
-                    self.connect(install);
-                }
-            }
-            Fault::StopAgent(install) => {
-                if self.installs[install].up {
-                    self.installs[install].stopped = true;
-                    self.disconnect(install, 25_000);
-                }
-            }
-            Fault::ContinueAgent(install) => {
-                if std::mem::take(&mut self.installs[install].stopped) {
-                    let life = self.installs[install].life;
-                    for arrival in std::mem::take(&mut self.installs[install].deferred) {
-                        self.arrive(install, life, arrival);
-                    }
-                    self.connect(install);
-                }
-            }
-            Fault::Cut(install) => {
-                self.links[install].cut = true;
-                self.disconnect(install, 25_000);
-            }
-            Fault::Heal(install) => {
-                self.links[install].cut = false;
-                self.connect(install);
-            }
-            Fault::KillCoordinator => {
-                self.coordinator = None;
-                self.streams.clear();
-                self.by_attempt.clear();
-                self.links.iter_mut().for_each(|link| link.believed = false);
-            }
-            Fault::StartCoordinator => {
-                if self.coordinator.is_none() {
-                    self.lives += 1;
-                    self.tick_at = None;
-                    self.coordinator =
-                        Some(Coordinator::start(&self.disk, self.chunks, self.lives, self.now));
-                    for install in 0..self.installs.len() {
-                        self.connect(install);
-                    }
-                    self.roster();
-                }
-            }
-        }
-    }
-
-    /// The connection is of no use any more, which the coordinator notices within so many milliseconds, if nothing
-    /// repairs it before.
-    fn disconnect(&mut self, install: usize, within: u64) {
-        let (link, wait) = (self.links[install].number, self.random.ms(0, within));
-        self.after(wait, What::Gone { install, link });
-    }
-
-    fn connect(&mut self, install: usize) {
-        if self.works(install) && self.coordinator.is_some() {
-            self.lose_connection(install);
-            self.links[install].number += 1;
-            self.links[install].believed = true;
-            self.roster();
-            self.alive(Input::Connected(agent(install)));
-        }
-    }
-
-    fn works(&self, install: usize) -> bool {
-        let agent = &self.installs[install];
-        agent.up && !agent.stopped && !self.links[install].cut
-    }
-
-    fn notice(&mut self, install: usize, number: u64) {
-        if self.links[install].number == number && self.links[install].believed {
-            self.lose_connection(install);
-            self.roster();
-            let life = self.lives;
-            self.after(FORGOTTEN_AFTER, What::Roster { life });
-            self.connect(install);
-        }
-    }
-
-    fn lose_connection(&mut self, install: usize) {
-        let now = self.now;
-        let link = &mut self.links[install];
-        if std::mem::take(&mut link.believed) {
-            link.left_at = now;
-            let lost = self.streams.iter().filter(|(_, stream)| stream.install == install).map(|(id, _)| *id);
-            for stream in lost.collect::<Vec<_>>() {
-                self.break_off(stream);
-            }
-            self.control_breaks(install);
-        }
-    }
-
-    fn roster(&mut self) {
-        let known = |install: &usize| {
-            let link = &self.links[*install];
-            link.believed || self.now < link.left_at + FORGOTTEN_AFTER
-        };
-        let all = || 0..self.installs.len();
-        let place = |install: usize| self.installs[install].place;
-        let listed = all().filter(|install| self.links[*install].believed).map(|install| {
-            let shares = |other: &usize| {
-                *other != install
-                    && place(*other).devices.iter().any(|device| place(install).devices.contains(device))
-            };
-            let rivals: Vec<usize> = all().filter(known).filter(shares).collect();
-            let apart = rivals.iter().copied().filter(|other| place(*other).kernel != place(install).kernel);
-            Listed {
-                agent: agent(install),
-                incarnation: self.installs[install].incarnation,
-                machine: MachineId(agent(usize::from(place(install).devices[0]))),
-                width: 1,
-                models: BTreeSet::from([ModelIndex(0)]),
-                warm: BTreeSet::new(),
-                unguarded: apart.map(agent).collect(),
-                rivals: rivals.iter().copied().map(agent).collect(),
-            }
-        });
-        let listed = listed.collect();
-        self.tell(Event::Roster(listed));
-    }
-
-    fn tell(&mut self, event: Event) {
-        let Some(coordinator) = &mut self.coordinator else { return };
-        let now = self.now - coordinator.started;
-        let actions = coordinator.schedule.handle(event, now);
-        for action in actions {
-            match action {
-                Action::Record(attempt, agent, run) => self.submit(Step::Attempt(attempt, agent, run)),
-                Action::Send(attempt, agent) => self.open_stream(attempt, install_of(agent), Arrival::run),
-                Action::Recall(attempt, agent) => {
-                    self.open_stream(attempt, install_of(agent), |stream, key, _| {
-                        Arrival::Cancel(stream, key)
-                    })
-                }
-                Action::Fetch(attempt, agent) => {
-                    self.open_stream(attempt, install_of(agent), |stream, key, _| Arrival::Fetch(stream, key))
-                }
-                Action::Reattach(agent) => self.ask(agent),
-                Action::Cancel(attempt, _) => self.order(attempt, Arrival::Cancel),
-                Action::End(attempt, class) => self.submit(Step::Ended(attempt, class)),
-                Action::Fail(_, attempt, class) => self.submit(Step::Failed(attempt, class)),
-                Action::Fill(_) | Action::FailNeed(..) => panic!("these chunks need no others: {action:?}"),
-                Action::Commit(attempt) => self.submit(Step::Result(attempt)),
-                Action::Drop(attempt) => self.submit(Step::Ended(attempt, Class::Superseded)),
-            }
-        }
-        self.plan_tick();
-    }
-
-    fn submit(&mut self, step: Step) {
-        // In order, like the one thread that writes.
-        self.synced_at = self.synced_at.max(self.now) + self.random.ms(1, 10);
-        let life = self.lives;
-        self.at(self.synced_at, What::Synced { life, step });
-    }
-
-    fn synced(&mut self, life: u64, step: &Step) {
-        if !self.is_life(life) {
+    /// Puts a message to an agent on the network. The stream carries it once, late, twice, or breaks.
+    fn post_to_agent(&mut self, side: usize, stream: u64, install: usize, arrival: Arrival) {
+        let network = self.scenario.profile.network;
+        let bad = self.is_bad();
+        if bad && self.random.percent(network.loses) {
+            let breaks = self.random.ms(0, 25_000);
+            self.after(breaks, What::Reset { side, stream });
             return;
         }
-        let first = self.disk.write(step);
-        match step {
-            Step::Attempt(attempt, ..) => self.tell(Event::Recorded(*attempt)),
-            Step::Ended(attempt, _) => self.order(*attempt, |_, key| Arrival::Ack(key)),
-            Step::Result(attempt) | Step::Failed(attempt, _) => {
-                if first {
-                    let how = if let Step::Failed(_, class) = step { Err(*class) } else { Ok(*attempt) };
-                    self.history.commits(attempt.chunk, how);
-                }
-                self.order(*attempt, |_, key| Arrival::Ack(key));
-                self.tell(Event::Committed(attempt.chunk));
-            }
+        let life = self.installs[install].life;
+        let late = bad && self.random.percent(network.delays);
+        let wait = if late { self.random.ms(1, 60_000) } else { self.random.ms(1, 30) };
+        if bad && self.random.percent(network.doubles) {
+            let again = self.random.ms(1, 60_000);
+            self.after(again, What::ToAgent { install, life, arrival: arrival.clone() });
         }
+        self.after(wait, What::ToAgent { install, life, arrival });
     }
 
-    fn open_stream(
-        &mut self,
-        attempt: AttemptId,
-        install: usize,
-        first: impl Fn(u64, Key, Incarnation) -> Arrival,
-    ) {
-        self.count += 1;
-        let (id, link) = (self.count, self.links[install].number);
-        self.streams.insert(id, Stream { install, attempt, link, heard: false });
-        self.by_attempt.insert(attempt, id);
-        let incarnation = self.installs[install].incarnation;
-        self.order(attempt, |stream, key| first(stream, key, incarnation));
-        self.after(HELLO, What::NoHello { stream: id });
-        self.alive(Input::Wanted(agent(install)));
-    }
-
-    fn order(&mut self, attempt: AttemptId, make: impl Fn(u64, Key) -> Arrival) {
-        let Some(id) = self.by_attempt.get(&attempt).copied() else { return };
-        let Some(stream) = self.streams.get(&id) else { return };
-        let (install, link) = (stream.install, stream.link);
-        if self.installs[install].up && !self.links[install].cut && self.links[install].number == link {
-            let life = self.installs[install].life;
-            let arrival = make(id, (COORDINATOR, attempt));
-            let wait = self.random.ms(1, 30);
-            self.after(wait, What::ToAgent { install, life, arrival });
+    /// The same for what an agent says; a stream keeps its order.
+    fn post_from_agent(&mut self, side: usize, id: u64, said: Said) {
+        let network = self.scenario.profile.network;
+        let bad = self.is_bad();
+        if bad && self.random.percent(network.loses) {
+            let breaks = self.random.ms(0, 25_000);
+            self.after(breaks, What::Reset { side, stream: id });
+            return;
         }
-    }
-
-    fn break_off(&mut self, id: u64) {
-        if let Some(stream) = self.streams.remove(&id) {
-            if self.by_attempt.get(&stream.attempt) == Some(&id) {
-                self.by_attempt.remove(&stream.attempt);
-            }
-            self.tell(Event::Detached(stream.attempt));
-        }
-    }
-
-    fn hear(&mut self, id: u64, said: Said) {
+        let late = bad && self.random.percent(network.delays);
+        let wait = if late { self.random.ms(1, 60_000) } else { Duration::from_millis(5) };
+        let twice = (bad && self.random.percent(network.doubles)).then(|| self.random.ms(1, 60_000));
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if self.links[stream.install].number != stream.link || self.links[stream.install].cut {
-            return;
+        stream.last_at = stream.last_at.max(self.now + wait);
+        let at = stream.last_at;
+        self.at(at, What::FromAgent { side, stream: id, said: said.clone() });
+        if let Some(again) = twice {
+            self.at(at + again, What::FromAgent { side, stream: id, said });
         }
-        stream.heard = true;
-        let (attempt, install) = (stream.attempt, stream.install);
-        self.alive(Input::Heard(agent(install)));
-        match said {
-            Said::Hello => {}
-            Said::Accepted(place) => self.tell(Event::Accepted(attempt, place)),
-            Said::Refused(refusal) => {
-                self.streams.remove(&id);
-                self.tell(Event::Refused(attempt, refusal));
-            }
-            Said::Failed(reason) => self.tell(Event::Failed(attempt, reason)),
-            Said::Done => self.tell(Event::Finished(attempt)),
-        }
-        self.idle(install);
+    }
+}
+
+/// The coordinator to which this happens, which does not notice while it is stopped.
+fn stopped_with(what: &What) -> Option<usize> {
+    match what {
+        What::FromAgent { side, .. }
+        | What::NoHello { side, .. }
+        | What::Reset { side, .. }
+        | What::Gone { side, .. }
+        | What::Control { side, .. }
+        | What::Attached { side, .. }
+        | What::Beaten { side, .. }
+        | What::Synced { side, .. }
+        | What::Retry { side, .. }
+        | What::Reported { side, .. }
+        | What::SideTick { side, .. }
+        | What::Roster { side, .. } => Some(*side),
+        What::ToAgent { .. }
+        | What::AgentTick { .. }
+        | What::Beat { .. }
+        | What::EngineEnds { .. }
+        | What::Begins(_)
+        | What::Ends(_) => None,
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 use tropa_proto::{
-    bounded::{Blob, Text},
+    bounded::{Blob, Content},
     id::AttemptId,
     message::{FromAgent, MAX_RESULT_FRAME},
 };
@@ -52,7 +52,7 @@ impl Ticker {
             return;
         }
         self.last = at;
-        let text = Text::cut(&self.pending);
+        let text = Content::cut(&self.pending);
         let frame = FromAgent::Tokens { attempt: self.attempt, count: progress.count, text };
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         if reports.capacity() > RESERVED && reports.try_send(frame).is_ok() {
@@ -94,7 +94,7 @@ mod tests {
         }
         ticker.last = now() - PROGRESS;
         ticker.line(Progress { count: 4, text: "d" });
-        let told = |count, text: &str| FromAgent::Tokens { attempt, count, text: Text::cut(text) };
+        let told = |count, text: &str| FromAgent::Tokens { attempt, count, text: Content::cut(text) };
         assert_eq!(receiver.try_recv(), Ok(told(1, "a")));
         assert_eq!(receiver.try_recv(), Ok(told(4, "bcd")));
         assert!(receiver.try_recv().is_err());

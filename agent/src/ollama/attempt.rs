@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -38,7 +39,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const ERROR_BODY: Duration = Duration::from_secs(5);
 
 /// A stream that ended in success. Its digest is not read yet; `Ollama::verify` does that.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Completed {
     /// The result: what `stream:false` would have returned, as bytes of one JSON object.
     pub result: Bytes,
@@ -46,6 +47,16 @@ pub struct Completed {
     pub outcome: Outcome,
     /// When the last line came.
     pub ended: Instant,
+}
+
+/// Without the content.
+impl fmt::Debug for Completed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completed")
+            .field("outcome", &self.outcome)
+            .field("bytes", &self.result.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A piece of progress: one line with text or thinking.
@@ -145,7 +156,7 @@ pub(super) async fn run(
 /// Makes a failure out of what broke.
 pub(super) fn failure(broken: Broken, started: Instant) -> Failure {
     let ms = u32::try_from(now().duration_since(started).as_millis()).unwrap_or(u32::MAX);
-    Failure { reason: broken.reason, detail: classify::detail(broken.ours, &broken.engine), ms }
+    Failure { reason: broken.reason, detail: classify::detail(broken.ours, &broken.engine).into(), ms }
 }
 
 async fn exchange(

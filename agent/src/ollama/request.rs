@@ -4,7 +4,7 @@
 //! be cut, run without end, reload the model or leave it loaded for ever, and most of that passes as success; so
 //! it is refused here, before any HTTP.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -41,7 +41,7 @@ pub struct Limits {
 }
 
 /// A body that has passed, with what the checks around the attempt need of it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Request {
     /// Which endpoint.
     pub endpoint: Endpoint,
@@ -63,6 +63,17 @@ pub struct Request {
     pub dimensions: Option<usize>,
     /// Model and load options in one text: two requests with equal ones need no reload between them.
     pub runner: String,
+}
+
+/// Without the content.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("endpoint", &self.endpoint)
+            .field("limits", &self.limits)
+            .field("bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Deserialize)]
@@ -201,7 +212,7 @@ fn is_positive_time(value: &Value) -> bool {
 }
 
 fn refused(reason: Reason, what: &str) -> Failure {
-    Failure { reason, detail: classify::detail(what, ""), ms: 0 }
+    Failure { reason, detail: classify::detail(what, "").into(), ms: 0 }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! What a coordinator keeps in memory is two bits per chunk and the attempts of chunks that are not finished;
 //! bodies are read when they are sent or exported, and checked against their hashes then.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use rusqlite::{Connection, OptionalExtension as _, Row};
 use tropa_proto::{
@@ -61,7 +61,7 @@ pub struct OpenAttempt {
 }
 
 /// One chunk as it is sent.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Chunk {
     /// Which one.
     pub index: ChunkIndex,
@@ -73,6 +73,17 @@ pub struct Chunk {
     pub body: Vec<u8>,
     /// What the job noted about the item, as JSON.
     pub origin: String,
+}
+
+/// Without the content.
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chunk")
+            .field("index", &self.index)
+            .field("endpoint", &self.endpoint)
+            .field("bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// One item as it is exported.
@@ -100,7 +111,7 @@ pub enum Decided {
 }
 
 /// A committed result.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DoneRow {
     /// The attempt that brought it.
     pub no: u32,
@@ -118,6 +129,17 @@ pub struct DoneRow {
     pub metrics: String,
     /// What the engine returned, as JSON.
     pub body: Vec<u8>,
+}
+
+/// Without the content.
+impl fmt::Debug for DoneRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DoneRow")
+            .field("no", &self.no)
+            .field("done_reason", &self.done_reason)
+            .field("bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A committed failure.

@@ -9,6 +9,7 @@
 //! sync succeed (`reliability.md` §7.5).
 
 use std::{
+    fmt,
     sync::mpsc::{self, RecvTimeoutError, SyncSender, TryRecvError, TrySendError},
     thread::JoinHandle,
     time::Duration,
@@ -135,7 +136,7 @@ pub enum Named {
 }
 
 /// What an attempt brought, checked by the coordinator against length and hash.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Done {
     /// The pinned model.
     pub fingerprint: Fingerprint,
@@ -143,6 +144,16 @@ pub struct Done {
     pub outcome: Outcome,
     /// What the engine returned, as JSON.
     pub body: Vec<u8>,
+}
+
+/// Without the content.
+impl fmt::Debug for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Done")
+            .field("outcome", &self.outcome)
+            .field("bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What became of a step.

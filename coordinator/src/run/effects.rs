@@ -129,7 +129,7 @@ impl Loop<'_> {
             now_ms: self.run.clock.wall_ms(),
         };
         // The agent forgets a failure only when it is on disk: a successor that asks again must hear it again.
-        self.submit(step, held.map_or(After::Nothing, |live| After::Ended(live.attempt)));
+        self.submit(step, After::Ended(attempt, class, held.map(|live| live.attempt)));
     }
 
     /// Makes the request of a chunk that builds on others.
@@ -187,8 +187,11 @@ impl Loop<'_> {
         }
         match after {
             After::Nothing => Ok(()),
-            After::Ended(attempt) => {
-                attempt.acknowledge();
+            After::Ended(attempt, class, held) => {
+                proof::event("ended", &attempt, class);
+                if let Some(held) = held {
+                    held.acknowledge();
+                }
                 Ok(())
             }
             After::Recorded(attempt) => {

@@ -27,6 +27,8 @@ pub struct History {
     pub failed_on: BTreeSet<AgentId>,
     /// The machines on which it crashed, in their short form.
     pub crashed_on: BTreeSet<String>,
+    /// The attempt that used the budget up, and what the chunk has failed as.
+    over: Option<(u32, Class)>,
     counted: u32,
     lost: u32,
     crashes: u32,
@@ -43,8 +45,23 @@ pub enum Verdict {
 }
 
 impl History {
+    /// The attempt that ended the chunk, and the class that it has failed as; for who finds the attempts on disk and
+    /// not the failure, because a predecessor died in between.
+    #[must_use]
+    pub fn over(&self) -> Option<(u32, Class)> {
+        self.over
+    }
+
     /// Counts a failure of attempt `no` on this agent and machine and says what becomes of the chunk.
     pub fn after(&mut self, no: u32, class: Class, agent: AgentId, machine: &str) -> Verdict {
+        let verdict = self.count(no, class, agent, machine);
+        if let Verdict::Over(class) = verdict {
+            self.over.get_or_insert((no, class));
+        }
+        verdict
+    }
+
+    fn count(&mut self, no: u32, class: Class, agent: AgentId, machine: &str) -> Verdict {
         self.last_no = self.last_no.max(no);
         match class {
             Class::Busy | Class::Superseded => return Verdict::Again,

@@ -32,6 +32,12 @@ impl Schedule {
         for chunk in closed {
             self.close(chunk);
         }
+        for (chunk, history) in &history {
+            if let (Some((no, class)), Some(Status::Open)) = (history.over(), self.status(*chunk)) {
+                self.finish(*chunk);
+                self.fails.push((AttemptId { job: self.job, chunk: *chunk, no }, class));
+            }
+        }
         self.history = history;
         if !planted(Bug::RequeueBeforeReattach) {
             self.orphans = open_attempts;

@@ -13,7 +13,7 @@ use tropa_proto::{
     id::{AgentId, AttemptId, Incarnation},
 };
 
-use super::{Action, Schedule, holdings::Active};
+use super::{Action, Install, Schedule, holdings::Active};
 
 /// How long a lost attempt may run unseen: the least deadline of an attempt (`reliability.md` §4). After it the
 /// devices open without proof, as a lane does after the settle ceiling.
@@ -43,7 +43,7 @@ enum Kind {
     Running,
     /// The engine had ended it: only its result is wanted.
     Ended,
-    /// Its agent has hung up on it, and settles.
+    /// Its agent has hung up on it, or was killed: the engine may go on.
     Settling,
 }
 
@@ -109,16 +109,25 @@ impl Schedule {
         }
     }
 
-    /// Recalls what is due, and gives up what belongs to an earlier run of its agent or has had its time.
+    /// Recalls what is due, and gives up what has had its time. What belongs to an earlier run of its agent cannot be
+    /// asked for, and its engine may go on for a while: an agent that was killed has proved nothing.
     pub(super) fn recall(&mut self, now: Duration, actions: &mut Vec<Action>) {
         if self.missing.is_empty() {
             return;
         }
         let before = self.missing.len();
+        for missing in self.missing.values_mut() {
+            let another_run = |install: &Install| install.incarnation != missing.incarnation;
+            if self.installs.get(&missing.agent).is_some_and(another_run) && missing.kind == Kind::Running {
+                missing.kind = Kind::Settling;
+                missing.until = missing.until.min(now + SETTLES_WITHIN);
+                missing.recall_at = None;
+            }
+        }
         let installs = &self.installs;
         self.missing.retain(|_, missing| {
             let same_run = installs.get(&missing.agent).is_none_or(|i| i.incarnation == missing.incarnation);
-            same_run && missing.until > now
+            (same_run || missing.kind == Kind::Settling) && missing.until > now
         });
         if self.missing.len() < before {
             self.wake_all();

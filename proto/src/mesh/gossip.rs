@@ -41,6 +41,14 @@ const SILENCE: u32 = 7;
 const EVERY: Duration = Duration::from_millis(250);
 const BURST: u32 = 20;
 
+/// A source that says more than that for a minute on end is not listened to for ten (`security.md` §5.2).
+const FLOOD: Duration = Duration::from_secs(60);
+const BAN: Duration = Duration::from_secs(600);
+
+/// What is ignored of a flood is a minute of it only while it does not pause: a second without being too frequent, four
+/// times what one message costs, ends it.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// What became of an envelope.
 #[derive(Debug)]
 pub(super) enum Merged {
@@ -72,6 +80,15 @@ struct Entry {
     present: Option<Present>,
     /// When the messages so far are paid for, at one per [`EVERY`].
     paid: Instant,
+    flood: Option<Flood>,
+    banned_until: Option<Instant>,
+}
+
+/// A source is too frequent: since when, and when it last was.
+#[derive(Clone, Copy, Debug)]
+struct Flood {
+    since: Instant,
+    last: Instant,
 }
 
 #[derive(Debug)]
@@ -89,7 +106,13 @@ impl Ledger {
     /// Takes what this node says of itself; a leaving node is no longer named to others.
     pub(super) fn say(&mut self, announcement: &Announcement, envelope: Vec<u8>, now: Instant) {
         self.own = (announcement.state != AgentState::Leaving).then_some(envelope);
-        let entry = self.agents.entry(self.me).or_insert(Entry { seq: 0, present: None, paid: now });
+        let entry = self.agents.entry(self.me).or_insert(Entry {
+            seq: 0,
+            present: None,
+            paid: now,
+            flood: None,
+            banned_until: None,
+        });
         entry.seq = entry.seq.max(announcement.seq);
     }
 
@@ -129,7 +152,13 @@ impl Ledger {
             addresses: announcement.addresses.to_vec(),
             gone_at: now + Duration::from_millis(u64::from(announcement.period_ms)) * SILENCE / 2,
         });
-        let entry = self.agents.entry(agent).or_insert(Entry { seq: 0, present: None, paid: now });
+        let entry = self.agents.entry(agent).or_insert(Entry {
+            seq: 0,
+            present: None,
+            paid: now,
+            flood: None,
+            banned_until: None,
+        });
         entry.seq = announcement.seq;
         entry.present = present;
         Merged::News(agent, Box::new(announcement))
@@ -177,7 +206,20 @@ impl Ledger {
 
     fn too_often(&mut self, agent: &AgentId, now: Instant) -> bool {
         let Some(entry) = self.agents.get_mut(agent) else { return false };
+        if entry.banned_until.is_some_and(|until| now < until) {
+            return true;
+        }
         if entry.paid > now + EVERY * BURST {
+            let going_on = entry.flood.filter(|flood| now.saturating_duration_since(flood.last) < PAUSE);
+            let since = going_on.map_or(now, |flood| flood.since);
+            entry.flood = Some(Flood { since, last: now });
+            if now.saturating_duration_since(since) >= FLOOD {
+                tracing::warn!(
+                    peer = agent.short(),
+                    "a peer floods the mesh and is not listened to for 10 min"
+                );
+                (entry.flood, entry.banned_until) = (None, Some(now + BAN));
+            }
             return true;
         }
         entry.paid = entry.paid.max(now) + EVERY;
@@ -358,6 +400,32 @@ pub(super) mod tests {
         let heard = (1..=40).filter(|seq| talk(*seq, scene.now)).count();
         assert!((20..=22).contains(&heard), "{heard}");
         assert!(talk(41, scene.now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn who_floods_for_a_minute_is_not_listened_to_for_ten() {
+        let mut scene = scene();
+        let mut seq = 0;
+        let mut flood = |seconds: u32, from: Instant| {
+            let mut heard = 0;
+            for tenth in 0..seconds * 10 {
+                seq += 1;
+                let envelope = sign(&scene.key, &announcement(1, seq, AgentState::Ready)).unwrap();
+                let at = from + Duration::from_millis(100) * tenth;
+                let merged = scene.ledger.merge(&envelope, Some(scene.agent), at);
+                heard += u32::from(matches!(merged, Merged::News(..)));
+            }
+            heard
+        };
+        let start = scene.now;
+        // Ten a second: four are heard, and for one second less than a minute after its burst that goes on.
+        assert!(flood(59, start) > 200);
+        let paused = start + Duration::from_secs(120);
+        assert!(flood(80, paused) > 200);
+        let banned = paused + Duration::from_secs(81);
+        assert_eq!(flood(10, banned), 0);
+        assert_eq!(flood(1, banned + BAN - Duration::from_secs(30)), 0);
+        assert!(flood(1, banned + BAN) > 0);
     }
 
     #[test]

@@ -370,12 +370,15 @@ pub(crate) fn from_agent() -> impl Strategy<Value = FromAgent> {
         (attempt(), any::<u32>(), text()).prop_map(|(attempt, count, text)| FromAgent::Tokens {
             attempt,
             count,
-            text
+            text: text.into()
         }),
         (attempt(), outcome()).prop_map(|(attempt, outcome)| FromAgent::Done(attempt, Box::new(outcome))),
         blob().prop_map(FromAgent::Body),
         (attempt(), select(&Reason::ALL[..]), text(), any::<u32>()).prop_map(
-            |(attempt, reason, detail, ms)| FromAgent::Failed(attempt, Failure { reason, detail, ms })
+            |(attempt, reason, detail, ms)| FromAgent::Failed(
+                attempt,
+                Failure { reason, detail: detail.into(), ms }
+            )
         ),
         (any::<u64>(), held()).prop_map(|(seq, held)| FromAgent::Beat(Box::new(Beat { seq, held }))),
         held().prop_map(|held| FromAgent::Attached(Box::new(held))),

@@ -1,7 +1,7 @@
 //! One fixed value for every variant of every wire type, by name.
 
 use tropa_proto::{
-    bounded::{Blob, List, Text},
+    bounded::{Blob, Content, List, Text},
     evidence::{
         Attribution, Bundle, Core, Cpus, Evidence, Gpu, GpuKind, Hypervisor, HypervisorClass, LaneClaim, Os,
         Reading, Tag,
@@ -331,7 +331,7 @@ pub(crate) fn from_agent() -> Vec<Named<FromAgent>> {
         ("refused, draining", FromAgent::Refused(attempt(), Refusal::Draining(Text::cut("leaving")))),
         ("refused, denied", FromAgent::Refused(attempt(), Refusal::Denied(Text::cut("hours")))),
         ("refused, stale", FromAgent::Refused(attempt(), Refusal::Stale(Incarnation(2)))),
-        ("tokens", FromAgent::Tokens { attempt: attempt(), count: 4, text: Text::cut("¡hola!") }),
+        ("tokens", FromAgent::Tokens { attempt: attempt(), count: 4, text: Content::cut("¡hola!") }),
         ("done", FromAgent::Done(attempt(), Box::new(outcome))),
         ("body", FromAgent::Body(Blob::new(vec![0, 1, 2, 255]).unwrap())),
         ("refused, unknown", FromAgent::Refused(attempt(), Refusal::Unknown)),
@@ -339,7 +339,7 @@ pub(crate) fn from_agent() -> Vec<Named<FromAgent>> {
         ("attached", FromAgent::Attached(Box::new(held))),
     ]);
     all.extend(Reason::ALL.map(|reason| {
-        let failure = Failure { reason, detail: Text::cut("why"), ms: 1_234 };
+        let failure = Failure { reason, detail: Content::cut("why"), ms: 1_234 };
         (format!("failed, {reason}"), FromAgent::Failed(attempt(), failure))
     }));
     all

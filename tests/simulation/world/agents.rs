@@ -3,18 +3,23 @@
 use std::time::Duration;
 
 use tropa_agent::admission::{Action as Order, Event as Arrived, Key};
-use tropa_proto::{bounded::Text, failure::Reason, id::AttemptId, message::Failure};
-
-use super::{
-    super::{coordinator::JOB, install::Arrival},
-    COORDINATOR, Said, What, World,
+use tropa_proto::{
+    bounded::Content,
+    failure::Reason,
+    message::Failure,
+    proof::{Bug, planted},
 };
 
-/// How long what an agent says is on its way.
-const LATENCY: Duration = Duration::from_millis(5);
+use super::{
+    super::{
+        engine::{self, Course},
+        install::Arrival,
+    },
+    Happened, Request, Said, What, World, peer, side_id, side_of,
+};
 
-/// Between two beats.
-const BEAT: Duration = Duration::from_secs(1);
+/// Longer than any limit of an attempt here (15 min and the stall of its end).
+const ATTEMPT: Duration = Duration::from_secs(20 * 60);
 
 impl World {
     pub(super) fn arrive(&mut self, install: usize, life: u64, arrival: Arrival) {
@@ -27,70 +32,59 @@ impl World {
             return;
         }
         let event = match arrival {
-            Arrival::Own(event) => event,
+            Arrival::Own(event) => {
+                if event == Arrived::Settled {
+                    for record in std::mem::take(&mut self.installs[install].settles) {
+                        self.records.remove(&record);
+                    }
+                }
+                event
+            }
             Arrival::Run(stream, key, incarnation) => {
-                agent.streams.insert(key, stream);
+                if self.streams.contains_key(&stream) {
+                    agent.streams.insert(key, stream);
+                }
                 self.say(install, key, Said::Hello);
                 Arrived::Run { key, incarnation, runner: Ok("m".to_owned()), room: true }
             }
             Arrival::Cancel(stream, key) => {
-                agent.streams.insert(key, stream);
+                if self.streams.contains_key(&stream) {
+                    agent.streams.insert(key, stream);
+                }
                 self.say(install, key, Said::Hello);
                 Arrived::Cancel(key)
             }
             Arrival::Fetch(stream, key) => {
-                agent.streams.insert(key, stream);
+                if self.streams.contains_key(&stream) {
+                    agent.streams.insert(key, stream);
+                }
                 self.say(install, key, Said::Hello);
                 Arrived::Fetch(key)
             }
-            Arrival::Renew => Arrived::Renew(COORDINATOR, JOB),
-            Arrival::Reattach(number) => {
-                if agent.beats_on != Some(number) {
-                    agent.beats_on = Some(number);
-                    self.after(BEAT, What::Beat { install, life, number });
-                }
-                self.attach(install, number);
-                Arrived::Renew(COORDINATOR, JOB)
+            Arrival::Renew(side) => Arrived::Renew(side_id(side), self.sides[side].job),
+            Arrival::Reattach(side, number) => {
+                self.reattach(install, side, number);
+                Arrived::Renew(side_id(side), self.sides[side].job)
             }
             Arrival::Ack(key) => {
-                assert!(self.disk.knows_end(&key.1), "{:?} is acknowledged before it is on disk", key.1);
+                self.tell_history(peer(install), Happened::Forget(key.1));
                 Arrived::Ack(key)
             }
         };
         self.admit(install, event);
     }
 
-    /// Says on a control stream what is held.
-    fn attach(&mut self, install: usize, number: u64) {
-        let agent = &self.installs[install];
-        let held = agent.admission.held(COORDINATOR, JOB).collect();
-        let incarnation = agent.incarnation;
-        self.after(LATENCY, What::Attached { install, number, incarnation, held });
-    }
-
-    pub(super) fn beat(&mut self, install: usize, life: u64, number: u64) {
-        let agent = &self.installs[install];
-        if agent.life != life || !agent.up || agent.beats_on != Some(number) {
-            return;
-        }
-        // A stopped agent beats again when it goes on.
-        if !agent.stopped && agent.admission.held(COORDINATOR, JOB).next().is_some() {
-            self.after(LATENCY, What::Beaten { install, number });
-        }
-        self.after(BEAT, What::Beat { install, life, number });
-    }
-
     fn admit(&mut self, install: usize, event: Arrived) {
-        let mut events = vec![event];
-        while let Some(event) = events.pop() {
-            let at = self.origin + self.now;
+        let mut events = std::collections::VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let at = self.origin + self.installs[install].clock.shows(self.now);
             for order in self.installs[install].admission.handle(event, at) {
                 events.extend(self.perform(install, order));
             }
         }
         let agent = &mut self.installs[install];
         if let Some(at) = agent.admission.next_deadline() {
-            let at = (at - self.origin).max(self.now);
+            let at = agent.clock.world(at - self.origin).max(self.now);
             if agent.tick_at.is_none_or(|tick| at < tick) {
                 agent.tick_at = Some(at);
                 let life = agent.life;
@@ -111,25 +105,18 @@ impl World {
             Order::Start { key, .. } => self.start(install, key),
             Order::HangUp(key) => {
                 let agent = &mut self.installs[install];
-                if agent.engine.contains(&key.1) {
-                    // What reads a prompt reads on to its end.
-                    let ends = self.random.ms(10, 2000);
-                    agent.idle_at = agent.idle_at.max(self.now + ends);
-                    let life = agent.life;
-                    self.after(ends, What::EngineEnds { install, life, attempt: key.1, hung_up: true });
-                    self.own(install, Duration::ZERO, Arrived::Ended { key, may_run: true });
-                    self.own(
-                        install,
-                        Duration::ZERO,
-                        Arrived::Finished(key, Some(failure(Reason::Cancelled))),
-                    );
+                if let Some(request) = agent.waits_for.remove(&key) {
+                    self.orphan(request);
+                    self.stops_waiting(install, key, request, true, Some(Reason::Cancelled));
                 }
             }
             Order::Acquire => return Some(self.acquire(install)),
             Order::Release => self.release(install),
             Order::Settle => {
-                let wait =
-                    self.installs[install].idle_at.saturating_sub(self.now) + Duration::from_millis(10);
+                let left: Vec<(usize, Key)> = self.left_behind(install).collect();
+                let idle = left.iter().map(|(of, _)| self.installs[*of].idle_at).max().unwrap_or_default();
+                self.installs[install].settles = left;
+                let wait = idle.saturating_sub(self.now) + Duration::from_millis(10);
                 self.own(install, wait, Arrived::Settled);
             }
         }
@@ -142,72 +129,139 @@ impl World {
     }
 
     fn say(&mut self, install: usize, key: Key, said: Said) {
-        let wait = LATENCY;
         if let Some(stream) = self.installs[install].streams.get(&key).copied() {
-            self.after(wait, What::FromAgent { stream, said });
+            self.post_from_agent(side_of(key.0), stream, said);
         }
     }
 
+    /// A request goes to the engine.
     fn start(&mut self, install: usize, key: Key) {
-        let agent = &mut self.installs[install];
-        assert!(agent.holds_locks, "an attempt starts without its locks");
-        self.history.engine_starts(install, agent.place.devices, key.1, self.now);
-        agent.engine.insert(key.1);
-        let takes =
-            if self.random.below(10) == 0 { self.random.ms(2000, 20_000) } else { self.random.ms(20, 1500) };
-        let life = agent.life;
-        self.after(takes, What::EngineEnds { install, life, attempt: key.1, hung_up: false });
+        let by = peer(install);
+        self.tell_history(by, Happened::ExecStart(key.1, None));
+        for device in self.installs[install].place.devices.clone() {
+            self.tell_history(by, Happened::EngineStart { install: by, device: u32::from(device) });
+        }
+        self.records.insert((install, key));
+        let poison = self.scenario.profile.poison;
+        let faulty = self.scenario.profile.engines && self.is_bad();
+        let course = if poison > 0 && key.1.chunk.0.is_multiple_of(poison) {
+            let takes = self.random.ms(20, 1_500);
+            Course { takes, fails: Some(Reason::RunnerCrash), lingers: Duration::ZERO }
+        } else if self.installs[install].model {
+            engine::course(&mut self.random, faulty)
+        } else {
+            let takes = self.random.ms(1, 20);
+            Course { takes, fails: Some(Reason::ModelMissing), lingers: Duration::ZERO }
+        };
+        self.count += 1;
+        let (request, life) = (self.count, self.installs[install].life);
+        let Course { takes, fails, lingers } = course;
+        self.requests.insert(request, Request { install, life, key, fails, lingers, orphan_until: None });
+        self.installs[install].waits_for.insert(key, request);
+        self.begins_to_wait(by, request, ATTEMPT);
+        self.after(takes, What::EngineEnds { request });
     }
 
-    pub(super) fn engine_ends(&mut self, install: usize, life: u64, attempt: AttemptId, hung_up: bool) {
-        let agent = &mut self.installs[install];
-        // One that was hung up on ends when it ends, and not when it would have.
-        if agent.life != life || (!hung_up && agent.idle_at > self.now) || !agent.engine.remove(&attempt) {
+    /// Nobody waits for the request any more; the engine may.
+    pub(super) fn orphan(&mut self, request: u64) {
+        let lingers = engine::lingers(&mut self.random);
+        let now = self.now;
+        let Some(entry) = self.requests.get_mut(&request) else { return };
+        entry.orphan_until = Some(now + lingers);
+        let agent = &mut self.installs[entry.install];
+        agent.idle_at = agent.idle_at.max(now + lingers);
+        self.after(lingers, What::EngineEnds { request });
+    }
+
+    pub(super) fn engine_ends(&mut self, request: u64) {
+        let Some(entry) = self.requests.get_mut(&request) else { return };
+        let (install, key, fails, lingers) = (entry.install, entry.key, entry.fails, entry.lingers);
+        let lives = self.installs[install].life == entry.life && self.installs[install].up;
+        if let Some(until) = entry.orphan_until {
+            // It ends when the engine notices, and not when it would have.
+            if until <= self.now {
+                self.requests.remove(&request);
+                self.leaves_devices(install);
+            }
             return;
         }
-        self.history.engine_ends(install, agent.place.devices);
-        if hung_up {
-            return;
+        let waited_for = self.installs[install].waits_for.get(&key) == Some(&request);
+        if waited_for {
+            self.installs[install].waits_for.remove(&key);
         }
-        let key = (COORDINATOR, attempt);
-        self.own(install, Duration::ZERO, Arrived::Ended { key, may_run: false });
-        let fails = self.faults.engines && self.random.below(12) == 0;
-        let reasons = [
-            Reason::RunnerCrash,
-            Reason::EngineDown,
-            Reason::Incomplete,
-            Reason::QueueFull,
-            Reason::LoadFailed,
-        ];
-        let reason = reasons[usize::try_from(self.random.below(5)).unwrap_or(0)];
-        if !fails {
+        let may_run = fails.is_some_and(engine::may_run);
+        if may_run {
+            entry.orphan_until = Some(self.now + lingers);
+            let agent = &mut self.installs[install];
+            agent.idle_at = agent.idle_at.max(self.now + lingers);
+            self.after(lingers, What::EngineEnds { request });
+        } else {
+            self.requests.remove(&request);
+            self.leaves_devices(install);
+        }
+        if lives && waited_for {
+            self.stops_waiting(install, key, request, may_run, fails);
+        }
+    }
+
+    fn leaves_devices(&mut self, install: usize) {
+        let by = peer(install);
+        for device in self.installs[install].place.devices.clone() {
+            self.tell_history(by, Happened::EngineEnd { install: by, device: u32::from(device) });
+        }
+    }
+
+    /// The agent's own task has ended: with a result, or with why not.
+    fn stops_waiting(
+        &mut self,
+        install: usize,
+        key: Key,
+        request: u64,
+        may_run: bool,
+        fails: Option<Reason>,
+    ) {
+        self.tell_history(peer(install), Happened::ExecEnd(key.1));
+        self.tell_history(peer(install), Happened::Waited(request));
+        if !may_run {
+            self.records.remove(&(install, key));
+        }
+        self.own(install, Duration::ZERO, Arrived::Ended { key, may_run });
+        let checking = if fails.is_none() { self.random.ms(0, 200) } else { Duration::ZERO };
+        if fails.is_none() {
             self.installs[install].outbox.insert(key);
         }
-        let checking = self.random.ms(0, 200);
-        self.own(install, checking, Arrived::Finished(key, fails.then(|| failure(reason))));
+        self.own(install, checking, Arrived::Finished(key, fails.map(failure)));
     }
 
     /// Two installs want a device whose lock both see.
     pub(super) fn contend(&self, a: usize, b: usize) -> bool {
-        let (a_place, b_place) = (self.installs[a].place, self.installs[b].place);
-        a != b
-            && a_place.kernel == b_place.kernel
-            && a_place.devices.iter().any(|d| b_place.devices.contains(d))
+        let (a_place, b_place) = (&self.installs[a].place, &self.installs[b].place);
+        a != b && a_place.kernel == b_place.kernel && a_place.shares(b_place)
     }
 
     fn acquire(&mut self, install: usize) -> Arrived {
         let holder = (0..self.installs.len())
             .find(|other| self.installs[*other].holds_locks && self.contend(*other, install));
-        match holder {
+        match holder.filter(|_| !planted(Bug::NoKernelLock)) {
             Some(holder) => {
                 self.waiting.push(install);
                 Arrived::LaneBlocked(format!("install {holder}"))
             }
             None => {
                 self.installs[install].holds_locks = true;
-                Arrived::LaneHeld { dirty: self.random.below(4) == 0 }
+                Arrived::LaneHeld { dirty: self.left_behind(install).next().is_some() }
             }
         }
+    }
+
+    /// Records in the lock files of what nobody waits for here: of others, of an earlier life, of what was hung up on.
+    fn left_behind(&self, install: usize) -> impl Iterator<Item = (usize, Key)> {
+        let waited_for =
+            move |of: usize, key: &Key| of == install && self.installs[of].waits_for.contains_key(key);
+        self.records
+            .iter()
+            .filter(move |(of, key)| (*of == install || self.contend(*of, install)) && !waited_for(*of, key))
+            .copied()
     }
 
     pub(super) fn release(&mut self, install: usize) {
@@ -219,12 +273,13 @@ impl World {
             if !held {
                 self.waiting.retain(|other| *other != waiting);
                 self.installs[waiting].holds_locks = true;
-                self.own(waiting, Duration::ZERO, Arrived::LaneHeld { dirty: true });
+                let dirty = self.left_behind(waiting).next().is_some();
+                self.own(waiting, Duration::ZERO, Arrived::LaneHeld { dirty });
             }
         }
     }
 }
 
 fn failure(reason: Reason) -> Failure {
-    Failure { reason, detail: Text::default(), ms: 0 }
+    Failure { reason, detail: Content::default(), ms: 0 }
 }

@@ -1,0 +1,300 @@
+//! Speaks the wire and breaks one rule, for a while: `evil-peer --target ADDRESS --mode MODE [--secret-file FILE]`.
+//!
+//! Modes of who is outside: `garbage` (bytes that are no handshake), `drip` (a handshake of one byte a second),
+//! `connects` (100 connections a second), `stranger` (another secret, or none). Modes of who is inside: `flood` (1,000
+//! valid announcements a second), `identities` (many keys that claim to be agents), `silent` (streams without a hello),
+//! `thief` (asks for, cancels and acknowledges what others sent), `replay` (one announcement under lower numbers).
+//!
+//! Prints one line of JSON: what it tried, and what was taken.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, ValueEnum};
+use tokio::{sync::mpsc, time::timeout};
+use tropa_proto::{
+    bounded::{List, Text},
+    chunk_stream::greet_agent,
+    evidence::{Core, Hypervisor, Os, Reading},
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
+    mesh::{Mesh, MeshConfig, MeshEvent, start},
+    message::{AgentState, Announcement, Hello, Role, ToAgent},
+    secret::MeshSecret,
+    uid::{MachineClaim, MachineUid},
+};
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// The agent to trouble.
+    #[arg(long)]
+    target: SocketAddr,
+    /// The rule to break.
+    #[arg(long)]
+    mode: Mode,
+    /// The secret of its mesh; without one the public prologue is used.
+    #[arg(long)]
+    secret_file: Option<PathBuf>,
+    /// For how long.
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// The job whose attempts the thief asks for.
+    #[arg(long, default_value = "00000000000000000000000000000000")]
+    job: JobId,
+}
+
+/// Messages in 20 ms, and keys: 1,000 a second and 200 in a release build. Checking a signature takes an unoptimised
+/// program milliseconds, so that there the same would only measure the compiler.
+const AT_ONCE: u32 = if cfg!(debug_assertions) { 1 } else { 20 };
+const IDENTITIES: usize = if cfg!(debug_assertions) { 20 } else { 200 };
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    Garbage,
+    Drip,
+    Connects,
+    Stranger,
+    Flood,
+    Identities,
+    Silent,
+    Thief,
+    Replay,
+}
+
+/// What was tried, and how often it worked.
+#[derive(Debug, Default)]
+struct Count {
+    tried: u64,
+    taken: u64,
+    /// Until the target closed the door, where it did, in microseconds.
+    refused_us: Option<u128>,
+}
+
+#[tokio::main]
+#[expect(clippy::print_stdout, reason = "what the program is for")]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    let until = now() + Duration::from_secs(args.seconds);
+    let count = match args.mode {
+        Mode::Garbage | Mode::Drip | Mode::Connects => {
+            let (target, mode) = (args.target, args.mode);
+            tokio::task::spawn_blocking(move || raw(target, mode, until)).await??
+        }
+        Mode::Stranger => stranger(&args).await?,
+        Mode::Flood | Mode::Replay => talk(&args, until).await?,
+        Mode::Identities => identities(&args, until).await?,
+        Mode::Silent | Mode::Thief => streams(&args, until).await?,
+    };
+    let refused = count.refused_us.map_or("null".to_owned(), |us| us.to_string());
+    println!(r#"{{"tried":{},"taken":{},"refused_us":{refused}}}"#, count.tried, count.taken);
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a driver owns its clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Bytes that are no handshake. Taken is a connection that was answered with more than the first line of libp2p.
+fn raw(target: SocketAddr, mode: Mode, until: Instant) -> Result<Count> {
+    let mut count = Count::default();
+    let mut held = Vec::new();
+    let mut random = 1_u64;
+    while now() < until {
+        count.tried += 1;
+        let Ok(mut stream) = TcpStream::connect_timeout(&target, Duration::from_secs(1)) else { continue };
+        stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+        match mode {
+            Mode::Garbage => {
+                let noise: Vec<u8> = (0..4_096)
+                    .map(|_| {
+                        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        random.to_be_bytes()[0]
+                    })
+                    .collect();
+                let _ = stream.write_all(&noise);
+                let mut answer = [0; 4_096];
+                let read = stream.read(&mut answer).unwrap_or(0);
+                count.taken += u64::from(read > 64);
+            }
+            Mode::Drip => {
+                let _ = stream.write_all(&[0x13]);
+                held.push(stream);
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+            Mode::Connects
+            | Mode::Stranger
+            | Mode::Flood
+            | Mode::Identities
+            | Mode::Silent
+            | Mode::Thief
+            | Mode::Replay => {
+                held.push(stream);
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+        }
+        if held.len() > 400 {
+            held.drain(..200);
+        }
+    }
+    Ok(count)
+}
+
+fn config(args: &Args, key: u8) -> Result<MeshConfig> {
+    let mut seed = [key; 32];
+    seed[..4].copy_from_slice(&std::process::id().to_be_bytes());
+    let secret =
+        args.secret_file.as_deref().map(MeshSecret::read).transpose().context("reading the secret")?;
+    Ok(MeshConfig { secret, peers: vec![args.target], ..MeshConfig::loopback(seed, Role::Agent) })
+}
+
+/// Waits until the target is connected; `None` when it is not within 10 s.
+async fn join(config: MeshConfig) -> Result<Option<(Mesh, mpsc::Receiver<MeshEvent>, AgentId)>> {
+    let (mesh, mut events) = start(config).await?;
+    let connected = timeout(Duration::from_secs(10), async {
+        while let Some(event) = events.recv().await {
+            if let MeshEvent::Connected(agent) = event {
+                return Some(agent);
+            }
+        }
+        None
+    });
+    Ok(connected.await.ok().flatten().map(|agent| (mesh, events, agent)))
+}
+
+async fn stranger(args: &Args) -> Result<Count> {
+    let begin = now();
+    let mut config = config(args, 1)?;
+    config.secret = Some(MeshSecret::generate()?);
+    let (_mesh, mut events) = start(config).await?;
+    let mut count = Count { tried: 1, ..Count::default() };
+    let wait = timeout(Duration::from_secs(10), async {
+        while let Some(event) = events.recv().await {
+            match event {
+                MeshEvent::Connected(_) => return true,
+                MeshEvent::DialFailed { .. } => return false,
+                MeshEvent::Announced { .. }
+                | MeshEvent::Disconnected(_)
+                | MeshEvent::Incoming(..)
+                | MeshEvent::Asked { .. }
+                | MeshEvent::Listening(_) => {}
+            }
+        }
+        false
+    });
+    match wait.await {
+        Ok(true) => count.taken = 1,
+        Ok(false) => count.refused_us = Some(begin.elapsed().as_micros()),
+        Err(_) => {}
+    }
+    Ok(count)
+}
+
+/// Says what an agent says, far too often, or with numbers that fall.
+async fn talk(args: &Args, until: Instant) -> Result<Count> {
+    let mut count = Count::default();
+    let Some((mesh, mut events, _)) = join(config(args, 2)?).await? else { return Ok(count) };
+    let mut seq = 1_000_000;
+    while now() < until {
+        for _ in 0..AT_ONCE {
+            let falls = matches!(args.mode, Mode::Replay) && count.tried > 0;
+            seq = if falls { seq - 1 } else { seq + 1 };
+            count.tried += 1;
+            count.taken += u64::from(mesh.publish(announcement(seq, &mesh)).await.is_ok());
+        }
+        while events.try_recv().is_ok() {}
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(count)
+}
+
+/// Many keys, each an agent that says it is there.
+async fn identities(args: &Args, until: Instant) -> Result<Count> {
+    let mut count = Count::default();
+    let mut held = Vec::new();
+    while now() < until && held.len() < IDENTITIES {
+        count.tried += 1;
+        let key = u8::try_from(count.tried % 251).unwrap_or(0);
+        let mut config = config(args, key)?;
+        config.key[4..8].copy_from_slice(&u32::try_from(count.tried).unwrap_or(0).to_be_bytes());
+        let (mesh, events) = start(config).await?;
+        mesh.publish(announcement(1, &mesh)).await?;
+        held.push((mesh, events));
+    }
+    tokio::time::sleep(until.saturating_duration_since(now())).await;
+    for (_, events) in &mut held {
+        while let Ok(event) = events.try_recv() {
+            count.taken += u64::from(matches!(event, MeshEvent::Connected(_)));
+        }
+    }
+    Ok(count)
+}
+
+/// Streams on which nothing is said, or which ask for what others sent.
+async fn streams(args: &Args, until: Instant) -> Result<Count> {
+    let mut count = Count::default();
+    let mut config = config(args, 3)?;
+    config.role = Role::Coordinator;
+    let Some((mesh, _events, agent)) = join(config).await? else { return Ok(count) };
+    let mut held = Vec::new();
+    while now() < until {
+        count.tried += 1;
+        let opened = timeout(Duration::from_secs(2), mesh.open(agent)).await;
+        let Ok(Ok(mut stream)) = opened else { continue };
+        if matches!(args.mode, Mode::Silent) {
+            held.push(stream);
+            continue;
+        }
+        let hello = Hello { incarnation: Incarnation(1), role: Role::Coordinator };
+        if greet_agent(&mut stream, hello).await.is_err() {
+            continue;
+        }
+        let chunk = ChunkIndex(u32::try_from(count.tried % 16).unwrap_or(0));
+        let attempt = AttemptId { job: args.job, chunk, no: 1 };
+        let (mut reader, mut writer) = stream.split();
+        for order in [ToAgent::Cancel(attempt), ToAgent::Ack(attempt)] {
+            let _ = writer.send(&order).await;
+        }
+        // A stranger's attempt is unknown: the answer is that it was cancelled, never a result.
+        let answer = timeout(Duration::from_secs(1), reader.recv()).await;
+        count.taken += u64::from(matches!(answer, Ok(Ok(Some(tropa_proto::message::FromAgent::Done(..))))));
+    }
+    Ok(count)
+}
+
+fn announcement(seq: u64, mesh: &Mesh) -> Announcement {
+    Announcement {
+        incarnation: Incarnation(1),
+        seq,
+        period_ms: 10_000,
+        state: AgentState::Ready,
+        label: Text::cut("evil"),
+        core: Core {
+            os: Os::Linux,
+            hypervisor: Hypervisor::None,
+            declared: false,
+            time_namespace: false,
+            boot_id: Reading::Absent,
+            epoch_ns: Reading::Absent,
+            machine_id: Reading::Absent,
+            product_uuid: Reading::Absent,
+            host_cpus: 64,
+            memory: 1 << 40,
+            gpus: List::default(),
+        },
+        sampled_ms_ago: 0,
+        machine: MachineClaim::new(MachineUid {
+            created_ms: 1,
+            random: mesh.me().0[..16].try_into().unwrap_or_default(),
+        }),
+        locks: List::default(),
+        width: 64,
+        bundle: [1; 32],
+        inventory: [2; 32],
+        addresses: List::new(mesh.listening().into_iter().take(6).collect()).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,180 @@
+//! A peer that breaks the rules, beside an honest job (`reliability.md` F21 to F28): nothing of it is taken, the agent
+//! stays small, and the honest job ends as it would without.
+
+use std::{
+    fs,
+    process::{Child, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use tropa_tests::harness::{Hardware, Running, World, results};
+
+use crate::jobs::{said, world};
+
+/// Of an agent under attack (S3), in KiB.
+const RSS: u64 = 128 << 10;
+
+struct Scene {
+    world: World,
+    _double: Running,
+    agent: Running,
+}
+
+impl Scene {
+    /// One agent of a mesh with a secret.
+    fn start() -> Self {
+        let world = world();
+        let made = world.run(&["mesh", "new"]).unwrap();
+        assert_eq!(made.status.code(), Some(0), "{}", said(&made));
+        let double = world.double("cpu", &["--decode-us", "2000", "--tokens", "10"]).unwrap();
+        let agent = world.agent("den", double.address, Hardware::This, &[]).unwrap();
+        Self { world, _double: double, agent }
+    }
+
+    fn evil(&self, mode: &str, inside: bool, more: &[&str]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_evil-peer"));
+        command.args(["--target", &self.agent.address.to_string(), "--mode", mode]).args(more);
+        if inside {
+            command.arg("--secret-file").arg(self.world.path("home/.config/tropa/mesh.secret"));
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// An honest job, to its end.
+    fn job(&self, prompts: usize) -> Output {
+        let text: String = (0..prompts).map(|n| format!("prompt {n} about a llama\n")).collect();
+        let input = self.world.file("prompts.txt", &text).unwrap();
+        let output = self.world.run(&["run", input.to_str().unwrap()]).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let rows = results(&String::from_utf8_lossy(&output.stdout)).unwrap();
+        assert_eq!(rows.len(), prompts);
+        assert!(rows.iter().all(|row| row["tropa"]["attempt"] == 1), "{}", said(&output));
+        output
+    }
+
+    /// What the evil peer says of itself, and the agent's most memory in KiB.
+    fn after(&self, evil: Child) -> (Value, u64) {
+        let output = evil.wait_with_output().unwrap();
+        let said: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+        let status = fs::read_to_string(format!("/proc/{}/status", self.agent.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let most = line.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(most <= RSS, "the agent took {most} KiB: {said}");
+        (said, most)
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the counts of the tests")]
+fn say(row: &str, mode: &str, (said, most): &(Value, u64)) {
+    println!("{row} {mode}: {said}, agent at most {} MiB", most >> 10);
+}
+
+#[test]
+fn fault_f21_a_stranger_is_refused_and_the_mesh_goes_on() {
+    let scene = Scene::start();
+    for inside in [false, true] {
+        // With a secret of its own, whatever file it was given.
+        let evil = scene.evil("stranger", inside, &[]);
+        let found = scene.after(evil);
+        assert_eq!((&found.0["tried"], &found.0["taken"]), (&1.into(), &0.into()), "{found:?}");
+        assert!(found.0["refused_us"].as_u64().is_some(), "{found:?}");
+        say("F21", "stranger", &found);
+    }
+    let outside = scene.evil("flood", false, &["--seconds", "3"]);
+    let found = scene.after(outside);
+    assert_eq!(found.0["tried"], 0, "it never got in: {found:?}");
+    scene.job(4);
+    assert_eq!(scene.machines(), (1, 1));
+}
+
+#[test]
+fn fault_f22_bytes_that_are_no_handshake_are_dropped() {
+    let scene = Scene::start();
+    let evil = scene.evil("garbage", false, &["--seconds", "5"]);
+    scene.job(10);
+    let found = scene.after(evil);
+    assert_eq!(found.0["taken"], 0);
+    assert!(found.0["tried"].as_u64().unwrap() > 5);
+    say("F22", "garbage", &found);
+}
+
+#[test]
+fn fault_f23_slow_handshakes_and_silent_streams_hold_no_place() {
+    let scene = Scene::start();
+    let dripping = scene.evil("drip", false, &["--seconds", "6"]);
+    let silent = scene.evil("silent", true, &["--seconds", "6"]);
+    scene.job(10);
+    say("F23", "drip", &scene.after(dripping));
+    say("F23", "silent", &scene.after(silent));
+    scene.job(4);
+}
+
+#[test]
+fn fault_f26_old_numbers_and_the_attempts_of_others_change_nothing() {
+    let scene = Scene::start();
+    let text: String = (0..30).map(|n| format!("prompt {n} about a llama\n")).collect();
+    let input = scene.world.file("prompts.txt", &text).unwrap();
+    let mut run = scene.world.tropa(&["run", input.to_str().unwrap()]);
+    let job = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut id = String::new();
+    tropa_tests::harness::wait_until("the job is there", || {
+        let listed = scene.world.run(&["jobs", "--json"]).unwrap();
+        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+        id = listed["jobs"][0]["id"].as_str().unwrap_or_default().to_owned();
+        !id.is_empty()
+    })
+    .unwrap();
+    let thief = scene.evil("thief", true, &["--seconds", "2", "--job", &id]);
+    let replay = scene.evil("replay", true, &["--seconds", "2"]);
+    let found = scene.after(thief);
+    assert!(found.0["tried"].as_u64().unwrap() > 0, "{found:?}");
+    assert_eq!(found.0["taken"], 0, "{found:?}");
+    say("F26", "thief", &found);
+    say("F26", "replay", &scene.after(replay));
+    let output = job.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let rows = results(&String::from_utf8_lossy(&output.stdout)).unwrap();
+    assert_eq!(rows.len(), 30);
+    assert!(rows.iter().all(|row| row["tropa"]["attempt"] == 1), "nothing was cancelled by the thief");
+}
+
+#[test]
+fn fault_f27_many_connections_and_identities_are_no_lanes() {
+    let scene = Scene::start();
+    let connects = scene.evil("connects", false, &["--seconds", "5"]);
+    scene.job(10);
+    say("F27", "connects", &scene.after(connects));
+    let identities = scene.evil("identities", true, &["--seconds", "6"]);
+    scene.job(10);
+    let lanes = scene.at_once();
+    say("F27", "identities", &scene.after(identities));
+    assert_eq!(lanes, 1, "no lane is theirs");
+}
+
+#[test]
+fn fault_f28_a_member_that_floods_is_ignored() {
+    let scene = Scene::start();
+    let evil = scene.evil("flood", true, &["--seconds", "8"]);
+    scene.job(20);
+    let found = scene.after(evil);
+    assert!(found.0["tried"].as_u64().unwrap() > 40, "{found:?}");
+    say("F28", "flood", &found);
+}
+
+impl Scene {
+    fn report(&self) -> Value {
+        let output = self.world.run(&["machines", "--json"]).unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)))
+    }
+
+    /// Installs and machines.
+    fn machines(&self) -> (u64, usize) {
+        let report = self.report();
+        (report["installs"].as_u64().unwrap_or(0), report["machines"].as_array().map_or(0, Vec::len))
+    }
+
+    fn at_once(&self) -> u64 {
+        self.report()["at_once"].as_u64().unwrap_or(0)
+    }
+}
