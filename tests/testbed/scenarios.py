@@ -241,7 +241,9 @@ class Bed:
             return [(gateway, 11634, 11434), (gateway, 11635, 11435)]
         if self.scenario.name == "one_host_on_two_networks":
             return [(self.address("home-agent", network), 11634, 11434) for network in ("home", "office")]
-        return [(self.address(f"{name}-agent", name), 11634, 11434) for name in ("home", "office")]
+        # Real engines are reached through their witnesses.
+        engine = 11435 if self.scenario.act is real_ollama else 11434
+        return [(self.address(f"{name}-agent", name), 11634, engine) for name in ("home", "office")]
 
     def separate(self, *services):
         """Each listens on its own address, and none reaches another's. Seen from inside, so only root can look."""
