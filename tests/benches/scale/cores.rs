@@ -24,6 +24,9 @@ use super::{kib, number};
 /// Chunks of the job for each install.
 const CHUNKS: u32 = 10;
 
+/// How long one size may take in the scheduler: the time of an event is known long before the end of a large job.
+const ENOUGH: Duration = Duration::from_secs(10);
+
 /// Models of each install.
 const MODELS: u8 = 8;
 
@@ -84,8 +87,8 @@ pub(crate) fn line(row: &Value) -> String {
     )
 }
 
-/// Runs a whole job in the scheduler, every chunk well; gives the number of events, the time of one, and the time of
-/// the event that brings the roster.
+/// Runs a job in the scheduler, every chunk well, to its end or as long as is enough; gives the number of events, the
+/// time of one, and the time of the event that brings the roster.
 #[expect(clippy::disallowed_methods, reason = "a benchmark is the driver that owns the clock")]
 fn schedule(agents: u32, each: u32) -> (u64, Duration, Duration) {
     let installs: Vec<Install> = (0..agents).map(|at| install(at, each, agents)).collect();
@@ -97,14 +100,16 @@ fn schedule(agents: u32, each: u32) -> (u64, Duration, Duration) {
     let mut coming: VecDeque<Event> = follow(actions).collect();
     let mut events = 0;
     let started = Instant::now();
-    while let Some(event) = coming.pop_front() {
+    while started.elapsed() < ENOUGH
+        && let Some(event) = coming.pop_front()
+    {
         // Far below the time of a sync, above that of any event.
         now += Duration::from_micros(50);
         events += 1;
         coming.extend(follow(schedule.handle(event, now)));
     }
     let all = started.elapsed();
-    assert!(schedule.is_done(), "the job ends");
+    assert!(schedule.is_done() || !coming.is_empty(), "a job in which nothing fails ends");
     (events, all.div_f64(f64::from(u32::try_from(events).unwrap_or(u32::MAX))), first)
 }
 
