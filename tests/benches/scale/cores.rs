@@ -190,6 +190,7 @@ fn description(at: u32, each: u32) -> Description {
         loaded: None,
     };
     let inventory = Inventory {
+        port: 11_434,
         engine: EngineState::Up,
         version: Text::cut("0.24.0"),
         models: List::cut((0..MODELS).map(model).collect()).0,

@@ -100,6 +100,9 @@ fn main() -> Result<()> {
     let out = args.out.unwrap_or_else(|| {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join("results").join("scale.json")
     });
+    if let Some(folder) = out.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
     fs::write(&out, format!("{results:#}\n")).with_context(|| format!("writing {}", out.display()))?;
     say(&format!("\nwritten: {}", out.display()))
 }
