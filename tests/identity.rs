@@ -37,6 +37,17 @@ fn further_truth_tables_of_fusion_come_out_right() {
 }
 
 #[test]
+fn further_truth_tables_of_lanes_come_out_right() {
+    check_in(own_cases(), "further_lanes.json", |row: &LanesRow| (row.id, &row.situation, row.wrong()));
+}
+
+#[test]
+fn further_truth_tables_of_continuity_come_out_right() {
+    let table = "further_continuity.json";
+    check_in(own_cases(), table, |row: &ContinuityRow| (row.id, &row.situation, row.wrong()));
+}
+
+#[test]
 fn truth_tables_of_lanes_come_out_right() {
     let rows = check("lanes.json", |row: &LanesRow| (row.id, &row.situation, row.wrong()));
     println!("lanes.json: {rows} rows come out right");
