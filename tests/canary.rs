@@ -210,6 +210,7 @@ fn no_type_that_carries_a_prompt_shows_it() {
         first_token_ms: 60_000,
         idle_ms: 60_000,
         show_text: false,
+        at_once: 1,
         body: Blob::new(marker.clone().into_bytes()).unwrap(),
     };
     let failure = tropa_proto::message::Failure {

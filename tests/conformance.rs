@@ -210,6 +210,7 @@ fn request(endpoint: Endpoint, fingerprint: Fingerprint, body: &Value) -> Reques
         first_token_ms: 120_000,
         idle_ms: 120_000,
         show_text: false,
+        at_once: 1,
         body: Blob::new(serde_json::to_vec(body).unwrap()).unwrap(),
     };
     Request::check(run, false).unwrap()

@@ -58,6 +58,7 @@ impl Bench {
             first_token_ms: 30_000,
             idle_ms: 30_000,
             show_text: false,
+            at_once: 1,
             body: Blob::new(serde_json::to_vec(body).unwrap()).unwrap(),
         };
         Request { limits, ..Request::check(run, false).unwrap() }

@@ -6,6 +6,7 @@ mod cli;
 mod conformance;
 #[cfg(target_os = "linux")]
 mod crash;
+mod decisions;
 mod double_own;
 mod embed;
 #[cfg(target_os = "linux")]

@@ -72,6 +72,8 @@ pub struct Went {
     pub loads: Vec<usize>,
     /// Events that the scheduler took.
     pub events: u64,
+    /// What the scheduler ordered, where that is written down.
+    pub orders: Vec<String>,
     /// When each result was taken, and by which lane.
     pub history: Vec<(Duration, usize, ChunkIndex)>,
 }
@@ -141,6 +143,7 @@ pub struct World {
     went: Went,
     wakes_at: Option<Duration>,
     tells_tokens: bool,
+    keeps_orders: bool,
 }
 
 /// The agent of the lane with this number.
@@ -171,6 +174,7 @@ impl World {
             samples: BTreeMap::new(),
             wakes_at: None,
             tells_tokens: true,
+            keeps_orders: false,
         }
     }
 
@@ -188,6 +192,13 @@ impl World {
         self
     }
 
+    /// Writes down what the scheduler orders.
+    #[must_use]
+    pub fn with_orders(mut self) -> Self {
+        self.keeps_orders = true;
+        self
+    }
+
     /// An earlier job has shown how fast every lane is.
     #[must_use]
     pub fn with_known_speeds(mut self) -> Self {
@@ -196,7 +207,7 @@ impl World {
             let (prompt_s, decode_s) = (1.0 / of.prompt, 1.0 / of.decode);
             let load_s = of.load.as_secs_f64();
             let pace = Pace { prompt_s, decode_s, load_s, samples: 1, ..Pace::default() };
-            self.tell(Event::Remembered(agent(lane), ModelIndex(0), pace));
+            self.tell(Event::Remembered(agent(lane), ModelIndex(0), pace, None));
         }
         self
     }
@@ -341,13 +352,19 @@ impl World {
                 Action::Record(attempt, ..) => self.after(SYNC, What::Recorded(attempt)),
                 Action::Send(attempt, agent) => {
                     let at_once = self.schedule.at_once(attempt);
+                    self.note("send", attempt, &format!(" to lane {}, 1 of {at_once}", lane_of(agent)));
                     self.after(ONE_WAY, What::Arrives(lane_of(agent), attempt, at_once));
                 }
                 Action::Cancel(attempt, agent) => {
+                    self.note("cancel", attempt, &format!(" at lane {}", lane_of(agent)));
                     self.after(ONE_WAY, What::Cancels(lane_of(agent), attempt));
                 }
-                Action::Commit(attempt) => self.after(SYNC, What::Committed(attempt.chunk)),
-                Action::End(..) | Action::Drop(_) => {}
+                Action::Commit(attempt) => {
+                    self.note("commit", attempt, "");
+                    self.after(SYNC, What::Committed(attempt.chunk));
+                }
+                Action::End(attempt, class) => self.note("end", attempt, &format!(", {class}")),
+                Action::Drop(attempt) => self.note("drop", attempt, ""),
                 Action::Fail(..)
                 | Action::FailNeed(..)
                 | Action::Fill(_)
@@ -363,6 +380,13 @@ impl World {
         {
             self.wakes_at = Some(at);
             self.at(at, What::Wakes(at));
+        }
+    }
+
+    fn note(&mut self, what: &str, attempt: AttemptId, more: &str) {
+        if self.keeps_orders {
+            let (now, chunk, no) = (self.now.as_secs_f64(), attempt.chunk.0, attempt.no);
+            self.went.orders.push(format!("{now:>8.2} s    {what:<7} chunk {chunk}, attempt {no}{more}"));
         }
     }
 

@@ -319,6 +319,7 @@ fn attempt(fault: &str, reason: Reason) -> Found {
             first_token_ms: 60_000,
             idle_ms: 60_000,
             show_text: false,
+            at_once: 1,
             body: Blob::new(serde_json::to_vec(&body).unwrap()).unwrap(),
         };
         let idle = Duration::from_millis(300);

@@ -63,6 +63,7 @@ const RETRY_MS: u32 = 250;
 #[derive(Debug)]
 pub struct Admission {
     incarnation: Incarnation,
+    /// What the operator declared, else as much as coordinators may measure.
     width: usize,
     known: BTreeMap<Key, State>,
     /// Those known that wait for something: for a place, for their end, or for their `Ack`.
@@ -178,8 +179,8 @@ impl Admission {
             self.leases.heard(peer, job, now);
         }
         match event {
-            Event::Run { key, incarnation, runner, room } => {
-                self.run(key, incarnation, runner, room, now, &mut actions);
+            Event::Run { key, incarnation, runner, at_once, room } => {
+                self.run(key, incarnation, runner.map(|runner| (runner, at_once)), room, now, &mut actions);
                 taken_in = actions.is_empty().then_some(key);
             }
             Event::Cancel(key) => self.cancel(key, &mut actions),
@@ -267,7 +268,7 @@ impl Admission {
         &mut self,
         key: Key,
         incarnation: Incarnation,
-        runner: Result<String, Failure>,
+        asked: Result<(String, usize), Failure>,
         room: bool,
         now: Instant,
         actions: &mut Vec<Action>,
@@ -282,11 +283,12 @@ impl Admission {
             actions.push(self.present(key, state));
             return;
         }
+        let at_once = asked.as_ref().map_or(1, |(_, at_once)| *at_once);
         let refusal = if let Some(why) = &self.draining {
             Some(Refusal::Draining(Text::cut(why)))
         } else if !room {
             Some(Refusal::Draining(Text::cut("results wait to be fetched, and no more fit in memory")))
-        } else if !self.has_place(key.0) {
+        } else if !self.has_place(key.0, at_once) {
             Some(Refusal::Busy { retry_ms: RETRY_MS })
         } else {
             None
@@ -295,12 +297,12 @@ impl Admission {
             actions.push(Action::Refuse(key, refusal));
             return;
         }
-        let runner = match runner {
-            Ok(runner) => runner,
+        let runner = match asked {
+            Ok((runner, _)) => runner,
             Err(failure) => return self.fail(key, failure, actions),
         };
         let waits = (!matches!(self.lane, Lane::Held { .. })).then_some(now);
-        self.known.insert(key, State::Queued(Queued { runner, waits }));
+        self.known.insert(key, State::Queued(Queued { runner, at_once, waits }));
         self.held.insert(key);
         self.queues.entry(key.0).or_default().push_back(key.1);
         self.leases.begin(key.0, key.1.job, now);
@@ -434,7 +436,8 @@ impl Admission {
     /// Chooses the next attempt: coordinators in turn, after the one served last, in the order of their ids.
     ///
     /// While a turn lasts, one with the same runner options goes first. One with other options starts only when
-    /// nothing runs, because it makes Ollama load anew.
+    /// nothing runs, because it makes Ollama load anew; and one whose coordinator wants fewer at the engine starts only
+    /// when so few run. Nobody passes it meanwhile.
     fn choose(&self, now: Instant) -> Option<Key> {
         let after = self.queues.iter().filter(|(peer, _)| Some(**peer) > self.last);
         let before = self.queues.iter().filter(|(peer, _)| Some(**peer) <= self.last);
@@ -446,7 +449,21 @@ impl Admission {
         });
         let (key, wanted) = same.or(heads.first())?;
         let fits = self.running.iter().all(|key| self.runner_of(key) == Some(*wanted));
-        fits.then_some(*key)
+        (fits && self.running.len() < self.at_once_of(key)).then_some(*key)
+    }
+
+    fn at_once_of(&self, key: &Key) -> usize {
+        match self.known.get(key) {
+            Some(State::Queued(queued)) => queued.at_once,
+            Some(
+                State::Running { .. }
+                | State::Checking
+                | State::Done
+                | State::Failed(_)
+                | State::Acknowledged,
+            )
+            | None => 0,
+        }
     }
 
     fn runner_of(&self, key: &Key) -> Option<&str> {
@@ -475,9 +492,9 @@ impl Admission {
 
     /// Says whether an attempt of the peer finds a place: the peer's next, or one that becomes a running one as
     /// soon as the devices are ours.
-    fn has_place(&self, peer: AgentId) -> bool {
+    fn has_place(&self, peer: AgentId, at_once: usize) -> bool {
         let held = self.queues.get(&peer).map(VecDeque::len);
-        let free_at_engine = self.width.saturating_sub(self.running.len());
+        let free_at_engine = self.width.min(at_once).saturating_sub(self.running.len());
         match held {
             Some(held) => held < 1 + free_at_engine,
             None => self.queues.len() < MAX_PEERS,

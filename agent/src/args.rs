@@ -46,9 +46,9 @@ pub struct Args {
     /// A name for people [default: the host's name]
     #[arg(long, value_name = "NAME", env = "TROPA_LABEL")]
     pub label: Option<String>,
-    /// Chunks that the install may work on at once: more than 1 only with OLLAMA_NUM_PARALLEL above 1
-    #[arg(long, value_name = "N", env = "TROPA_WIDTH", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub width: u16,
+    /// Chunks that the install may work on at once: more than 1 only with OLLAMA_NUM_PARALLEL above 1 [default: measured]
+    #[arg(long, value_name = "N", env = "TROPA_WIDTH", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub width: Option<u16>,
     /// A name of the machine: agents with one name are one machine, with different names different ones
     #[arg(long, global = true, value_name = "NAME", env = "TROPA_MACHINE")]
     pub machine: Option<String>,
@@ -180,7 +180,7 @@ impl Args {
             secret,
             lane,
             label: self.label.unwrap_or_else(crate::host_name),
-            width: self.width,
+            width: self.width.unwrap_or(0),
             machine: self.machine,
             root: self.evidence_root.map_or_else(Root::live, Root::declared),
             lock_dir: lock_places.choose(),

@@ -113,7 +113,7 @@ impl Executor {
         let (load, load_receiver) = watch::channel(Load::default());
         let policy = ollama.policy();
         let executor = Self {
-            admission: Admission::new(settings.incarnation, usize::from(settings.width)),
+            admission: Admission::new(settings.incarnation, settings.admits()),
             ollama,
             settings,
             outbox: Outbox::default(),
@@ -185,7 +185,7 @@ impl Executor {
     fn ordered(&mut self, order: Order) {
         match order {
             Order::Run(order) => {
-                let RunOrder { key, incarnation, request, show_text, reports } = *order;
+                let RunOrder { key, incarnation, request, show_text, at_once, reports } = *order;
                 passes("agent.run");
                 self.subscribe(key, reports);
                 let runner = request.map(|request| {
@@ -201,7 +201,7 @@ impl Executor {
                 });
                 let coming = self.admission.running() + self.admission.queued() + 1;
                 let room = self.outbox.has_room_for(coming, self.checking_bytes);
-                self.handle([Event::Run { key, incarnation, runner, room }]);
+                self.handle([Event::Run { key, incarnation, runner, at_once, room }]);
             }
             Order::Cancel(key, reports) => {
                 // The stream that brought the attempt may be dead without anybody knowing.

@@ -97,7 +97,7 @@ pub struct Config {
     pub lane: Option<LaneSpec>,
     /// The name for people.
     pub label: String,
-    /// How many chunks the install may work on at once.
+    /// How many chunks the install may work on at once; 0: what coordinators measure.
     pub width: u16,
     /// The operator's name of the machine.
     pub machine: Option<String>,

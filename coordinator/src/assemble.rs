@@ -12,6 +12,7 @@ use crate::{
     members::Members,
     own_agent::OwnAgent,
     settings::Settings,
+    speeds::Speeds,
     stdout::{print, print_json},
 };
 
@@ -87,7 +88,9 @@ pub async fn machines(args: &MachinesArgs, settings: &Settings, clock: Clock) ->
     assembly.members.settle(settings.wait).await;
     let rules = assembly.members.rules();
     let (view, live_tests) = assembly.members.view_and_tests();
-    let report = Report::with(view, live_tests, rules);
+    let mut report = Report::with(view, live_tests, rules);
+    // Where the file cannot be read it is set aside, and the next job measures anew.
+    report.add_widths(view, &Speeds::open(&settings.state).0);
     assembly.finish().await;
     if settings.json {
         print_json(&report)?

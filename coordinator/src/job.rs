@@ -1,8 +1,8 @@
 //! From what a user hands in to chunks: every request final, byte for byte, before the first of them runs.
 //!
 //! The coordinator writes each body once and its hash is part of the chunk, so a body must hold everything that
-//! the job decides, above all one `num_ctx` for all of them: another value would reload the model. That value
-//! needs the longest item first. So an input is read twice: the first pass checks and measures every item, the
+//! the job decides, above all its `num_ctx`: another value reloads the model, so there is one for all, or a few
+//! classes of it. They need the longest item first. So an input is read twice: the first pass checks and measures every item, the
 //! second makes chunks. What cannot be read twice, such as stdin, is copied to a file in the directory of the job
 //! first. Neither pass holds more than one item.
 //!
@@ -11,6 +11,7 @@
 
 mod answer;
 mod batch;
+mod classes;
 mod csv;
 mod density;
 pub mod document;
@@ -25,6 +26,7 @@ pub mod map;
 mod measured;
 mod openai;
 pub mod panel;
+mod prefix;
 pub mod split;
 
 use std::{
@@ -136,6 +138,9 @@ pub struct Origin {
     pub num_predict: u32,
     /// Estimated tokens of the prompt.
     pub prompt_tokens: u32,
+    /// Names the long beginning that the prompt shares with those of other items; 0: none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub prefix: u32,
     /// What came with the item and means nothing to us.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub metadata: Map<String, Value>,
@@ -255,6 +260,11 @@ impl Format {
             Self::Lines => "lines",
         }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[cfg(test)]

@@ -72,11 +72,29 @@ impl Limits {
             deadline_ms: (first_token_ms + decode).max(MIN_DEADLINE_MS),
         }
     }
+
+    /// The limits where so many requests are at the engine: it may work on them one after the other, and each then waits
+    /// for those before it.
+    #[must_use]
+    pub fn beside(self, at_once: u16) -> Self {
+        let times = u64::from(at_once.max(1));
+        let first_token_ms =
+            self.first_token_ms + (times - 1) * self.first_token_ms.max(self.deadline_ms / 4);
+        Self { first_token_ms, idle_ms: self.idle_ms, deadline_ms: self.deadline_ms * times }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_inside_the_engine_for_others_is_no_stall() {
+        let alone = Limits::of(b"{}", true);
+        assert_eq!(alone.beside(1), alone);
+        assert!(alone.beside(2).first_token_ms >= 2 * alone.first_token_ms);
+        assert!(alone.beside(4).deadline_ms >= 4 * alone.deadline_ms);
+    }
 
     #[test]
     fn a_cold_start_is_waited_for_longer_than_ollama_waits_itself() {

@@ -7,6 +7,7 @@ mod sentence;
 #[cfg(test)]
 mod tests;
 mod text;
+mod widths;
 
 use std::collections::BTreeSet;
 
@@ -96,6 +97,8 @@ pub struct AgentRow {
     pub attribution: &'static str,
     /// Chunks that it may work on at once.
     pub width: u16,
+    /// `declared`, `measured` by a job of this user, or `not measured` yet.
+    pub width_from: &'static str,
     /// Ollama's version; empty where it does not answer.
     pub version: String,
     /// Its models; a star marks those that are loaded.
@@ -238,7 +241,8 @@ fn agent_row(install: &Install) -> AgentRow {
         label: install.label.clone(),
         lane: install.lane.to_string(),
         attribution: attribution(&install.evidence),
-        width: install.width,
+        width: install.width.max(1),
+        width_from: if install.width == 0 { "not measured" } else { "declared" },
         version: inventory
             .filter(|inventory| inventory.engine == EngineState::Up)
             .map_or_else(String::new, |inventory| inventory.version.to_string()),

@@ -37,7 +37,7 @@ impl OwnAgent {
             mdns: false,
             lane: None,
             label: tropa_agent::host_name(),
-            width: 1,
+            width: 0,
             machine: None,
             root: Root::live(),
             lock_dir: settings.locks.choose(),

@@ -230,7 +230,7 @@ pub fn plan(view: &View, items: u64, models: &[Pinned], num_ctx: u32) -> Plan {
     let at_work = at_work(&usable);
     let rows: Vec<Row> = view.installs.iter().map(|install| row(view, install, models, &at_work)).collect();
     let machines: BTreeSet<MachineId> = usable.iter().map(|install| install.machine).collect();
-    let at_once = usable.iter().filter(|i| at_work.contains(&i.agent)).map(|i| i.width).sum();
+    let at_once = usable.iter().filter(|i| at_work.contains(&i.agent)).map(|i| i.width.max(1)).sum();
     Plan {
         schema: "tropa.plan/1",
         items,

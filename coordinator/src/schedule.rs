@@ -1,4 +1,5 @@
 //! Decides which chunk runs where: `handle(event, now)` returns actions, and nothing here reads a clock or a socket.
+//! Above 500 lines because what happens, what is to be done and how the one follows from the other are read together.
 //!
 //! The rule of tropa lives in `Schedule::free_places` (`dispatch.rs`): an install gets work only while no *rival*, an
 //! install whose lane shares a device with its own, holds any. There is no sequential and no parallel mode; both
@@ -7,6 +8,10 @@
 //! An attempt goes through `Recording` (its row is on its way to the disk), `Recorded`, `Sent`, and ends. One
 //! attempt beyond the width is sent ahead, so that a lane never waits for the network; more are recorded ahead
 //! where chunks are shorter than a sync of the disk.
+//!
+//! Among those who may work, chunks go where they are finished first (`forecast.rs`), by speeds that the answers tell
+//! (`pace.rs`); an install works on as many at once as it gains from (`width.rs`); one that has nothing left helps those
+//! that are late (`spare.rs`).
 
 mod budget;
 mod change;
@@ -14,6 +19,7 @@ mod check;
 mod dispatch;
 mod forecast;
 mod holdings;
+mod learned;
 mod missing;
 mod needs;
 mod pace;
@@ -21,6 +27,7 @@ mod reattach;
 mod spare;
 mod standing;
 mod waiting;
+mod width;
 mod work;
 
 use std::{
@@ -41,6 +48,7 @@ use self::{
     needs::Needs,
     standing::{Standing, smoothed},
     waiting::Waiting,
+    width::Search,
     work::Sizes,
 };
 
@@ -49,6 +57,7 @@ pub use self::{
     check::Violation,
     pace::{Pace, Sample},
     reattach::Reattached,
+    width::Width,
     work::{Kind, Work},
 };
 
@@ -68,7 +77,7 @@ pub struct Install {
     pub incarnation: Incarnation,
     /// Its machine.
     pub machine: MachineId,
-    /// How many chunks it may work on at once, at least 1.
+    /// How many chunks it may work on at once, as its operator declared; 0: that is measured during the job.
     pub width: usize,
     /// The models of the job that it has.
     pub models: BTreeSet<ModelIndex>,
@@ -95,8 +104,8 @@ pub enum Event {
     Tokens(AttemptId, u32),
     /// What an attempt that is about to be `Finished` took.
     Measured(AttemptId, Sample),
-    /// How fast this install was with this model in earlier jobs.
-    Remembered(AgentId, ModelIndex, Pace),
+    /// How fast this install was with this model in earlier jobs, and the width that was found for this run of it.
+    Remembered(AgentId, ModelIndex, Pace, Option<Width>),
     /// The engine has ended the attempt with a result, which is on its way to the disk.
     Finished(AttemptId),
     /// The attempt has ended without one.
@@ -173,6 +182,7 @@ pub struct Schedule {
     /// How fast each install is with each model, and how fast all are on the whole.
     paces: BTreeMap<(AgentId, ModelIndex), Pace>,
     typical: BTreeMap<ModelIndex, Pace>,
+    widths: BTreeMap<(AgentId, ModelIndex), Search>,
     /// Whose pace this job has measured itself.
     measured: BTreeSet<(AgentId, ModelIndex)>,
     /// Chunks of the usual size that all installs finish in a second, as added up at this time.
@@ -243,6 +253,7 @@ impl Schedule {
             sizes: Sizes::default(),
             paces: BTreeMap::new(),
             typical: BTreeMap::new(),
+            widths: BTreeMap::new(),
             measured: BTreeSet::new(),
             rate: f64::INFINITY,
             rate_at: None,
@@ -280,12 +291,6 @@ impl Schedule {
         self
     }
 
-    /// How fast each install has turned out to be in this job with each model, in order.
-    pub fn measured(&self) -> impl Iterator<Item = (AgentId, ModelIndex, Pace)> {
-        let measured = self.paces.iter().filter(|(key, _)| self.measured.contains(key));
-        measured.map(|((agent, model), pace)| (*agent, *model, *pace))
-    }
-
     /// Takes an event and returns what follows from it, in the order in which it is to be done.
     ///
     /// # Panics
@@ -316,11 +321,8 @@ impl Schedule {
                     active.tokens = active.tokens.max(count);
                 }
             }
-            Event::Measured(attempt, sample) => self.on_measured(attempt, &sample),
-            Event::Remembered(agent, model, pace) => {
-                self.paces.entry((agent, model)).or_insert(pace);
-                self.typical.entry(model).or_insert(pace);
-            }
+            Event::Measured(attempt, sample) => self.on_measured(attempt, &sample, now),
+            Event::Remembered(agent, model, pace, width) => self.on_remembered((agent, model), pace, width),
             Event::Finished(attempt) => self.on_finished(attempt, now, &mut actions),
             Event::Failed(attempt, reason) => self.on_ended(attempt, reason.class(), now, &mut actions),
             Event::Lost(attempt) => self.on_ended(attempt, Class::Lost, now, &mut actions),
@@ -411,27 +413,6 @@ impl Schedule {
     #[must_use]
     pub fn work(&self, chunk: ChunkIndex) -> Work {
         self.works.get(chunk.0 as usize).copied().unwrap_or_default()
-    }
-
-    /// How many attempts may be at the engine together with this one, itself included; at least 1.
-    #[must_use]
-    pub fn at_once(&self, attempt: AttemptId) -> u16 {
-        let install = self.holdings.get(&attempt).and_then(|active| self.installs.get(&active.agent));
-        install.map_or(1, |install| u16::try_from(self.width_of(install)).unwrap_or(u16::MAX))
-    }
-
-    /// How many chunks an install may hold at the engine.
-    fn width_of(&self, install: &Install) -> usize {
-        install.width.max(1)
-    }
-
-    fn on_measured(&mut self, attempt: AttemptId, sample: &Sample) {
-        let Some(agent) = self.holdings.get(&attempt).map(|active| active.agent) else { return };
-        let work = self.work(attempt.chunk);
-        self.sizes.learn(&work, sample.prompt_tokens, sample.output_tokens);
-        self.paces.entry((agent, work.model)).or_default().learn(sample);
-        self.typical.entry(work.model).or_default().learn(sample);
-        self.measured.insert((agent, work.model));
     }
 
     fn on_recorded(&mut self, attempt: AttemptId, now: Duration) {
@@ -547,6 +528,11 @@ impl Schedule {
         // That a predecessor's attempt is gone says nothing of the install.
         if class != Class::Lost || !active.adopted {
             self.standing.entry(agent).or_default().failed(model, class, now);
+            if width::is_too_much(class)
+                && let Some(search) = self.widths.get_mut(&(agent, model))
+            {
+                search.failed();
+            }
         }
         self.wakes_at = self.pauses_end(now);
         if self.status(attempt.chunk) != Some(Status::Open) {

@@ -13,11 +13,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tropa_proto::{
-    id::{AgentId, hex, unhex},
-    message::Fingerprint,
+    id::{AgentId, Incarnation, hex, unhex},
+    message::{Fingerprint, MAX_MEASURED_WIDTH},
 };
 
-use crate::schedule::Pace;
+use crate::schedule::{Pace, Width};
 
 /// The version of the file.
 const SCHEMA: &str = "tropa.speeds/1";
@@ -43,6 +43,9 @@ type Key = (AgentId, String, Fingerprint);
 pub struct Speed {
     /// The speed.
     pub pace: Pace,
+    /// How many chunks at once are worth it, and the run of the agent at which that was found: another one may be beside
+    /// another process of Ollama.
+    pub width: Option<(Width, Incarnation)>,
     /// When it was last measured, in milliseconds of the wall clock: only to forget the oldest.
     pub at_ms: u64,
 }
@@ -64,7 +67,16 @@ struct Row {
     chunk_s: f64,
     load_s: f64,
     samples: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    width: Option<RowWidth>,
     at_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RowWidth {
+    at_once: u16,
+    serialises: bool,
+    incarnation: u64,
 }
 
 impl Speeds {
@@ -146,6 +158,11 @@ impl Row {
     fn of((agent, lane, model): &Key, speed: &Speed) -> Self {
         let Pace { prompt_s, decode_s, overhead_s, chunk_s, load_s, samples } = speed.pace;
         let (agent, lane, model) = (agent.to_string(), lane.clone(), hex(model));
+        let width = speed.width.map(|(width, Incarnation(incarnation))| RowWidth {
+            at_once: width.at_once,
+            serialises: width.serialises,
+            incarnation,
+        });
         Self {
             agent,
             lane,
@@ -156,6 +173,7 @@ impl Row {
             chunk_s,
             load_s,
             samples,
+            width,
             at_ms: speed.at_ms,
         }
     }
@@ -165,10 +183,13 @@ impl Row {
         let times = [self.prompt_s, self.decode_s, self.overhead_s, self.chunk_s, self.load_s];
         // A day for a token or a chunk is no speed.
         let sound = times.iter().all(|time| (0.0..86_400.0).contains(time)) && self.samples > 0;
+        let width = self.width.map(|RowWidth { at_once, serialises, incarnation }| {
+            (Width { at_once: at_once.clamp(1, MAX_MEASURED_WIDTH), serialises }, Incarnation(incarnation))
+        });
         let [prompt_s, decode_s, overhead_s, chunk_s, load_s] = times;
         let pace = Pace { prompt_s, decode_s, overhead_s, chunk_s, load_s, samples: self.samples };
         let key = (AgentId(unhex(&self.agent)?), self.lane, unhex(&self.model)?);
-        sound.then_some((key, Speed { pace, at_ms: self.at_ms }))
+        sound.then_some((key, Speed { pace, width, at_ms: self.at_ms }))
     }
 }
 
@@ -179,7 +200,8 @@ mod tests {
     use super::*;
 
     fn speed(decode_s: f64, at_ms: u64) -> Speed {
-        Speed { pace: Pace { decode_s, samples: 1, ..Pace::default() }, at_ms }
+        let width = Some((Width { at_once: 4, serialises: false }, Incarnation(at_ms)));
+        Speed { pace: Pace { decode_s, samples: 1, ..Pace::default() }, width, at_ms }
     }
 
     #[test]

@@ -147,8 +147,8 @@ impl Message for Announcement {
         if !(1_000..=660_000).contains(&self.period_ms) {
             return Err("the period is not between 1 s and 660 s");
         }
-        if self.width == 0 || self.width > 64 {
-            return Err("the width is not between 1 and 64");
+        if self.width > 64 {
+            return Err("the width is above 64");
         }
         if !self.machine.is_valid() {
             return Err("a machine was made at a time that no uid has, or forwards to itself");

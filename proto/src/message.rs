@@ -28,6 +28,10 @@ pub const MAX_RESULT_FRAME: usize = 64 << 10;
 /// Bytes of a whole result: where Ollama's own client stops reading one line (`ollama-api.md` §3).
 pub const MAX_RESULT: usize = 8 << 20;
 
+/// Attempts that an install may hold at once whose operator declared no width: what coordinators measure ends here.
+/// Beyond 8 an engine gains little, and every slot costs it the memory of a whole context.
+pub const MAX_MEASURED_WIDTH: u16 = 8;
+
 /// The name of a model with its tag.
 pub type ModelName = Text<256>;
 
@@ -56,7 +60,8 @@ pub struct Announcement {
     pub machine: MachineClaim,
     /// Who shares a lock directory: the ids of the lock files of the agent's devices; empty: there is none.
     pub locks: List<[u8; 8], 16>,
-    /// How many attempts the install may hold at once.
+    /// How many attempts the install may hold at once, as its operator declared; 0: nothing was declared, so it admits
+    /// up to [`MAX_MEASURED_WIDTH`] and coordinators measure what is worth it.
     pub width: u16,
     /// SHA-256 of the encoded evidence bundle; who does not have it asks with `Describe`.
     pub bundle: [u8; 32],
@@ -317,6 +322,8 @@ pub struct Run {
     pub idle_ms: u64,
     /// Send the text with the token counts, for display.
     pub show_text: bool,
+    /// Start it only while fewer attempts than this are at the engine; 0 counts as 1.
+    pub at_once: u16,
     /// The JSON body for Ollama, byte for byte.
     pub body: Blob<MAX_BODY>,
 }

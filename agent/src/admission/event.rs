@@ -21,6 +21,8 @@ pub enum Event {
         incarnation: Incarnation,
         /// What tells runners apart, or why its body is refused.
         runner: Result<String, Failure>,
+        /// It starts only while fewer attempts than this are at the engine; at least 1.
+        at_once: usize,
         /// The outbox can take another result.
         room: bool,
     },

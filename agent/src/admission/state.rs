@@ -18,6 +18,8 @@ pub(super) enum State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Queued {
     pub(super) runner: String,
+    /// It starts only while fewer than this are at the engine.
+    pub(super) at_once: usize,
     /// Since when it has waited for the devices or for settling.
     pub(super) waits: Option<Instant>,
 }

@@ -12,7 +12,7 @@ fn key(peer: u8, no: u32) -> Key {
 }
 
 fn run(key: Key, runner: &str) -> Event {
-    Event::Run { key, incarnation: ME, runner: Ok(runner.to_owned()), room: true }
+    Event::Run { key, incarnation: ME, runner: Ok(runner.to_owned()), at_once: 64, room: true }
 }
 
 fn started(actions: &[Action]) -> Vec<Key> {
@@ -52,6 +52,21 @@ fn one_next_attempt_for_each_coordinator_lies_ready_and_a_second_is_refused() {
     }
     let actions = admission.handle(Event::Ended { key: key(1, 1), may_run: false }, at);
     assert_eq!(started(&actions), [key(2, 2)], "in turn, before the digest of the first is checked");
+}
+
+#[test]
+fn an_attempt_starts_only_while_so_few_are_at_the_engine_as_its_coordinator_wants_and_nobody_passes_it() {
+    let run =
+        |key, at_once| Event::Run { key, incarnation: ME, runner: Ok("m".to_owned()), at_once, room: true };
+    let (mut admission, at) = busy(8);
+    assert_eq!(started(&admission.handle(run(key(1, 2), 2), at)), [key(1, 2)]);
+    assert_eq!(started(&admission.handle(run(key(2, 1), 1), at)), [], "two are at the engine");
+    assert_eq!(started(&admission.handle(run(key(1, 3), 4), at)), [], "the other coordinator is next");
+    let refused = admission.handle(run(key(2, 2), 1), at);
+    assert_eq!(refused, [Action::Refuse(key(2, 2), Refusal::Busy { retry_ms: RETRY_MS })]);
+    assert_eq!(started(&end(&mut admission, key(1, 1), at)), []);
+    let then = started(&end(&mut admission, key(1, 2), at));
+    assert_eq!(then, [key(2, 1), key(1, 3)], "in turn; the second is content with four");
 }
 
 #[test]
@@ -200,13 +215,20 @@ fn draining_gives_back_what_waits_and_lets_go_on_what_runs() {
 #[test]
 fn stale_full_and_malformed_are_refused_without_a_start() {
     let (mut admission, at) = (Admission::new(ME, 1), now());
-    let stale =
-        Event::Run { key: key(1, 1), incarnation: Incarnation(6), runner: Ok(String::new()), room: true };
+    let stale = Event::Run {
+        key: key(1, 1),
+        incarnation: Incarnation(6),
+        runner: Ok(String::new()),
+        at_once: 1,
+        room: true,
+    };
     assert_eq!(admission.handle(stale, at), [Action::Refuse(key(1, 1), Refusal::Stale(ME))]);
-    let full = Event::Run { key: key(1, 1), incarnation: ME, runner: Ok(String::new()), room: false };
+    let full =
+        Event::Run { key: key(1, 1), incarnation: ME, runner: Ok(String::new()), at_once: 1, room: false };
     assert!(matches!(admission.handle(full, at)[..], [Action::Refuse(_, Refusal::Draining(_))]));
     let wrong = failure(Reason::BadRequest, "x");
-    let malformed = Event::Run { key: key(1, 1), incarnation: ME, runner: Err(wrong.clone()), room: true };
+    let malformed =
+        Event::Run { key: key(1, 1), incarnation: ME, runner: Err(wrong.clone()), at_once: 1, room: true };
     assert_eq!(admission.handle(malformed, at), [Action::Fail(key(1, 1), wrong)]);
 }
 
@@ -235,7 +257,7 @@ fn known_attempts_are_bounded_and_the_earliest_end_is_forgotten_first() {
     let wrong = failure(Reason::BadRequest, "x");
     for no in 2..u32::try_from(MAX_KNOWN).unwrap() + 4 {
         let runner = Err(wrong.clone());
-        admission.handle(Event::Run { key: key(1, no), incarnation: ME, runner, room: true }, at);
+        admission.handle(Event::Run { key: key(1, no), incarnation: ME, runner, at_once: 1, room: true }, at);
     }
     assert_eq!(admission.known.len(), MAX_KNOWN + 1, "the running one is not among the ended");
     assert!(admission.knows(&key(1, 1)) && !admission.knows(&key(1, 2)));

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::{mpsc, watch};
 use tropa_proto::{
     id::{AgentId, AttemptId, Incarnation, JobId},
-    message::{Failure, FromAgent, Run},
+    message::{Failure, FromAgent, MAX_MEASURED_WIDTH, Run},
 };
 
 use crate::{
@@ -22,12 +22,19 @@ pub(super) const MAX_ORDERS: usize = 256;
 pub struct Settings {
     /// This run of the agent.
     pub incarnation: Incarnation,
-    /// How many attempts the install holds at once; 0 counts as 1.
+    /// How many attempts the install holds at once, as its operator declared; 0: nothing was declared.
     pub width: u16,
     /// The locks of this agent's devices; `None` where there is no directory for them.
     pub locks: Option<Arc<DeviceLocks>>,
     /// The devices that an attempt occupies.
     pub devices: BTreeSet<DeviceName>,
+}
+
+impl Settings {
+    /// How many attempts may be at the engine, if their coordinators want so many.
+    pub(super) fn admits(&self) -> usize {
+        usize::from(if self.width == 0 { MAX_MEASURED_WIDTH } else { self.width })
+    }
 }
 
 /// How much there is at present.
@@ -78,6 +85,7 @@ pub(super) struct RunOrder {
     pub(super) incarnation: Incarnation,
     pub(super) request: Result<Request, Failure>,
     pub(super) show_text: bool,
+    pub(super) at_once: usize,
     pub(super) reports: mpsc::Sender<FromAgent>,
 }
 
@@ -95,9 +103,11 @@ impl Orders {
     /// When the executor has ended.
     pub async fn run(&self, from: AgentId, run: Run, reports: mpsc::Sender<FromAgent>) -> Result<(), Ended> {
         let (key, incarnation, show_text) = ((from, run.attempt), run.incarnation, run.show_text);
+        let at_once = usize::from(run.at_once.max(1));
         // Reading the body may take a millisecond; here it costs the caller's task and not the driver's.
         let request = Request::check(run, self.policy.allow_remote_models);
-        self.send(Order::Run(Box::new(RunOrder { key, incarnation, request, show_text, reports }))).await
+        self.send(Order::Run(Box::new(RunOrder { key, incarnation, request, show_text, at_once, reports })))
+            .await
     }
 
     /// Cancels: what waits is dropped, what runs is hung up on. An attempt of another sender is unknown.

@@ -244,6 +244,7 @@ pub(crate) mod tests {
             first_token_ms: 10_000,
             idle_ms: 10_000,
             show_text: false,
+            at_once: 64,
             body: Blob::new(serde_json::to_vec(body).unwrap()).unwrap(),
         }
     }

@@ -15,16 +15,15 @@ use tropa_proto::{id::hex, message::Endpoint};
 
 use super::{
     DEFAULT_MAX_TOKENS, Error, Format, InputError, JobOptions, Origin, Think,
+    classes::Contexts,
     item::{Item, LOAD_OPTIONS, full_name},
     items::{Ids, Items, detect},
+    prefix::Prefixes,
 };
 use crate::journal::NewChunk;
 
 /// Models that one job may name: each is pinned, looked up on every install and shown in the plan.
 const MAX_MODELS: usize = 64;
-
-/// Contexts are rounded up to this, so that jobs of like size do not reload the model for each other.
-const CONTEXT_STEP: u64 = 1024;
 
 /// Where an input comes from.
 pub enum Input<'a> {
@@ -43,7 +42,9 @@ pub struct Prepared {
     options: JobOptions,
     items: u32,
     blank: u64,
-    num_ctx: u32,
+    /// The contexts of its classes, rising.
+    contexts: Vec<u32>,
+    prefixes: Prefixes,
     load: Map<String, Value>,
     models: BTreeSet<String>,
     unnamed: u32,
@@ -92,7 +93,8 @@ pub fn prepare(input: Input<'_>, copy: &Path, options: JobOptions) -> Result<Pre
         options,
         items: 0,
         blank: 0,
-        num_ctx: 0,
+        contexts: Vec::new(),
+        prefixes: Prefixes::default(),
         load: Map::new(),
         models: BTreeSet::new(),
         unnamed: 0,
@@ -144,11 +146,17 @@ impl Prepared {
         self.options.format
     }
 
-    /// The one context of the job, in tokens: that of `--num-ctx` or of the items' own options, else the largest
+    /// The largest context of the job, in tokens: that of `--num-ctx` or of the items' own options, else the largest
     /// need (prompt estimate × 1.15 + limit of the answer + 64) rounded up to 1024.
     #[must_use]
     pub fn num_ctx(&self) -> u32 {
-        self.num_ctx
+        self.contexts.last().copied().unwrap_or_default()
+    }
+
+    /// The contexts of the job's classes, rising; one unless items are of very unequal size and nobody said a value.
+    #[must_use]
+    pub fn contexts(&self) -> &[u32] {
+        &self.contexts
     }
 
     /// The models that items name, with their tags, sorted.
@@ -204,7 +212,7 @@ impl Prepared {
         let options = &self.options;
         json!({
             "schema": "tropa.job/1", "input": options.format.name(), "input_sha256": hex(&self.sha256),
-            "items": self.items, "model": full_name(model), "num_ctx": self.num_ctx,
+            "items": self.items, "model": full_name(model), "num_ctx": self.num_ctx(), "contexts": self.contexts,
             "max_tokens": options.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
             "think": options.think.unwrap_or(Think::Off).value(), "seed": options.seed,
             "temperature": options.temperature, "system": options.system, "template": options.template,
@@ -232,7 +240,7 @@ impl Prepared {
 
     fn measure(&mut self) -> Result<(), Error> {
         let mut items = self.open()?;
-        let mut need = 0;
+        let mut needs = Contexts::default();
         let mut ids = Ids::default();
         while let Some(item) = items.next(&self.options)? {
             self.items = self.items.checked_add(1).ok_or_else(|| {
@@ -251,7 +259,8 @@ impl Prepared {
                 return Err(InputError::at(item.line, what, "split the input by model").into());
             }
             self.generates += u32::from(item.endpoint != Endpoint::Embed);
-            need = need.max(item.context());
+            needs.add(item.context());
+            self.prefixes.add(&item);
             self.prompt_tokens += item.prompt_tokens();
             self.output_tokens += u64::from(item.num_predict());
         }
@@ -264,8 +273,7 @@ impl Prepared {
         self.bytes = std::fs::metadata(&self.file).map_err(|e| Error::io("look at", &self.file, e))?.len();
         let own =
             self.load.get("num_ctx").and_then(Value::as_u64).and_then(|tokens| u32::try_from(tokens).ok());
-        let planned = u32::try_from(need.next_multiple_of(CONTEXT_STEP)).unwrap_or(u32::MAX);
-        self.num_ctx = self.options.num_ctx.or(own).unwrap_or(planned);
+        self.contexts = self.options.num_ctx.or(own).map_or_else(|| needs.classes(), |said| vec![said]);
         Ok(())
     }
 
@@ -311,9 +319,9 @@ impl Chunks<'_> {
         &self.model
     }
 
-    /// The one context of the job.
+    /// The largest context of the job, for requests that are made of several items.
     pub(super) fn num_ctx(&self) -> u32 {
-        self.job.num_ctx
+        self.job.num_ctx()
     }
 
     /// Gives the next item; the last one is an error if the input is not what was measured.
@@ -339,7 +347,10 @@ impl Chunks<'_> {
     }
 
     fn chunk(&self, item: Item) -> NewChunk {
-        let num_ctx = self.job.num_ctx;
+        // The smallest class that fits it; with a value that was said there is but one.
+        let need = item.context();
+        let fits = self.job.contexts.iter().copied().find(|context| u64::from(*context) >= need);
+        let num_ctx = fits.unwrap_or(self.job.num_ctx());
         let body = item.body(&self.model, num_ctx);
         let origin = Origin {
             line: item.line,
@@ -349,6 +360,7 @@ impl Chunks<'_> {
             seed: item.options.get("seed").and_then(Value::as_i64),
             num_predict: item.num_predict(),
             prompt_tokens: u32::try_from(item.prompt_tokens()).unwrap_or(u32::MAX),
+            prefix: self.job.prefixes.of(&item),
             id: item.id,
             metadata: item.metadata,
         };

@@ -178,6 +178,7 @@ impl Batch {
             seed: None,
             num_predict: 0,
             prompt_tokens: u32::try_from(longest).unwrap_or(u32::MAX),
+            prefix: 0,
             metadata: Map::new(),
             stage: None,
         };

@@ -174,6 +174,7 @@ impl Measured {
             seed: seed(index, &self.options),
             num_predict: node.num_predict,
             prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+            prefix: 0,
             metadata: node.metadata.clone(),
         };
         Ok(NewChunk {

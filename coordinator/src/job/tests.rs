@@ -102,14 +102,15 @@ fn an_embedding_carries_what_embed_has_and_no_more() {
 }
 
 #[test]
-fn one_context_serves_the_longest_item_and_is_a_multiple_of_1024() {
+fn a_context_fits_the_longest_item_and_short_items_do_not_pay_for_a_long_one() {
     let long = "x".repeat(30_000);
     let text = format!("short\n{long}\nshort");
     let chunks = chunks(&text, JobOptions { max_tokens: Some(100), ..JobOptions::default() });
     // (30,000 / 3 + two messages' worth of template) × 1.15 + 100 + 64, rounded up.
     let need: u64 = (10_020_u64 * 115).div_ceil(100) + 164;
-    for chunk in &chunks {
-        assert_eq!(body(chunk)["options"]["num_ctx"], need.next_multiple_of(1024));
+    for (chunk, context) in chunks.iter().zip([1024, need.next_multiple_of(1024), 1024]) {
+        assert_eq!(body(chunk)["options"]["num_ctx"], context);
+        assert_eq!(u64::from(origin(chunk).num_ctx), context);
     }
     let options = JobOptions { num_ctx: Some(4096), ..JobOptions::default() };
     assert_eq!(prepared("a", options).unwrap().1.num_ctx(), 4096);

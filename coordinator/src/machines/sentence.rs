@@ -21,7 +21,7 @@ pub(super) fn of(view: &View, working: &BTreeSet<AgentId>) -> String {
         return "no agent answers; start one beside each Ollama: tropa-agent".to_owned();
     }
     let works = |install: &&Install| working.contains(&install.agent);
-    let chunks = view.installs.iter().filter(works).map(|install| usize::from(install.width)).sum();
+    let chunks = view.installs.iter().filter(works).map(|install| usize::from(install.width.max(1))).sum();
     let mut text = format!(
         "{}, {}: {} at a time.",
         count(view.installs.len(), "install"),

@@ -167,8 +167,12 @@ fn details(text: &mut String, machines: &[&MachineRow]) {
 
 fn detail(text: &mut String, agent: &AgentRow) {
     let version = if agent.version.is_empty() { "-" } else { &agent.version };
+    let width = match (agent.width, agent.width_from) {
+        (1, _) => String::new(),
+        (width, from) => format!("    {width} at once ({from})"),
+    };
     let line = format!(
-        "  {} ({})    Ollama {}    lane {} ({})    {}",
+        "  {} ({})    Ollama {}    lane {} ({}){width}    {}",
         escaped(&agent.label),
         agent.id,
         escaped(version),

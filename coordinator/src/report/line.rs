@@ -194,6 +194,7 @@ pub(super) fn unknown(index: u32) -> Origin {
         seed: None,
         num_predict: 0,
         prompt_tokens: 0,
+        prefix: 0,
         metadata: Map::new(),
     }
 }

@@ -87,7 +87,9 @@ impl Loop<'_> {
             let _ = self.reports.try_send(lost);
             return Ok(());
         };
-        let limits = Limits::of(&chunk.body, index.is_some_and(|index| install.warm.contains(&index)));
+        let at_once = self.schedule.at_once(attempt);
+        let warm = index.is_some_and(|index| install.warm.contains(&index));
+        let limits = Limits::of(&chunk.body, warm).beside(at_once);
         let pinned = index.and_then(|ModelIndex(index)| self.run.models.get(usize::from(index)));
         let run = Run {
             attempt,
@@ -99,6 +101,7 @@ impl Loop<'_> {
             first_token_ms: limits.first_token_ms,
             idle_ms: limits.idle_ms,
             show_text: false,
+            at_once,
             body: Blob::new(chunk.body).or_exit(Exit::Input)?,
         };
         let started = self.streams.start(agent, run);

@@ -5,7 +5,7 @@ use tropa_proto::id::AgentId;
 use super::Loop;
 use crate::{
     exit::Failed,
-    schedule::{Event, ModelIndex},
+    schedule::{Event, ModelIndex, Width},
     speeds::Speed,
 };
 
@@ -14,10 +14,19 @@ impl Loop<'_> {
     pub(super) fn recall_speeds(&mut self, new: &[AgentId]) -> Result<(), Failed> {
         let mut known = Vec::new();
         for agent in new {
-            let Some(lane) = self.lanes.get(agent) else { continue };
+            let (Some(lane), Some(install)) = (self.lanes.get(agent), self.installs.get(agent)) else {
+                continue;
+            };
             for (index, model) in (0..).zip(&self.run.models) {
                 let speed = self.run.speeds.get(*agent, lane, model.fingerprint);
-                known.extend(speed.map(|speed| Event::Remembered(*agent, ModelIndex(index), speed.pace)));
+                let Some(speed) = speed else { continue };
+                // Another run of the agent may be beside another process of Ollama. That one lets others wait costs next
+                // to nothing to find again, and a restart with more slots would be missed otherwise.
+                let same = |(width, run): (Width, _)| {
+                    (run == install.incarnation && !width.serialises).then_some(width)
+                };
+                let width = speed.width.and_then(same);
+                known.push(Event::Remembered(*agent, ModelIndex(index), speed.pace, width));
             }
         }
         known.into_iter().try_for_each(|event| self.tell(event))
@@ -27,10 +36,12 @@ impl Loop<'_> {
     pub(super) fn keep_speeds(&mut self) {
         let at_ms = self.run.clock.wall_ms();
         let mut learned = false;
-        for (agent, ModelIndex(index), pace) in self.schedule.measured() {
+        for (agent, ModelIndex(index), pace, width) in self.schedule.measured() {
             let model = self.run.models.get(usize::from(index));
-            if let (Some(lane), Some(model)) = (self.lanes.get(&agent), model) {
-                self.run.speeds.learn(agent, lane, model.fingerprint, Speed { pace, at_ms });
+            let install = self.installs.get(&agent);
+            if let (Some(lane), Some(model), Some(install)) = (self.lanes.get(&agent), model, install) {
+                let width = width.map(|width| (width, install.incarnation));
+                self.run.speeds.learn(agent, lane, model.fingerprint, Speed { pace, width, at_ms });
                 learned = true;
             }
         }

@@ -62,6 +62,10 @@ impl Schedule {
             rivals.extend(&install.unguarded);
             let standing = self.standing.entry(install.agent).or_default();
             let known = before.get(&install.agent);
+            if known.is_some_and(|known| known.incarnation != install.incarnation) {
+                // Another run of the agent may serve another run of the engine.
+                self.widths.retain(|(agent, _), _| *agent != install.agent);
+            }
             standing.described(
                 &install.models,
                 known.is_none_or(|known| known.incarnation == install.incarnation),

@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
+use tropa_proto::{
+    id::{AgentId, AttemptId, ChunkIndex},
+    message::MAX_MEASURED_WIDTH,
+};
 
 use super::{Schedule, Status, spare::may_coexist};
 
@@ -51,7 +54,9 @@ impl Schedule {
         }
         for (agent, count) in &sent {
             let Some(install) = self.installs.get(agent) else { continue };
-            if *count > install.width + 1 {
+            // A measured width may have become less while they were on their way.
+            let most = if install.width == 0 { usize::from(MAX_MEASURED_WIDTH) } else { install.width };
+            if *count > most + 1 {
                 return Err(Violation::TooMany(*agent, *count));
             }
             for rival in install.rivals.iter().filter(|rival| **rival > *agent && sent.contains_key(rival)) {

@@ -50,7 +50,7 @@ pub struct Install {
     pub machine: MachineId,
     /// The devices that it occupies while it works.
     pub lane: Lane,
-    /// How many chunks it may work on at once.
+    /// How many chunks it may work on at once, as its operator declared; 0: not declared.
     pub width: u16,
     /// What it has; `None` until its agent has been asked.
     pub inventory: Option<Arc<Inventory>>,

@@ -169,6 +169,7 @@ pub(crate) fn run_of(bytes: usize) -> ToAgent {
         first_token_ms: 2,
         idle_ms: 3,
         show_text: false,
+        at_once: 1,
         body: Blob::new(vec![0xab; bytes]).unwrap(),
     }))
 }

@@ -96,7 +96,7 @@ prop_compose! {
         sampled_ms_ago in any::<u32>(),
         machine in machine(),
         locks in list(any::<[u8; 8]>()),
-        width in 1..=64_u16,
+        width in 0..=64_u16,
         (bundle, inventory) in any::<([u8; 32], [u8; 32])>(),
         addresses in list(any::<SocketAddr>().prop_map(plain)),
     ) -> Announcement {
@@ -291,12 +291,12 @@ prop_compose! {
         model in text(),
         fingerprint in any::<[u8; 32]>(),
         (deadline_ms, first_token_ms, idle_ms) in any::<(u64, u64, u64)>(),
-        show_text in any::<bool>(),
+        (show_text, at_once) in any::<(bool, u16)>(),
         body in blob(),
     ) -> Run {
         Run {
             attempt, incarnation: Incarnation(incarnation), endpoint, model, fingerprint, deadline_ms,
-            first_token_ms, idle_ms, show_text, body,
+            first_token_ms, idle_ms, show_text, at_once, body,
         }
     }
 }

@@ -280,6 +280,7 @@ pub(crate) fn to_agent() -> Vec<Named<ToAgent>> {
             first_token_ms: 60_000,
             idle_ms: 60_000,
             show_text,
+            at_once: 4,
             body: Blob::new(br#"{"stream":true}"#.to_vec()).unwrap(),
         }))
     };

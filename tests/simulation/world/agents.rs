@@ -45,7 +45,7 @@ impl World {
                     agent.streams.insert(key, stream);
                 }
                 self.say(install, key, Said::Hello);
-                Arrived::Run { key, incarnation, runner: Ok("m".to_owned()), room: true }
+                Arrived::Run { key, incarnation, runner: Ok("m".to_owned()), at_once: 64, room: true }
             }
             Arrival::Cancel(stream, key) => {
                 if self.streams.contains_key(&stream) {

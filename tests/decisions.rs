@@ -1,0 +1,161 @@
+//! What the scheduler decides, as text: jobs in a virtual world whose orders are written down, so that a change of
+//! scheduling behaviour shows as a difference in `tests/decisions/`. `TROPA_BLESS=1` rewrites the files on purpose.
+//!
+//! Beside the text each test asserts what it is about, by numbers that the world counts and the scheduler does not see.
+
+use std::{path::Path, time::Duration};
+
+use tropa_coordinator::schedule::{ModelIndex, Work};
+use tropa_tests::makespan::{ChunkOf, LaneOf, Went, World, lower_bound};
+
+/// Compares the orders of a job with the file of this name.
+fn same_as(name: &str, went: &Went) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("decisions").join(name).with_extension("txt");
+    let text = went.orders.join("\n") + "\n";
+    if std::env::var_os("TROPA_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &text).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == text, "the decisions differ from {}:\n{text}", path.display());
+}
+
+fn lanes(speeds: &[f64]) -> Vec<LaneOf> {
+    speeds.iter().map(|speed| LaneOf::of(50.0 * speed)).collect()
+}
+
+fn chunks(count: usize) -> Vec<ChunkOf> {
+    vec![ChunkOf::of(200, 100); count]
+}
+
+#[test]
+fn a_slow_lane_gets_nothing_that_a_fast_one_finishes_sooner() {
+    let went = World::new(&lanes(&[8.0, 4.0, 1.0]), &chunks(9)).with_known_speeds().with_orders().run();
+    assert_eq!(went.done[2], 0, "{went:?}");
+    same_as("slow_lane", &went);
+}
+
+#[test]
+fn a_slow_lane_works_where_much_waits() {
+    let went = World::new(&lanes(&[8.0, 4.0, 1.0]), &chunks(90)).with_known_speeds().run();
+    assert!((5..=8).contains(&went.done[2]), "a thirteenth of the work is its share: {:?}", went.done);
+}
+
+#[test]
+fn what_lies_ready_at_a_busy_lane_runs_on_an_idle_one() {
+    let mut three = chunks(3);
+    // The first is long, and nobody knows it.
+    three[0].output = 400;
+    three.iter_mut().for_each(|chunk| chunk.work.output_tokens = 400);
+    let went = World::new(&lanes(&[1.0, 1.0]), &three).with_known_speeds().with_orders().run();
+    assert_eq!(went.done, [1, 2]);
+    same_as("taken_back", &went);
+}
+
+#[test]
+fn what_is_late_at_the_end_gets_one_backup_and_the_loser_is_cancelled() {
+    let mut two = lanes(&[1.0, 1.0]);
+    two[1].slows = Some((Duration::from_secs(5), 10.0));
+    let job = chunks(6);
+    let with = World::new(&two, &job).with_orders().run();
+    let without = World::new(&two, &job).without_backups().run();
+    assert_eq!(with.executions, job.len() + 1, "one more attempt and no other");
+    assert!(with.makespan.as_secs_f64() * 1.3 < without.makespan.as_secs_f64(), "{with:?} {without:?}");
+    assert_eq!(without.executions, job.len());
+    same_as("backup", &with);
+}
+
+#[test]
+fn chunks_over_one_document_go_where_it_was_read() {
+    let mut eight = chunks(8);
+    for (n, chunk) in (0..).zip(&mut eight) {
+        chunk.work.prefix = 1 + n % 2;
+    }
+    let went = World::new(&lanes(&[1.0, 1.0]), &eight).with_orders().run();
+    for lane in 0..2 {
+        let read = went.history.iter().filter(|(_, on, _)| *on == lane);
+        let mut read: Vec<u32> = read.map(|(.., chunk)| eight[chunk.0 as usize].work.prefix).collect();
+        read.dedup();
+        assert_eq!(read.len(), 1, "lane {lane} read {read:?}");
+    }
+    same_as("prefixes", &went);
+}
+
+#[test]
+fn a_lane_loads_each_class_of_context_once_and_the_longest_first() {
+    let mut job = chunks(30);
+    for (n, chunk) in job.iter_mut().enumerate() {
+        chunk.work.context = if n % 10 == 9 { 8192 } else { 1024 };
+    }
+    let went = World::new(&lanes(&[1.0, 1.0]), &job).with_orders().run();
+    assert!(went.loads.iter().all(|loads| *loads <= 2), "{:?}", went.loads);
+    same_as("classes", &went);
+}
+
+#[test]
+fn two_models_are_shared_out_instead_of_swapped() {
+    let mut job = chunks(20);
+    for (n, chunk) in (0..).zip(&mut job) {
+        chunk.work = Work { model: ModelIndex(n % 2), ..chunk.work };
+    }
+    let went = World::new(&lanes(&[1.0, 1.0]), &job).run();
+    assert_eq!(went.loads, [1, 1]);
+}
+
+#[test]
+fn the_width_that_an_install_gains_from_is_found_and_kept() {
+    let mut lane = LaneOf::of(50.0);
+    (lane.width, lane.curve) = (0, vec![1.0, 1.1, 1.4, 1.7]);
+    let went = World::new(&[lane.clone()], &chunks(200)).with_orders().run();
+    let at_once = |orders: &[String]| {
+        orders.iter().rev().find_map(|order| order.split(" of ").nth(1).map(str::to_owned))
+    };
+    assert_eq!(at_once(&went.orders).as_deref(), Some("4"), "it has four slots");
+    let over = went.makespan.as_secs_f64() / lower_bound(&[lane.clone()], &chunks(200)).as_secs_f64();
+    assert!(over < 1.15, "with its search the job takes {over} of the time at the best width");
+    // The same install with one slot.
+    (lane.width, lane.curve) = (0, vec![1.0]);
+    let went = World::new(&[lane], &chunks(60)).with_orders().run();
+    assert_eq!(at_once(&went.orders).as_deref(), Some("1"));
+    assert!(went.orders.iter().filter(|order| order.ends_with(" of 2")).count() < 12, "it is found soon");
+}
+
+/// The least makespan of few chunks on few lanes, by trying every assignment; shares nothing with the scheduler.
+fn best_of_all(lanes: &[LaneOf], chunks: &[ChunkOf], loaded: &mut [f64]) -> f64 {
+    let Some((chunk, rest)) = chunks.split_first() else {
+        return loaded.iter().copied().fold(0.0, f64::max);
+    };
+    let mut best = f64::INFINITY;
+    for lane in 0..lanes.len() {
+        let seconds = chunk.seconds(&lanes[lane]);
+        loaded[lane] += seconds;
+        best = best.min(best_of_all(lanes, rest, loaded));
+        loaded[lane] -= seconds;
+    }
+    best
+}
+
+#[test]
+fn the_makespan_is_near_the_least_of_all_assignments() {
+    let (mut sum, mut worst, mut worlds) = (0.0, 0.0_f64, 0);
+    let mut random = 1_u64;
+    let mut next = |below: u64| {
+        // Knuth's generator: the same worlds in every run.
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
+    for _ in 0..120 {
+        let speeds: Vec<f64> =
+            (0..2 + next(2)).map(|_| [1.0, 1.0, 2.0, 4.0, 8.0][next(5) as usize]).collect();
+        let mut lanes = lanes(&speeds);
+        lanes.iter_mut().for_each(|lane| lane.load = Duration::from_millis(1));
+        let job: Vec<ChunkOf> = (0..1 + next(8)).map(|_| ChunkOf::of(100, 40 + next(120) as u32)).collect();
+        let best = best_of_all(&lanes, &job, &mut vec![0.0; lanes.len()]);
+        let went = World::new(&lanes, &job).with_known_speeds().run();
+        let over = went.makespan.as_secs_f64() / best;
+        assert!(over > 0.999, "the oracle is no bound: {over} for {speeds:?} {job:?}");
+        (sum, worst, worlds) = (sum + over, worst.max(over), worlds + 1);
+    }
+    let mean = sum / f64::from(worlds);
+    assert!(mean < 1.15 && worst < 1.8, "over the least makespan: mean {mean:.3}, worst {worst:.3}");
+}
