@@ -59,7 +59,9 @@ fn remembered(world: &World, label: &str) -> String {
 /// Copies the state of one agent for another beside the install at this port.
 fn copy_state(world: &World, from: &str, to: &str, ollama: &Running) {
     let [from, to] = [from, to].map(|label| world.path(&format!("state-{label}")));
-    assert!(Command::new("cp").arg("-a").args([&from, &to]).status().unwrap().success());
+    // The agent is alive: a file that it renames meanwhile makes a copy incomplete, and then it is made again.
+    let copied = || Command::new("cp").arg("-aT").args([&from, &to]).status().unwrap().success();
+    assert!((0..20).any(|_| copied()), "the state of {from:?} can be copied");
     let agents = to.join("agents");
     let only = fs::read_dir(&agents).unwrap().next().unwrap().unwrap().path();
     fs::rename(only, agents.join(ollama.address.port().to_string())).unwrap();
