@@ -67,7 +67,7 @@ def job(bed):
     seen = bed.witness("tropa")
     bed.results()
     bed.check_witness(seen, at_once=bed.scenario.at_once)
-    require(seen["work"] == bed.prompts, f"{seen['work']} requests for {bed.prompts} prompts")
+    bed.check_requests(seen)
     require(len(bed.share) == bed.scenario.at_once or bed.scenario.machines != bed.scenario.at_once,
             f"expected every machine to do some, got {bed.share}")
     return {"seconds": seconds, "witness": seen, "share": bed.share}
@@ -91,7 +91,7 @@ def host_lost(bed):
     bed.results()
     bed.check_witness(seen, at_once=2)
     require(seen["unfinished"] <= 1, f"{seen['unfinished']} chunks were running on one install")
-    require(seen["work"] <= bed.prompts + 1, f"{seen['work']} requests for {bed.prompts} prompts and one loss")
+    bed.check_requests(seen, again=1)
     report = bed.tropa_machines()
     # The other agent may still tell of it for a while, from what it has heard.
     require(report["at_once"] == 1, f"after the loss: {report['summary']}")
@@ -127,7 +127,7 @@ def coordinator_lost(bed):
     bed.results()
     bed.check_witness(seen, at_once=2)
     # Each of the two installs had one chunk in work whose result nobody had acknowledged.
-    require(seen["work"] <= bed.prompts + 2, f"{seen['work']} requests for {bed.prompts} prompts")
+    bed.check_requests(seen, again=2)
     return {"seconds": seconds, "witness": seen, "share": bed.share, "done_before": jobs[0]["done"]}
 
 
@@ -137,7 +137,7 @@ def real_ollama(bed):
     seen = bed.witness("tropa")
     bed.results()
     bed.check_witness(seen, at_once=2)
-    require(seen["work"] == bed.prompts, f"{seen['work']} chats for {bed.prompts} prompts")
+    bed.check_requests(seen)
     return {"seconds": seconds, "witness": seen, "share": bed.share}
 
 
@@ -318,6 +318,12 @@ class Bed:
         overlaps = {device: ms for device, ms in seen["overlap_ms"].items() if ms}
         require(not overlaps, f"installs of one device worked at one time: {overlaps} ms")
         require(seen["at_once"] == at_once, f"{seen['at_once']} installs worked at one time, expected {at_once}")
+
+    def check_requests(self, seen, again=0):
+        """Every prompt was asked, and none more often than there is a reason: so many may have been lost, and at the
+        end what is late on one device may run on each idle one too."""
+        most = self.prompts + again + self.scenario.at_once - 1
+        require(self.prompts <= seen["work"] <= most, f"{seen['work']} requests for {self.prompts} prompts, at most {most}")
 
     # The whole.
 
