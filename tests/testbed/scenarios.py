@@ -483,7 +483,7 @@ def surroundings():
     return {
         "at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit, "kernel": platform.release(), "cpus": len(os.sched_getaffinity(0)),
-        "cpu": sorted(models), "load": os.getloadavg(), "profile": pathlib.Path(os.environ["TROPA_TESTBED_BIN"]).name,
+        "cpu": sorted(models), "load": os.getloadavg(),
         "docker": said(["docker", "version", "-f", "{{.Server.Version}}"], check=False).stdout.strip(),
         "compose": said([*os.environ["COMPOSE"].split(), "version", "--short"], check=False).stdout.strip(),
     }
