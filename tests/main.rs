@@ -1,6 +1,7 @@
 //! Every test of the mesh as a whole, in one binary: one link instead of one per file.
 #![expect(clippy::unwrap_used, reason = "a test, or what it calls, fails by a panic")]
 
+mod bench;
 mod canary;
 mod cli;
 mod conformance;

@@ -1,11 +1,13 @@
 //! What was typed. `settings.rs` turns it into what will happen.
 
+mod bench;
 mod texts;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+pub use bench::BenchArgs;
 pub use texts::{PanelArgs, TextLength, WriteArgs};
 
 /// One load per llama: runs work on several Ollama installs at once only where they are distinct hardware.
@@ -107,6 +109,8 @@ pub enum Command {
     /// Look at the list of nodes of another program
     #[command(subcommand)]
     Nodes(NodesCommand),
+    /// Measure what this mesh gains: one install alone, all at once by address, and tropa, with the same prompts
+    Bench(BenchArgs),
     /// Make or join a mesh of several machines
     #[command(subcommand)]
     Mesh(MeshCommand),

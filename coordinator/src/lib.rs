@@ -7,6 +7,7 @@ pub mod account;
 pub mod args;
 pub mod assemble;
 pub mod attempt;
+pub mod bench;
 pub mod clock;
 mod control;
 pub mod embed;
@@ -88,6 +89,7 @@ fn execute(command: Command, settings: &Settings, clock: Clock) -> Outcome {
             Command::Cancel(args) => jobs::cancel(&args, settings, clock).await,
             Command::Resume(args) => resume::resume(args, settings, clock).await,
             Command::Nodes(NodesCommand::Check(args)) => nodes::check(&args, settings, clock).await,
+            Command::Bench(args) => bench::bench(args, settings, clock).await,
             Command::Mesh(command) => mesh_file::mesh(command, settings),
             Command::Completions { shell } => generated::completions(shell),
             Command::Man => generated::man(),

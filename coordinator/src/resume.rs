@@ -140,6 +140,7 @@ pub(crate) async fn work_into(
             clock,
             speeds,
             patience: settings.wait,
+            only: None,
         };
         let end = runner.run(schedule, &mut stop).await?;
         Ok::<_, Failed>((end, output))

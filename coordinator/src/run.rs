@@ -86,6 +86,8 @@ pub struct Runner<'a> {
     pub speeds: Speeds,
     /// How long a job without any install that could run it waits for one.
     pub patience: Duration,
+    /// The one agent that may work, for a measurement of it alone; absent: all.
+    pub only: Option<AgentId>,
 }
 
 struct Loop<'a> {
@@ -249,7 +251,8 @@ impl Loop<'_> {
             }
             Change::Roster => {
                 let view = self.run.members.view();
-                let installs = plan::installs(view, &self.run.models);
+                let mut installs = plan::installs(view, &self.run.models);
+                installs.retain(|install| self.run.only.is_none_or(|only| only == install.agent));
                 self.lanes = view.installs.iter().map(|i| (i.agent, i.lane.to_string())).collect();
                 let agents = view.installs.iter().map(|i| (Named::Agent(i.agent), i.label.clone()));
                 let machines = view.machines.iter().map(|m| (Named::Machine(m.id), m.name.clone()));

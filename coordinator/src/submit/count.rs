@@ -83,6 +83,7 @@ impl Count<'_> {
             clock,
             speeds,
             patience: settings.wait,
+            only: None,
         };
         match runner.run(schedule, stop).await? {
             End::Done => {}
