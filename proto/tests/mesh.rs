@@ -408,6 +408,6 @@ async fn after_the_end_every_command_says_so() {
 async fn an_announcement_out_of_range_is_not_published() {
     let node = Node::start(Role::Agent, None, &[]).await;
     let mut wrong = node.announcement(1);
-    wrong.width = 0;
+    wrong.width = 65;
     assert!(matches!(node.mesh.publish(wrong).await, Err(MeshError::Invalid(_))));
 }

@@ -94,7 +94,7 @@ impl Code {
             Self::KernelConflict => (
                 "KERNEL_CONFLICT",
                 "boot id and boot time of {} disagree; counted as one until a live test decides",
-                "wait a minute; if it stays, run `tropa doctor`",
+                "wait a minute; if it stays, see `tropa machines --why`",
             ),
             Self::MergeRefusedConflict => (
                 "MERGE_REFUSED_CONFLICT",
@@ -145,9 +145,11 @@ impl Code {
             Self::VgpuUuidDuplicate => {
                 ("VGPU_UUID_DUPLICATE", "{} show one virtual GPU id; it is ignored", "nothing to do")
             }
-            Self::IdentityFlapping => {
-                ("IDENTITY_FLAPPING", "the identity of {} keeps changing; held apart", "run `tropa doctor`")
-            }
+            Self::IdentityFlapping => (
+                "IDENTITY_FLAPPING",
+                "the identity of {} keeps changing; held apart",
+                "see `tropa machines --why`",
+            ),
             Self::DeviceUnattributed => (
                 "DEVICE_UNATTRIBUTED",
                 "it is not known which GPU the installs of {} use; all are reserved",
