@@ -145,8 +145,17 @@ impl RealOllama {
     /// # Errors
     /// What `ollama create` prints when it fails.
     pub fn create_from(&self, name: &str, gguf: &Path) -> anyhow::Result<()> {
+        self.create_with(name, gguf, "")
+    }
+
+    /// The same, with these further lines in its Modelfile.
+    ///
+    /// # Errors
+    /// What `ollama create` prints when it fails.
+    pub fn create_with(&self, name: &str, gguf: &Path, more: &str) -> anyhow::Result<()> {
         let modelfile = self.home.path().join("Modelfile");
-        fs::write(&modelfile, format!("FROM {}\n", gguf.display())).context("writing a Modelfile failed")?;
+        let text = format!("FROM {}\n{more}", gguf.display());
+        fs::write(&modelfile, text).context("writing a Modelfile failed")?;
         let made = Command::new(&self.found.binary)
             .args(["create", name, "-f"])
             .arg(&modelfile)

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Measures `tropa bench` on real Ollamas that are pinned to cores, and makes chart and figures of BENCHMARKS.md.
 #
-#   tests/benches/bench.sh [ROUNDS [PROMPTS]]      default: 5 rounds of 8 prompts, less than 10 minutes on a quiet machine
+#   tests/benches/bench.sh [ROUNDS [PROMPTS [SET_UP]]]
 #
-# Writes bench-{shared,distinct}.json and bench.svg in tests/benches/results, and the figures of the page. Needs two cores and what
-# tests/real_ollama/build.sh needs; exits with 3 and the reason where this machine cannot have that.
+# Default: 5 rounds of 8 prompts, both set-ups (shared, distinct), less than 10 minutes on a quiet machine. Nobody
+# else may use the machine meanwhile: one busy process makes two engines on two cores several times slower.
+#
+# Writes bench-SET_UP.json and bench.svg in tests/benches/results, and the figures of the page. Needs two cores and
+# what tests/real_ollama/build.sh needs; exits with 3 and the reason where this machine cannot have that.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -20,6 +23,6 @@ if [ ! -s "$TROPA_BENCH_GGUF" ] || [ "$(cat "$TROPA_BENCH_GGUF.recipe" 2>/dev/nu
   "$python" tests/real_ollama/model.py --blocks 16 --embedding 640 "$TROPA_BENCH_GGUF" >&2
   printf '%s\n' "$recipe" >"$TROPA_BENCH_GGUF.recipe"
 fi
-cargo bench --locked -p tropa-tests --bench tropa_bench -- "$PWD/tests/benches/results" "${1:-5}" "${2:-8}"
+cargo bench --locked -p tropa-tests --bench tropa_bench -- "$PWD/tests/benches/results" "${1:-5}" "${2:-8}" ${3:+"$3"}
 python3 -B tests/benches/chart.py
 python3 -B tests/benches/table.py

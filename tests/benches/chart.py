@@ -32,12 +32,15 @@ def rows(measured):
         yield baseline["what"], "baseline", baseline["seconds"], True
 
 
-def panel(measured, top):
+def axis(all_measured):
+    """One axis for all set-ups, so that their bars can be compared: logarithms of its ends."""
+    seconds = [value for measured in all_measured for _, _, values, _ in rows(measured) for value in values]
+    return math.floor(math.log10(min(seconds) * 0.9)), math.log10(max(seconds) * 1.1)
+
+
+def panel(measured, top, low, high):
     """One set-up: a bar for the median, a line from the least to the greatest."""
     data = list(rows(measured))
-    least = min(min(seconds) for _, _, seconds, _ in data)
-    most = max(max(seconds) for _, _, seconds, _ in data)
-    low, high = math.floor(math.log10(least * 0.9)), math.log10(most * 1.1)
     scale = (WIDTH - LEFT - RIGHT) / (high - low)
 
     def place(seconds):
@@ -45,10 +48,11 @@ def panel(measured, top):
 
     out = [f'<text x="16" y="{top + 22}" class="title">{escape(TITLES[measured["set_up"]])}</text>']
     bottom = top + HEAD - 12 + ROW * len(data)
-    for power in range(low, math.floor(high) + 1):
-        x = place(10.0**power)
+    ticks = [step * 10.0**power for power in range(low, math.floor(high) + 1) for step in (1, 2, 5)]
+    for tick in (tick for tick in ticks if math.log10(tick) <= high):
+        x = place(tick)
         out.append(f'<line x1="{x:.1f}" y1="{top + 44}" x2="{x:.1f}" y2="{bottom}" class="grid"/>')
-        out.append(f'<text x="{x:.1f}" y="{top + 40}" class="axis">{10.0**power:g} s</text>')
+        out.append(f'<text x="{x:.1f}" y="{top + 40}" class="axis">{tick:g} s</text>')
     for at, (name, kind, seconds, whole) in enumerate(data):
         y = top + HEAD + ROW * at
         median = statistics.median(seconds)
@@ -66,10 +70,11 @@ def panel(measured, top):
 
 
 def draw():
-    files = [RESULTS / f"bench-{name}.json" for name in TITLES]
+    all_measured = [json.loads((RESULTS / f"bench-{name}.json").read_text()) for name in TITLES]
+    low, high = axis(all_measured)
     top, body = 8, []
-    for file in files:
-        part, top = panel(json.loads(file.read_text()), top)
+    for measured in all_measured:
+        part, top = panel(measured, top, low, high)
         body += part
     note = "Median of the rounds, with a line from the least to the greatest; logarithmic. Less is better."
     body.append(f'<text x="16" y="{top + 8}" class="value">{note}</text>')

@@ -1,19 +1,14 @@
 //! `tropa bench` on real Ollamas that are pinned to cores, with tools beside it that know addresses only.
 //!
 //! `tests/benches/bench.sh` makes the model and runs this; by hand it is
-//! `cargo bench -p tropa-tests --bench tropa_bench [-- OUT_DIR [ROUNDS [PROMPTS]]]` with the variables of the tests of
-//! real Ollama, and `TROPA_BENCH_GGUF` for a model that keeps a core busy. Without an Ollama it says `skipped`.
+//! `cargo bench -p tropa-tests --bench tropa_bench [-- OUT_DIR [ROUNDS [PROMPTS [SET_UP]]]]` with the variables of
+//! the tests of real Ollama, and `TROPA_BENCH_GGUF` for a model that keeps a core busy. Without an Ollama it says `skipped`.
 //!
 //! Two set-ups of one machine with two cores: `shared`, two installs that both use both cores, which tropa counts as
 //! one machine; `distinct`, one core for each install, and evidence declared for two machines, since two containers or
 //! processes of one kernel are one to tropa. Each writes one file: what `tropa bench --json` says, and the baselines.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Instant,
-};
+use std::{net::SocketAddr, path::PathBuf, process::Stdio, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -40,11 +35,25 @@ struct SetUp {
     /// The cores of each install.
     cores: [&'static [usize]; 2],
     hardware: [Hardware; 2],
+    /// What the model's file says besides.
+    parameters: &'static str,
 }
 
 const SET_UPS: [SetUp; 2] = [
-    SetUp { name: "shared", cores: [&[0, 1], &[0, 1]], hardware: [Hardware::This, Hardware::This] },
-    SetUp { name: "distinct", cores: [&[0], &[1]], hardware: [Hardware::Declared(1), Hardware::Declared(2)] },
+    SetUp {
+        name: "shared",
+        cores: [&[0, 1], &[0, 1]],
+        hardware: [Hardware::This, Hardware::This],
+        parameters: "",
+    },
+    SetUp {
+        name: "distinct",
+        cores: [&[0], &[1]],
+        hardware: [Hardware::Declared(1), Hardware::Declared(2)],
+        // Ollama counts the cores of the machine and not those that it may use; two threads on one core would wait
+        // for each other.
+        parameters: "PARAMETER num_thread 1\n",
+    },
 ];
 
 fn main() -> Result<()> {
@@ -52,6 +61,7 @@ fn main() -> Result<()> {
     let out = PathBuf::from(args.next().unwrap_or_else(|| "benches/results".to_owned()));
     let rounds = args.next().map_or(Ok(5), |text| text.parse()).context("ROUNDS")?;
     let prompts = args.next().map_or(Ok(8), |text| text.parse()).context("PROMPTS")?;
+    let only = args.next();
     if let Err(reason) = RealOllama::find() {
         skipped(&reason);
         return Ok(());
@@ -61,7 +71,7 @@ fn main() -> Result<()> {
         skipped("one core cannot be shared out");
         return Ok(());
     }
-    for set_up in &SET_UPS {
+    for set_up in SET_UPS.iter().filter(|set_up| only.as_deref().is_none_or(|only| only == set_up.name)) {
         let measured = measure(set_up, rounds, prompts)?;
         let path = out.join(format!("bench-{}.json", set_up.name));
         std::fs::write(&path, serde_json::to_string_pretty(&measured)? + "\n")
@@ -75,10 +85,9 @@ fn measure(set_up: &SetUp, rounds: u32, prompts: usize) -> Result<Value> {
     let models = tempfile::tempdir()?;
     let [one, two] = set_up.cores.map(|cores| RealOllama::start_on(cores, models.path(), &[]));
     let installs = [one?, two?];
-    match std::env::var_os("TROPA_BENCH_GGUF") {
-        Some(gguf) => installs[0].create_from("bench", Path::new(&gguf))?,
-        None => installs[0].create("bench")?,
-    }
+    let found = RealOllama::find().map_err(anyhow::Error::msg)?;
+    let gguf = std::env::var_os("TROPA_BENCH_GGUF").map_or(found.model, PathBuf::from);
+    installs[0].create_with("bench", &gguf, set_up.parameters)?;
     let world = World::new(Programs {
         tropa: env!("CARGO_BIN_EXE_tropa-under-test").into(),
         agent: env!("CARGO_BIN_EXE_tropa-agent-under-test").into(),
@@ -114,7 +123,7 @@ fn measure(set_up: &SetUp, rounds: u32, prompts: usize) -> Result<Value> {
     let baselines = baselines(addresses, rounds, prompts)?;
     Ok(json!({
         "schema": "tropa.bench-set-up/1", "set_up": set_up.name, "ollama": bench["installs"][0]["version"],
-        "cores": set_up.cores, "bench": bench, "baselines": baselines,
+        "cores": set_up.cores, "model_parameters": set_up.parameters, "bench": bench, "baselines": baselines,
     }))
 }
 
