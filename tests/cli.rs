@@ -15,7 +15,9 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tropa_tests::harness::{World, wait_until};
+use tropa_tests::harness::{Hardware, Running, World, wait_until};
+
+use crate::jobs::world;
 
 /// A command that does not end by itself is killed after so long, and its test fails.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
@@ -25,6 +27,20 @@ struct Job {
     child: Child,
     out: std::path::PathBuf,
     err: std::path::PathBuf,
+}
+
+/// A world with one install that takes this many milliseconds before each answer.
+fn at_work(first_ms: &str) -> (World, [Running; 2]) {
+    let world = world();
+    let double = world.double("cpu", &["--first-ms", first_ms, "--tokens", "4"]).unwrap();
+    let agent = world.agent("den", double.address, Hardware::This, &[]).unwrap();
+    (world, [agent, double])
+}
+
+/// A job of so many items, at work.
+fn start(world: &World, items: usize) -> Job {
+    let input = world.file("prompts.txt", &"a llama\n".repeat(items)).unwrap();
+    Job::start(world, world.tropa(&["run", input.to_str().unwrap()]))
 }
 
 impl Job {

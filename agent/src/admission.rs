@@ -11,6 +11,7 @@
 
 mod event;
 mod lease;
+mod queue;
 mod state;
 
 use std::{
@@ -433,47 +434,6 @@ impl Admission {
         }
     }
 
-    /// Chooses the next attempt: coordinators in turn, after the one served last, in the order of their ids.
-    ///
-    /// While a turn lasts, one with the same runner options goes first. One with other options starts only when
-    /// nothing runs, because it makes Ollama load anew; and one whose coordinator wants fewer at the engine starts only
-    /// when so few run. Nobody passes it meanwhile.
-    fn choose(&self, now: Instant) -> Option<Key> {
-        let after = self.queues.iter().filter(|(peer, _)| Some(**peer) > self.last);
-        let before = self.queues.iter().filter(|(peer, _)| Some(**peer) <= self.last);
-        let heads = after.chain(before).filter_map(|(peer, queue)| Some((*peer, *queue.front()?)));
-        let heads: Vec<(Key, &str)> = heads.filter_map(|key| Some((key, self.runner_of(&key)?))).collect();
-        let same = self.turn.as_ref().and_then(|(runner, since)| {
-            let lasts = now < *since + TURN;
-            heads.iter().find(|(_, wanted)| lasts && wanted == runner)
-        });
-        let (key, wanted) = same.or(heads.first())?;
-        let fits = self.running.iter().all(|key| self.runner_of(key) == Some(*wanted));
-        (fits && self.running.len() < self.at_once_of(key)).then_some(*key)
-    }
-
-    fn at_once_of(&self, key: &Key) -> usize {
-        match self.known.get(key) {
-            Some(State::Queued(queued)) => queued.at_once,
-            Some(
-                State::Running { .. }
-                | State::Checking
-                | State::Done
-                | State::Failed(_)
-                | State::Acknowledged,
-            )
-            | None => 0,
-        }
-    }
-
-    fn runner_of(&self, key: &Key) -> Option<&str> {
-        match self.known.get(key)? {
-            State::Queued(queued) => Some(&queued.runner),
-            State::Running { runner } => Some(runner),
-            State::Checking | State::Done | State::Failed(_) | State::Acknowledged => None,
-        }
-    }
-
     fn start(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
         self.unqueue(key);
         let Some(State::Queued(queued)) = self.known.remove(&key) else { return };
@@ -488,63 +448,6 @@ impl Admission {
         self.running.insert(key);
         actions.push(Action::Accept(key, Place::Running));
         actions.push(Action::Start { key, waited });
-    }
-
-    /// Says whether an attempt of the peer finds a place: the peer's next, or one that becomes a running one as
-    /// soon as the devices are ours.
-    fn has_place(&self, peer: AgentId, at_once: usize) -> bool {
-        let held = self.queues.get(&peer).map(VecDeque::len);
-        let free_at_engine = self.width.min(at_once).saturating_sub(self.running.len());
-        match held {
-            Some(held) => held < 1 + free_at_engine,
-            None => self.queues.len() < MAX_PEERS,
-        }
-    }
-
-    fn place_of_queued(&self) -> Place {
-        match &self.lane {
-            Lane::Asked { holder: Some(holder) } => Place::Waiting(Text::cut(holder)),
-            Lane::Settling { .. } => Place::Settling,
-            Lane::Free | Lane::Asked { holder: None } | Lane::Held { .. } | Lane::Yielding { .. } => {
-                Place::Next
-            }
-        }
-    }
-
-    fn tell_queued(&self, place: &Place, actions: &mut Vec<Action>) {
-        for key in self.queued_keys() {
-            actions.push(Action::Accept(key, place.clone()));
-        }
-    }
-
-    fn mark_waiting(&mut self, now: Instant) {
-        for key in self.queued_keys() {
-            if let Some(State::Queued(queued)) = self.known.get_mut(&key) {
-                queued.waits.get_or_insert(now);
-            }
-        }
-    }
-
-    /// Gives everything that has not started back to its coordinator.
-    fn give_back(&mut self, why: &str, actions: &mut Vec<Action>) {
-        for key in self.queued_keys() {
-            self.unqueue(key);
-            self.forget(key);
-            actions.push(Action::Refuse(key, Refusal::Draining(Text::cut(why))));
-        }
-    }
-
-    fn queued_keys(&self) -> Vec<Key> {
-        self.queues.iter().flat_map(|(peer, queue)| queue.iter().map(|attempt| (*peer, *attempt))).collect()
-    }
-
-    fn unqueue(&mut self, key: Key) {
-        if let Some(queue) = self.queues.get_mut(&key.0) {
-            queue.retain(|attempt| *attempt != key.1);
-            if queue.is_empty() {
-                self.queues.remove(&key.0);
-            }
-        }
     }
 
     fn fail(&mut self, key: Key, mut failure: Failure, actions: &mut Vec<Action>) {

@@ -9,12 +9,14 @@
 //! outbox, and the same `Run` sent again subscribes anew. Only a `Cancel` cancels.
 
 mod beats;
+mod delivery;
+mod devices;
 mod orders;
 mod progress;
 mod records;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -30,18 +32,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tropa_proto::{
     id::{AgentId, AttemptId, JobId},
-    message::{Failure, FromAgent, Held as HeldOfJob, MAX_RESULT_FRAME},
-    proof::{self, Bug, planted},
+    message::{Failure, FromAgent, Held as HeldOfJob},
+    proof::{self},
 };
 
 pub use self::orders::{Ended, Load, Orders, Settings};
 use self::{
     beats::{Beats, held},
     orders::{MAX_ORDERS, Order, RunOrder},
-    progress::{Reports, Ticker, frames},
-    records::{
-        SETTLE_LEAST, SETTLE_MOST, network_namespace, options_hash, record_name, settle_one, warn_record,
-    },
+    progress::{Reports, Ticker},
+    records::{network_namespace, warn_record},
 };
 use crate::{
     admission::{Action, Admission, Event, Key},
@@ -50,9 +50,6 @@ use crate::{
     ollama::{Completed, Ollama, Progress, Request, Unfinished},
     outbox::{Finished, Outbox},
 };
-
-/// Results on their way to slow readers. Beyond it a result waits in the outbox until it is asked for again.
-const MAX_DELIVERIES: usize = 1024;
 
 /// The attempts at one install.
 #[derive(Debug)]
@@ -186,7 +183,7 @@ impl Executor {
         match order {
             Order::Run(order) => {
                 let RunOrder { key, incarnation, request, show_text, at_once, reports } = *order;
-                passes("agent.run");
+                proof::passes("agent.run");
                 self.subscribe(key, reports);
                 let runner = request.map(|request| {
                     let runner = request.runner.clone();
@@ -212,7 +209,7 @@ impl Executor {
                 }
             }
             Order::Ack(key) => {
-                passes("agent.ack");
+                proof::passes("agent.ack");
                 self.handle([Event::Ack(key)]);
                 proof::event("forget", &key.1, "");
             }
@@ -279,7 +276,7 @@ impl Executor {
                     Ok(Completed { mut outcome, result, .. }) => {
                         outcome.wait_ms = self.attempts.get(&key).map_or(0, |attempt| attempt.wait_ms);
                         self.outbox.insert(key, Finished { outcome, result }, now());
-                        passes("agent.outbox");
+                        proof::passes("agent.outbox");
                         None
                     }
                     Err(failure) => Some(failure),
@@ -369,61 +366,11 @@ impl Executor {
         None
     }
 
-    /// Sends a report: an end always, beside the loop where its reader is slow; a place only where there is room.
-    fn report(&mut self, key: &Key, frame: FromAgent) {
-        let Some(reports) = self.reports.get(key) else { return };
-        let reports = reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if matches!(frame, FromAgent::Accepted(..)) {
-            // The next place, or the end, says more.
-            let _ = reports.try_send(frame);
-        } else {
-            self.deliver_frames(&reports, vec![frame]);
-        }
-    }
-
     /// Forgets what only an attempt that has not ended needs.
     fn close(&mut self, key: &Key) {
         if !self.admission.is_open(key) {
             self.attempts.remove(key);
             self.reports.remove(key);
-        }
-    }
-
-    fn deliver(&mut self, key: &Key) {
-        let (Some(finished), Some(reports)) = (self.outbox.get(key), self.reports.get(key)) else { return };
-        let reports = reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let done = FromAgent::Done(key.1, Box::new(finished.outcome.clone()));
-        let from = usize::try_from(self.skip).unwrap_or(usize::MAX).min(finished.result.len());
-        let result = finished.result.slice(from..);
-        let pieces = result.len().div_ceil(MAX_RESULT_FRAME);
-        self.deliver_frames_of(&reports, pieces + 1, [done].into_iter().chain(frames(result)));
-    }
-
-    fn deliver_frames(&mut self, reports: &mpsc::Sender<FromAgent>, frames: Vec<FromAgent>) {
-        self.deliver_frames_of(reports, frames.len(), frames.into_iter());
-    }
-
-    /// Hands frames over in order: at once where the channel has room for all, else by a task that waits for it. A
-    /// reader that goes away asks again, as does one whose delivery found no place.
-    fn deliver_frames_of(
-        &mut self,
-        reports: &mpsc::Sender<FromAgent>,
-        count: usize,
-        frames: impl Iterator<Item = FromAgent> + Send + 'static,
-    ) {
-        if reports.capacity() >= count {
-            for frame in frames {
-                let _ = reports.try_send(frame);
-            }
-        } else if self.deliveries.len() < MAX_DELIVERIES && !reports.is_closed() {
-            let reports = reports.clone();
-            self.deliveries.spawn(async move {
-                for frame in frames {
-                    if reports.send(frame).await.is_err() {
-                        return;
-                    }
-                }
-            });
         }
     }
 
@@ -441,7 +388,7 @@ impl Executor {
                 return Some(Event::NotStarted(key, format!("the settle record was not written: {error}")));
             }
         }
-        passes("agent.start");
+        proof::passes("agent.start");
         proof::event("exec_start", &key.1, proof::peer(&key.0));
         let attempt = self.attempts.get_mut(&key)?;
         attempt.started = Some(now());
@@ -462,81 +409,6 @@ impl Executor {
         });
         None
     }
-
-    fn acquire(&mut self) -> Option<Event> {
-        let locks = self.settings.locks.clone().filter(|_| !planted(Bug::NoKernelLock));
-        let Some(locks) = locks else { return Some(Event::LaneHeld { dirty: false }) };
-        self.acquired += 1;
-        let (number, devices) = (self.acquired, self.settings.devices.clone());
-        let blocked = self.blocked.0.clone();
-        self.acquiring = Some(self.tasks.spawn(async move {
-            // A name that finds no room is lost; another follows, or the lock.
-            let on_blocked = |holder| {
-                let _ = blocked.try_send(holder);
-            };
-            End::Lane(number, locks.acquire(&devices, on_blocked).await)
-        }));
-        None
-    }
-
-    fn settle(&mut self) {
-        let mut ours = std::mem::take(&mut self.hung_up);
-        let left = self.held.as_ref().map(Held::foreign_records).unwrap_or_default();
-        let attempts = ours.iter().map(|(record, _)| record.attempt.clone()).collect();
-        ours.extend(left.records.into_iter().map(|record| {
-            let limit = Duration::from_millis(record.remaining_ms).clamp(SETTLE_LEAST, SETTLE_MOST);
-            (record, limit)
-        }));
-        let (ollama, netns) = (Arc::clone(&self.ollama), self.netns);
-        self.tasks.spawn(async move {
-            let mut proved = true;
-            let mut seen = BTreeSet::new();
-            for (record, limit) in ours {
-                if seen.insert((record.endpoint.clone(), record.netns, record.model.clone())) {
-                    proved &= settle_one(&ollama, netns, &record, limit).await;
-                }
-            }
-            if left.unreadable {
-                // It names no install to ask, so only time is left.
-                tokio::time::sleep(SETTLE_LEAST).await;
-                proved = false;
-            }
-            End::Settled { attempts, proved }
-        });
-    }
-
-    /// What the lock files hold of an attempt while it is at the engine.
-    fn record(&self, key: &Key) -> Option<SettleRecord> {
-        let request = &self.attempts.get(key)?.request;
-        Some(SettleRecord {
-            endpoint: self.ollama.base().to_string(),
-            netns: self.netns,
-            model: request.model.to_string(),
-            options_hash: options_hash(&request.runner),
-            attempt: record_name(key),
-            remaining_ms: u64::try_from(request.limits.deadline.as_millis()).unwrap_or(u64::MAX),
-        })
-    }
-
-    fn clear(&self, key: &Key) {
-        if let Some(held) = &self.held
-            && let Err(error) = held.clear(&record_name(key))
-        {
-            warn_record(&error);
-        }
-    }
-
-    /// How long a request that we hung up on may still run.
-    fn remaining(&self, key: &Key) -> Duration {
-        let Some(attempt) = self.attempts.get(key) else { return SETTLE_LEAST };
-        let spent = attempt.started.map_or(Duration::ZERO, |started| now() - started);
-        attempt.request.limits.deadline.saturating_sub(spent).clamp(SETTLE_LEAST, SETTLE_MOST)
-    }
-}
-
-/// Passes a step at which tests kill the program; it has no error of its own.
-fn passes(step: &'static str) {
-    let _ = proof::step(step);
 }
 
 async fn until(deadline: Option<Instant>) {

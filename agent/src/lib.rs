@@ -5,6 +5,7 @@
 //! the install, announces what changed, and leaves in good order.
 
 pub mod admission;
+mod announcing;
 pub mod args;
 mod clock;
 pub mod device_lock;
@@ -16,6 +17,7 @@ pub mod machine;
 pub mod ollama;
 pub mod outbox;
 mod program;
+mod renewal;
 pub mod runtime_dir;
 mod serve;
 pub mod state;
@@ -23,7 +25,7 @@ pub(crate) mod stock;
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -36,7 +38,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tropa_proto::{
-    bounded::{List, Text},
     evidence::Core,
     id::{AgentId, Incarnation},
     mesh::{Mesh, MeshError, MeshEvent},
@@ -45,6 +46,7 @@ use tropa_proto::{
 };
 
 use crate::{
+    announcing::announce_here,
     clock::now,
     device_lock::DeviceLocks,
     evidence::{LaneSpec, Root},
@@ -53,7 +55,7 @@ use crate::{
     live_test::LiveTests,
     machine::{Here, Machine},
     ollama::{Ollama, OllamaUrl, Policy},
-    runtime_dir::{Presence, Present, RuntimePlaces},
+    runtime_dir::{Presence, RuntimePlaces},
     state::State,
     stock::Stock,
 };
@@ -63,10 +65,7 @@ pub use crate::program::main;
 /// The port of an agent; another one where it is taken (`design.md`, Commands).
 pub const PORT: u16 = 11_634;
 
-/// The shortest period between two announcements (`reliability.md` §4).
-const SHORTEST_PERIOD: Duration = Duration::from_secs(10);
-
-/// The longest.
+/// The longest period between two announcements (`reliability.md` §4).
 const LONGEST_PERIOD: Duration = Duration::from_secs(600);
 
 /// How long what runs may go on when the agent is asked to leave (`conventions.md` §3).
@@ -307,33 +306,6 @@ impl Agent {
         self.leave().await
     }
 
-    /// Takes in that another agent runs with this key: the state directory was copied. The younger of the two, by
-    /// its incarnation, takes a new key; the older leaps over the other's numbers, so that it is heard again, and
-    /// says so at once. Says whether it is to announce itself now.
-    fn heard_itself(&mut self, other: &Announcement) -> Result<bool, AgentError> {
-        if other.state == AgentState::Leaving || self.renewing.is_some() {
-            return Ok(false);
-        }
-        let (mine, its) = (self.incarnation, other.incarnation);
-        // Who heard itself under its own incarnation is one of two that went on from one snapshot: nothing tells
-        // which is the older, and either may take a new key.
-        if mine >= its {
-            tracing::warn!(
-                other = &*other.label,
-                "identity.clone: an older agent runs with this agent's key, its state directory was copied; taking a new key"
-            );
-            self.renewing = Some(now());
-            self.phase = AgentState::Draining;
-        } else {
-            tracing::warn!(
-                other = &*other.label,
-                "identity.clone: a younger agent runs with this agent's key, its state directory was copied; this one keeps the key"
-            );
-            self.state.skip_past(other.seq)?;
-        }
-        Ok(true)
-    }
-
     /// Takes in what another agent says of its machine; says whether this one's has another name now.
     fn heard_of_machine(&mut self, from: AgentId, other: &Announcement) -> Result<bool, AgentError> {
         let epoch = evidence::sample_epoch(&self.root);
@@ -348,34 +320,6 @@ impl Agent {
         let (keys, facts) = ([self.state.id()], self.stock.facts());
         let here = Here { keys: &keys, facts, durable: self.durable, since_1970: since_1970() };
         Ok(self.machine.see(&here)?)
-    }
-
-    fn may_renew(&self) -> bool {
-        let load = *self.load.borrow();
-        let idle = load.running + load.queued + load.checking + load.waiting_results == 0;
-        self.renewing.is_some() && (idle || self.renews_at() <= now())
-    }
-
-    /// When the agent takes a new key even if something still runs: that is lost to its coordinator, which runs it
-    /// again.
-    fn renews_at(&self) -> Instant {
-        // Far enough not to be reached where nothing is to be renewed.
-        self.renewing.map_or_else(|| now() + LONGEST_PERIOD, |since| since + LEAVES_WITHIN)
-    }
-
-    /// Takes a new key and joins the mesh again under it; the executor goes on.
-    async fn renew(&mut self) -> Result<(), AgentError> {
-        let before = self.mesh.listening();
-        self.state.mint(self.stock.facts())?;
-        self.look_at_machine()?;
-        drop(self.presence.take());
-        self.mesh.clone().shutdown().await;
-        (self.mesh, self.events) = self.joining.join_again(&self.state, &before).await?;
-        self.presence = announce_here(self.runtime.as_ref(), self.install_port, &self.mesh);
-        (self.renewing, self.phase) = (None, AgentState::Ready);
-        self.members.clear();
-        tracing::warn!(agent = self.id().short(), "runs under a new key");
-        Ok(())
     }
 
     async fn on_event(&mut self, event: MeshEvent) {
@@ -405,38 +349,6 @@ impl Agent {
             }
             MeshEvent::Connected(_) | MeshEvent::Disconnected(_) | MeshEvent::Listening(_) => {}
         }
-    }
-
-    /// Says that the agent is there, and returns when the next announcement is due.
-    async fn announce(&mut self) -> Result<Duration, AgentError> {
-        let period = period(self.members.len() + 1)?;
-        let epoch = evidence::sample_epoch(&self.root);
-        let locks = self.locks.as_ref().and_then(|locks| locks.ids().ok()).unwrap_or_default();
-        let (bundle, inventory) = self.stock.hashes();
-        let announcement = Announcement {
-            incarnation: self.incarnation,
-            seq: self.state.next_seq()?,
-            period_ms: u32::try_from(period.as_millis()).unwrap_or(u32::MAX),
-            state: self.phase,
-            label: Text::cut(&self.config_label),
-            core: Core::new(&self.stock.description().evidence, epoch),
-            sampled_ms_ago: 0,
-            machine: self.machine.claim(),
-            locks: List::cut(locks).0,
-            width: self.width,
-            bundle,
-            inventory,
-            addresses: List::cut(reachable(self.mesh.listening())).0,
-        };
-        if let Err(error) = self.mesh.publish(announcement).await {
-            tracing::warn!(%error, "an announcement was not sent");
-        }
-        if let Some(presence) = &mut self.presence
-            && let Err(error) = presence.refresh()
-        {
-            tracing::warn!(%error, "coordinators of this machine must name this agent with --peer");
-        }
-        Ok(period)
     }
 
     async fn leave(mut self) -> Result<(), AgentError> {
@@ -495,27 +407,6 @@ async fn resolve(peers: &[String]) -> Result<Vec<SocketAddr>, AgentError> {
     Ok(addresses)
 }
 
-/// Half a second per member, so that a mesh of any size gossips the same amount; ± 10 %, so that agents which
-/// started together do not speak together (`reliability.md` §4).
-fn period(members: usize) -> Result<Duration, getrandom::Error> {
-    let even = Duration::from_millis(500).saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
-    let even = even.clamp(SHORTEST_PERIOD, LONGEST_PERIOD);
-    let chance = f64::from(getrandom::u32()?) / f64::from(u32::MAX);
-    Ok(even.mul_f64(0.9 + 0.2 * chance))
-}
-
-/// The addresses that others can dial: this machine's own only where there is no other, link-local ones never, since
-/// they mean nothing without an interface.
-fn reachable(listening: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let dialable = |address: &SocketAddr| match address.ip() {
-        IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_link_local(),
-        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_unicast_link_local(),
-    };
-    let (own, others): (Vec<_>, Vec<_>) =
-        listening.into_iter().filter(dialable).partition(|address| address.ip().is_loopback());
-    if others.is_empty() { own } else { others }
-}
-
 fn open_locks(
     config: &Config,
     devices: &BTreeSet<device_lock::DeviceName>,
@@ -535,17 +426,4 @@ fn open_locks(
 #[expect(clippy::disallowed_methods, reason = "the start of a program; only incarnations are made of it")]
 fn since_1970() -> Duration {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
-}
-
-fn announce_here(runtime: Option<&RuntimePlaces>, port: u16, mesh: &Mesh) -> Option<Presence> {
-    let listening = mesh.listening();
-    let local = listening.iter().find(|address| address.ip().is_loopback()).or(listening.first())?;
-    let present = Present { agent: mesh.me(), address: *local, pid: std::process::id(), port };
-    match runtime?.announce(present) {
-        Ok(presence) => Some(presence),
-        Err(error) => {
-            tracing::warn!(%error, "coordinators of this machine must name this agent with --peer");
-            None
-        }
-    }
 }

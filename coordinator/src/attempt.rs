@@ -10,16 +10,14 @@ use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::TaskTracker;
 use tropa_proto::{
-    chunk_stream::{HELLO_LIMIT, WorkError, WorkReader},
+    chunk_stream::{WorkError, WorkReader},
     id::{AgentId, AttemptId},
-    mesh::{Mesh, MeshError},
-    message::{Failure, FromAgent, Hello, Outcome, Place, Refusal, Role, Run, ToAgent},
+    mesh::Mesh,
+    message::{Failure, FromAgent, Hello, Outcome, Place, Refusal, Run, ToAgent},
     proof,
 };
 
-/// Opening a stream and saying hello on a live connection takes well under a millisecond; this is the limit of
-/// `Hello` in `security.md` §6.
-const OPEN_WITHIN: Duration = Duration::from_secs(5);
+use crate::work_stream::{self, Unopened};
 
 /// What the agent says of an attempt.
 #[derive(Debug)]
@@ -110,11 +108,9 @@ impl Streams {
                 let why = broken.to_string();
                 let report = match broken {
                     Broken::WrongResult | Broken::OtherAttempt => Report::Lost(why),
-                    Broken::NoStream
-                    | Broken::NoHello
-                    | Broken::Open(_)
-                    | Broken::Stream(_)
-                    | Broken::Closed => Report::Detached(why, conversation.partial.take()),
+                    Broken::Unopened(_) | Broken::NoHello | Broken::Stream(_) | Broken::Closed => {
+                        Report::Detached(why, conversation.partial.take())
+                    }
                 };
                 conversation.report(report).await;
             }
@@ -139,12 +135,10 @@ impl Attempt {
 
 #[derive(Debug, thiserror::Error)]
 enum Broken {
-    #[error("the agent did not take a stream within 5 s")]
-    NoStream,
-    #[error("the agent did not say hello as an agent")]
+    #[error(transparent)]
+    Unopened(#[from] Unopened),
+    #[error("the agent said hello twice")]
     NoHello,
-    #[error("opening a stream to the agent failed")]
-    Open(#[from] MeshError),
     #[error("the stream to the agent broke off")]
     Stream(#[from] WorkError),
     #[error("the agent closed the stream before the attempt had ended")]
@@ -170,20 +164,7 @@ impl Conversation {
         hello: Hello,
         order: ToAgent,
     ) -> Result<(), Broken> {
-        let opening = async {
-            let (reader, mut writer) = mesh.open(agent).await?.split();
-            // Both at once: waiting for the agent's hello would cost a round trip for every chunk. The agent reads
-            // no order before a proper hello.
-            writer.send(&ToAgent::Hello(hello)).await?;
-            writer.send(&order).await?;
-            Ok::<_, Broken>((reader, writer))
-        };
-        let (mut reader, mut writer) =
-            timeout(OPEN_WITHIN, opening).await.map_err(|_| Broken::NoStream)??;
-        let first = timeout(HELLO_LIMIT, reader.recv::<FromAgent>()).await.map_err(|_| Broken::NoHello)?;
-        let FromAgent::Hello(Hello { role: Role::Agent, .. }) = first?.ok_or(Broken::Closed)? else {
-            return Err(Broken::NoHello);
-        };
+        let (mut reader, mut writer, _) = work_stream::open(mesh, agent, hello, &order).await?;
         loop {
             tokio::select! {
                 frame = reader.recv::<FromAgent>() => {

@@ -3,18 +3,15 @@
 //! It lives as long as the job works with the agent. When it breaks off the task says so and ends; whether and when
 //! another is opened is decided in `liveness.rs`.
 
-use std::time::Duration;
-
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 use tropa_proto::{
-    chunk_stream::{HELLO_LIMIT, WorkError},
+    chunk_stream::WorkError,
     id::{AgentId, Incarnation, JobId},
     mesh::{Mesh, MeshError},
-    message::{FromAgent, Held, Hello, Role, ToAgent},
+    message::{FromAgent, Held, Hello, ToAgent},
 };
 
-/// As long as an attempt waits for its stream: a frozen agent takes connections and says nothing.
-const OPEN_WITHIN: Duration = Duration::from_secs(5);
+use crate::work_stream::{self, Unopened};
 
 /// Orders that may wait: a question and a `Renew` or two. What finds no room is sent again with the next.
 const ORDERS: usize = 4;
@@ -61,7 +58,7 @@ impl Control {
         tokio::spawn(async move {
             let mut conversation = Conversation { agent, number, sayings, orders: inbox };
             let Err(broken) = conversation.hold(&mesh, hello, job).await else { return };
-            let gone = matches!(broken, Broken::Open(MeshError::Refused(_)));
+            let gone = matches!(broken, Broken::Unopened(Unopened::Open(MeshError::Refused(_))));
             conversation.say(Said::Broken { why: broken.to_string(), gone }).await;
         });
         Self { orders, job, number }
@@ -80,12 +77,8 @@ impl Control {
 
 #[derive(Debug, thiserror::Error)]
 enum Broken {
-    #[error("the agent did not take a stream within 5 s")]
-    NoStream,
-    #[error("the agent did not say hello as an agent")]
-    NoHello,
-    #[error("opening a stream to the agent failed")]
-    Open(#[from] MeshError),
+    #[error(transparent)]
+    Unopened(#[from] Unopened),
     #[error("the stream to the agent broke off")]
     Stream(#[from] WorkError),
     #[error("the agent closed the stream")]
@@ -104,21 +97,12 @@ struct Conversation {
 impl Conversation {
     /// Ends well only when the coordinator drops its end.
     async fn hold(&mut self, mesh: &Mesh, hello: Hello, job: JobId) -> Result<(), Broken> {
-        let opening = async {
-            let (reader, mut writer) = mesh.open(self.agent).await?.split();
-            writer.send(&ToAgent::Hello(hello)).await?;
-            writer.send(&ToAgent::Reattach(job)).await?;
-            Ok::<_, Broken>((reader, writer))
-        };
+        let reattach = ToAgent::Reattach(job);
         let opened = tokio::select! {
-            opened = timeout(OPEN_WITHIN, opening) => opened,
+            opened = work_stream::open(mesh, self.agent, hello, &reattach) => opened,
             () = abandoned(&mut self.orders) => return Ok(()),
         };
-        let (mut reader, mut writer) = opened.map_err(|_| Broken::NoStream)??;
-        let first = timeout(HELLO_LIMIT, reader.recv::<FromAgent>()).await.map_err(|_| Broken::NoHello)?;
-        let FromAgent::Hello(Hello { role: Role::Agent, incarnation }) = first?.ok_or(Broken::Closed)? else {
-            return Err(Broken::NoHello);
-        };
+        let (mut reader, mut writer, incarnation) = opened?;
         loop {
             tokio::select! {
                 frame = reader.recv::<FromAgent>() => {

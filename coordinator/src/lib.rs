@@ -41,6 +41,7 @@ pub mod stop;
 pub mod submit;
 pub mod table;
 pub mod terminal;
+pub(crate) mod work_stream;
 
 use std::process::ExitCode;
 

@@ -43,6 +43,8 @@ pub enum Destination {
     Stdout,
     /// Into a file, with failures once more in `<file>.errors.jsonl`.
     File(PathBuf),
+    /// Nowhere: whoever runs the job reads its journal.
+    Nowhere,
 }
 
 /// How results look.
@@ -110,9 +112,10 @@ impl Output {
         let destination = match destination {
             // What is behind a link is meant, not the link.
             Destination::File(path) => Destination::File(path.canonicalize().unwrap_or(path)),
-            Destination::Stdout => Destination::Stdout,
+            Destination::Stdout | Destination::Nowhere => destination,
         };
         let stream: Option<Box<dyn Write + Send>> = match &destination {
+            Destination::Nowhere => None,
             Destination::Stdout if form != Form::Lines => None,
             Destination::File(path) if form != Form::Lines && is_special(path) => None,
             Destination::Stdout => Some(Box::new(io::stdout())),
@@ -230,6 +233,7 @@ impl Output {
     fn write_text(&self, journal: &Journal) -> Result<(), Error> {
         let Some(text) = text::text(journal)? else { return Ok(()) };
         match &self.destination {
+            Destination::Nowhere => Ok(()),
             Destination::Stdout => {
                 let mut stdout = io::stdout().lock();
                 let shown = if stdout.is_terminal() { text::escaped_lines(&text) } else { text };
@@ -283,7 +287,7 @@ impl Output {
 
     fn path(&self) -> PathBuf {
         match &self.destination {
-            Destination::Stdout => PathBuf::from("-"),
+            Destination::Stdout | Destination::Nowhere => PathBuf::from("-"),
             Destination::File(path) => path.clone(),
         }
     }

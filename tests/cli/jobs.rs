@@ -3,23 +3,10 @@
 use std::{fs, path::PathBuf, process::Output};
 
 use serde_json::{Value, json};
-use tropa_tests::harness::{Hardware, Running, World, wait_until};
+use tropa_tests::harness::{Hardware, World, wait_until};
 
-use super::{Job, done, ends_with, job};
+use super::{at_work, done, ends_with, job, start};
 use crate::jobs::{said, world};
-
-/// A world with one install that takes this many milliseconds before each answer.
-fn at_work(first_ms: &str) -> (World, [Running; 2]) {
-    let world = world();
-    let double = world.double("cpu", &["--first-ms", first_ms, "--tokens", "4"]).unwrap();
-    let agent = world.agent("den", double.address, Hardware::This, &[]).unwrap();
-    (world, [agent, double])
-}
-
-fn start(world: &World, items: usize) -> Job {
-    let input = world.file("prompts.txt", &"a llama\n".repeat(items)).unwrap();
-    Job::start(world, world.tropa(&["run", input.to_str().unwrap()]))
-}
 
 /// Runs a command to its end, beside a job that may be at work.
 fn run(world: &World, arguments: &[&str]) -> Output {

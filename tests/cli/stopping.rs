@@ -11,25 +11,12 @@ use std::{
 use rustix::process::Signal;
 use serde_json::Value;
 use tropa_tests::{
-    harness::{Hardware, Running, World, results, wait_until},
+    harness::{World, results, wait_until},
     skipped,
 };
 
-use super::{Job, done, ends_with, job, run};
+use super::{Job, at_work, done, ends_with, job, run, start};
 use crate::jobs::{said, world};
-
-/// A world with one install that takes this many milliseconds before each answer.
-fn at_work(first_ms: &str) -> (World, [Running; 2]) {
-    let world = world();
-    let double = world.double("cpu", &["--first-ms", first_ms, "--tokens", "4"]).unwrap();
-    let agent = world.agent("den", double.address, Hardware::This, &[]).unwrap();
-    (world, [agent, double])
-}
-
-fn start(world: &World, items: usize) -> Job {
-    let input = world.file("prompts.txt", &"a llama\n".repeat(items)).unwrap();
-    Job::start(world, world.tropa(&["run", input.to_str().unwrap()]))
-}
 
 fn indices(stdout: &[u8]) -> Vec<u64> {
     let rows = results(&String::from_utf8_lossy(stdout)).unwrap();

@@ -1,6 +1,9 @@
 //! The executor over a played engine and real locks.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};

@@ -9,7 +9,7 @@ use tropa_proto::{
     proof::{self, Bug, planted},
 };
 
-use super::{After, Live, Loop, passes};
+use super::{After, Live, Loop};
 use crate::{
     attempt::{Attempt, Report},
     exit::{Exit, Failed, OrExit as _},
@@ -77,7 +77,7 @@ impl Loop<'_> {
     }
 
     fn send(&mut self, attempt: AttemptId, agent: AgentId) -> Result<(), Failed> {
-        passes("coordinator.send");
+        proof::passes("coordinator.send");
         proof::event("send", &attempt, agent.short());
         let chunk = self.run.journal.chunk(attempt.chunk).or_exit(Exit::Io)?;
         let index = self.model_named(&chunk.model);
@@ -106,7 +106,7 @@ impl Loop<'_> {
         };
         let started = self.streams.start(agent, run);
         self.hold(attempt, agent, started)?;
-        passes("coordinator.sent");
+        proof::passes("coordinator.sent");
         Ok(())
     }
 
@@ -205,7 +205,7 @@ impl Loop<'_> {
                 if effect == Effect::First {
                     proof::event("commit", &attempt, if done { "done" } else { "failed" });
                 }
-                passes("coordinator.committed");
+                proof::passes("coordinator.committed");
                 if let Some(live) = self.attempts.remove(&attempt) {
                     live.attempt.acknowledge();
                 }
@@ -213,7 +213,7 @@ impl Loop<'_> {
                     self.count(done, tokens, agent);
                     self.run.output.committed(self.run.journal, chunk).or_exit(Exit::Io)?;
                 }
-                passes("coordinator.acknowledged");
+                proof::passes("coordinator.acknowledged");
                 self.tell(Event::Committed(chunk))
             }
             After::Filled(chunk) => self.tell(Event::Filled(chunk)),

@@ -69,8 +69,8 @@ impl Count<'_> {
         let journal = self.journal(&samples, clock)?;
         let models = vec![self.model.clone()];
         let schedule = schedule(&journal, &models)?;
-        let nowhere = Destination::File("/dev/null".into());
-        let mut output = Output::open(&journal, nowhere, Form::Lines, false).or_exit(Exit::Io)?;
+        let mut output =
+            Output::open(&journal, Destination::Nowhere, Form::Lines, false).or_exit(Exit::Io)?;
         let mut progress = Progress::new(When::Never, true);
         // How fast one token is written says nothing of answers: what is learned here is thrown away too.
         let (speeds, _) = Speeds::open(self.dir);
