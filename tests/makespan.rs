@@ -370,6 +370,7 @@ impl World {
                 | Action::Fill(_)
                 | Action::Recall(..)
                 | Action::Reattach(_)
+                | Action::Unguarded(..)
                 | Action::Fetch(..) => {
                     panic!("nothing fails here: {action:?}")
                 }

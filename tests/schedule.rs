@@ -8,7 +8,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tropa_coordinator::schedule::{Action, Event, Install, ModelIndex, Reattached, Schedule};
+use tropa_coordinator::schedule::{Action, Event, History, Install, Left, ModelIndex, Reattached, Schedule};
 use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId, MachineId},
@@ -89,7 +89,8 @@ impl World {
                 | Action::Drop(_)
                 | Action::Recall(..)
                 | Action::Reattach(_)
-                | Action::Fetch(..) => {}
+                | Action::Fetch(..)
+                | Action::Unguarded(..) => {}
                 Action::Fill(_) | Action::FailNeed(..) => panic!("these chunks need no others: {action:?}"),
                 Action::Commit(attempt) => self.close(attempt.chunk, Ok(())),
                 Action::Fail(chunk, _, class) => self.close(chunk, Err(class)),
@@ -315,7 +316,7 @@ fn a_resumed_job_adopts_what_still_runs_and_repeats_nothing_that_is_closed() {
     let mut schedule = Schedule::new(JOB, vec![ModelIndex(0); 3]);
     let running = AttemptId { job: JOB, chunk: ChunkIndex(1), no: 1 };
     let open = BTreeMap::from([(running, (agent(0), Incarnation(1)))]);
-    schedule.resume([ChunkIndex(0)], BTreeMap::new(), open);
+    schedule.resume([ChunkIndex(0)], BTreeMap::new(), Left { open, ..Left::default() });
     let actions = schedule.handle(Event::Roster(roster(&[BTreeSet::from([0])], &[1])), Duration::ZERO);
     assert_eq!(actions[0], Action::Reattach(agent(0)), "the agent is asked before anything is sent");
     let recorded: Vec<u32> = actions
@@ -339,11 +340,45 @@ fn a_resumed_job_adopts_what_still_runs_and_repeats_nothing_that_is_closed() {
     assert!(actions.contains(&Action::Commit(running)));
 }
 
+/// Two installs on one device that see no common lock; the first has left a restarted coordinator with this.
+fn restarted_without(left: impl FnOnce(AttemptId) -> Left) -> Schedule {
+    let mut schedule = Schedule::new(JOB, vec![ModelIndex(0); 2]);
+    let held = AttemptId { job: JOB, chunk: ChunkIndex(0), no: 1 };
+    let mut history = History::default();
+    history.last_no = 1;
+    let history = BTreeMap::from([(ChunkIndex(0), history)]);
+    let unguarded = BTreeMap::from([(agent(0), BTreeSet::from([agent(1)]))]);
+    schedule.resume([], history, Left { unguarded, ..left(held) });
+    schedule
+}
+
+#[test]
+fn after_a_restart_a_device_waits_for_an_agent_that_is_away_and_shares_no_lock() {
+    let open = |held| Left { open: BTreeMap::from([(held, (agent(0), Incarnation(1)))]), ..Left::default() };
+    let lost = |held| {
+        let doubtful = BTreeMap::from([(held, (agent(0), Incarnation(1), Class::Lost))]);
+        Left { doubtful, ..Left::default() }
+    };
+    for mut schedule in [restarted_without(open), restarted_without(lost)] {
+        let mut rival = roster(&[BTreeSet::from([0]), BTreeSet::from([0])], &[1, 1]).remove(1);
+        (rival.rivals, rival.unguarded) = (BTreeSet::new(), BTreeSet::new());
+        for second in [0, 10, 600] {
+            let now = Duration::from_secs(second);
+            let actions = schedule.handle(Event::Roster(vec![rival.clone()]), now);
+            assert!(!actions.iter().any(|a| matches!(a, Action::Record(..))), "{second} s: {actions:?}");
+        }
+        // An attempt that nobody can ask for is believed to run for so long and no longer.
+        let actions = schedule.handle(Event::Tick, Duration::from_secs(16 * 60));
+        assert!(actions.iter().any(|a| matches!(a, Action::Record(_, by, _) if *by == agent(1))));
+    }
+}
+
 #[test]
 fn an_attempt_of_an_agent_that_never_comes_back_is_lost_and_runs_elsewhere() {
     let mut schedule = Schedule::new(JOB, vec![ModelIndex(0)]);
     let gone = AttemptId { job: JOB, chunk: ChunkIndex(0), no: 1 };
-    schedule.resume([], BTreeMap::new(), BTreeMap::from([(gone, (agent(5), Incarnation(1)))]));
+    let open = BTreeMap::from([(gone, (agent(5), Incarnation(1)))]);
+    schedule.resume([], BTreeMap::new(), Left { open, ..Left::default() });
     let early = schedule.handle(Event::Roster(roster(&[BTreeSet::from([0])], &[1])), Duration::ZERO);
     assert!(early.is_empty(), "it may still be running there");
     let at = schedule.next_deadline(Duration::ZERO).expect("the grace ends");

@@ -91,13 +91,7 @@ impl Scenario {
     pub fn of(seed: u64) -> Self {
         let all = Profile::all(Duration::from_secs(60 + seed % 3 * 30));
         let (places, jobs, profile) = match seed % 8 {
-            // A coordinator that is restarted does not know of attempts that were lost before, so without a common
-            // lock it cannot keep rivals from an agent that it has not seen (CHANGELOG, "Not there yet").
-            0 => (
-                two_kernels(),
-                vec![40],
-                Profile { kinds: Kinds { coordinators: false, ..Kinds::ALL }, ..all },
-            ),
+            0 => (two_kernels(), vec![40], all),
             1 => (one_kernel(), vec![25, 25], all),
             2 => (one_box(), vec![40], all),
             3 => (one_kernel(), vec![40], Profile { kinds: Kinds::COORDINATORS, ..all }),

@@ -14,12 +14,12 @@ use crate::{
     clock::Clock,
     exit::{Exit, Failed, OrExit as _, Outcome},
     job,
-    journal::{self, Journal, Size, State},
+    journal::{self, Journal, OpenAttempt, Size, State},
     plan::Pinned,
     progress::Progress,
     report::{Destination, Form, Output, Remarks, Summary},
     run::{End, Runner},
-    schedule::{History, ModelIndex, Schedule, Work},
+    schedule::{History, Left, ModelIndex, Schedule, Work, may_go_on},
     settings::Settings,
     speeds::Speeds,
     stdout::print_json,
@@ -288,10 +288,17 @@ pub(crate) fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule,
             }
         }
     }
+    let named = |open: &OpenAttempt| AttemptId { job: id, chunk: open.chunk, no: open.no };
     let unfinished = resume.open.iter().filter(|open| !resume.finished.contains(open.chunk));
-    let open = unfinished
-        .map(|open| (AttemptId { job: id, chunk: open.chunk, no: open.no }, (open.agent, open.incarnation)));
-    schedule.resume(closed, history, open.collect());
+    let doubtful = resume.ended.iter().filter(|(_, class)| may_go_on(*class));
+    let left = Left {
+        open: unfinished.map(|open| (named(open), (open.agent, open.incarnation))).collect(),
+        doubtful: doubtful
+            .map(|(ended, class)| (named(ended), (ended.agent, ended.incarnation, *class)))
+            .collect(),
+        unguarded: resume.unguarded,
+    };
+    schedule.resume(closed, history, left);
     let needs = journal.needs().or_code()?;
     let failed = needs.on.values().flatten().copied().filter(|chunk| resume.finished.is_failed(*chunk));
     schedule.depend(needs.on.clone(), &needs.unfilled, failed.collect());

@@ -54,7 +54,9 @@ use self::{
 
 pub use self::{
     budget::{History, Verdict},
+    change::Left,
     check::Violation,
+    missing::may_go_on,
     pace::{Pace, Sample},
     reattach::Reattached,
     width::Width,
@@ -141,6 +143,9 @@ pub enum Event {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Write that these agents share a device with that one and that no kernel lock keeps them apart, in the place of
+    /// what was written of it before.
+    Unguarded(AgentId, BTreeSet<AgentId>),
     /// Write the row of this attempt, then say `Recorded`.
     Record(AttemptId, AgentId, Incarnation),
     /// Send `Run` to the agent.

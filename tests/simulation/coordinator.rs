@@ -1,13 +1,13 @@
 //! A coordinator of the simulation: the real scheduler, a disk that syncs late, and what survives a kill.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
 use tropa_coordinator::{
     liveness::Liveness,
-    schedule::{History, ModelIndex, Schedule},
+    schedule::{History, Left, ModelIndex, Schedule, may_go_on},
 };
 use tropa_proto::{
     failure::Class,
@@ -19,6 +19,7 @@ use super::{clock::Clock, world::What};
 /// One row of the journal on its way to the disk.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
+    Unguarded(AgentId, BTreeSet<AgentId>),
     Attempt(AttemptId, AgentId, Incarnation),
     Ended(AttemptId, Class),
     Result(AttemptId),
@@ -29,6 +30,8 @@ pub(super) enum Step {
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     attempts: BTreeMap<AttemptId, (AgentId, Incarnation, Option<Class>)>,
+    /// Which agents no lock keeps from the devices of which.
+    unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
     results: BTreeMap<ChunkIndex, bool>,
 }
 
@@ -92,6 +95,10 @@ impl Disk {
     /// When a row breaks a rule of the journal.
     pub(super) fn write(&mut self, step: &Step) -> bool {
         match step {
+            Step::Unguarded(agent, rivals) => {
+                self.unguarded.insert(*agent, rivals.clone());
+                true
+            }
             Step::Attempt(attempt, agent, incarnation) => {
                 let range = AttemptId { no: 0, ..*attempt }..=AttemptId { no: u32::MAX, ..*attempt };
                 let last = self.attempts.range(range).next_back().map_or(0, |(last, _)| last.no);
@@ -124,7 +131,13 @@ impl Up {
     pub(super) fn start(job: JobId, disk: &Disk, chunks: u32, life: u64, now: Duration) -> Self {
         let mut schedule = Schedule::new(job, vec![ModelIndex(0); chunks as usize]);
         let mut history: BTreeMap<ChunkIndex, History> = BTreeMap::new();
-        let mut open = BTreeMap::new();
+        let mut left = Left { unguarded: disk.unguarded.clone(), ..Left::default() };
+        for (attempt, (agent, incarnation, class)) in &disk.attempts {
+            let apart = disk.unguarded.get(agent).is_some_and(|rivals| !rivals.is_empty());
+            if let Some(class) = class.filter(|class| apart && may_go_on(*class)) {
+                left.doubtful.insert(*attempt, (*agent, *incarnation, class));
+            }
+        }
         let unfinished =
             disk.attempts.iter().filter(|(attempt, _)| !disk.results.contains_key(&attempt.chunk));
         for (attempt, (agent, incarnation, class)) in unfinished {
@@ -136,11 +149,11 @@ impl Up {
                     let _ = entry.after(attempt.no, *class, *agent, &agent.short());
                 }
                 None => {
-                    open.insert(*attempt, (*agent, *incarnation));
+                    left.open.insert(*attempt, (*agent, *incarnation));
                 }
             }
         }
-        schedule.resume(disk.results.keys().copied(), history, open);
+        schedule.resume(disk.results.keys().copied(), history, left);
         let (liveness, controls) = (Liveness::new(life), BTreeMap::new());
         Self { schedule, liveness, controls, started: now, tick_at: None }
     }

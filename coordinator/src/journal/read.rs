@@ -3,7 +3,10 @@
 //! What a coordinator keeps in memory is two bits per chunk and the attempts of chunks that are not finished;
 //! bodies are read when they are sent or exported, and checked against their hashes then.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use rusqlite::{Connection, OptionalExtension as _, Row};
 use tropa_proto::{
@@ -26,6 +29,10 @@ pub struct Resume {
     pub attempts: BTreeMap<ChunkIndex, Vec<PastAttempt>>,
     /// Attempts without an end, of finished chunks too: somebody may still be at work on them, or hold a result.
     pub open: Vec<OpenAttempt>,
+    /// Attempts that ended without a result at an agent that is in `unguarded`.
+    pub ended: Vec<(OpenAttempt, Class)>,
+    /// The agents that no kernel lock keeps from the devices of an agent, by that agent.
+    pub unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
 }
 
 /// An attempt of a chunk that is not finished.
@@ -43,7 +50,7 @@ pub struct PastAttempt {
     pub class: Option<Class>,
 }
 
-/// An attempt without an end.
+/// An attempt as it was given to an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenAttempt {
     /// The chunk.
@@ -190,11 +197,16 @@ impl Journal {
             let (index, done): (u32, bool) = (row.get(0).map_err(sql)?, row.get(1).map_err(sql)?);
             resume.finished.insert(ChunkIndex(index), done);
         }
+        let mut rows = conn.prepare("SELECT agent, rival FROM unguarded").map_err(sql)?;
+        let mut rows = rows.query([]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            resume.unguarded.entry(agent(row, 0)?).or_default().insert(agent(row, 1)?);
+        }
         let mut rows = conn
             .prepare(
                 "SELECT a.idx, a.no, a.agent, a.incarnation, a.machine, a.lane, a.class, a.round = c.round
                  FROM attempt a JOIN chunk c ON c.idx = a.idx
-                 WHERE a.class IS NULL OR NOT EXISTS (SELECT 1 FROM result r WHERE r.idx = a.idx)
+                 WHERE a.class IS NULL OR a.agent IN (SELECT agent FROM unguarded) OR NOT EXISTS (SELECT 1 FROM result r WHERE r.idx = a.idx)
                  ORDER BY a.idx, a.no",
             )
             .map_err(sql)?;
@@ -203,23 +215,20 @@ impl Journal {
             let chunk = ChunkIndex(row.get(0).map_err(sql)?);
             let (no, agent) = (row.get(1).map_err(sql)?, agent(row, 2)?);
             let (machine, class): (_, Option<String>) = (machine(row, 4)?, row.get(6).map_err(sql)?);
-            if class.is_none() {
+            let class = class
+                .map(|name| Class::from_name(&name).ok_or_else(|| Error::Damaged(format!("class {name:?}"))));
+            let class = class.transpose()?;
+            if class.is_none() || resume.unguarded.contains_key(&agent) {
                 let incarnation: i64 = row.get(3).map_err(sql)?;
-                resume.open.push(OpenAttempt {
-                    chunk,
-                    no,
-                    agent,
-                    incarnation: Incarnation(incarnation.cast_unsigned()),
-                    machine,
-                    lane: row.get(5).map_err(sql)?,
-                });
+                let incarnation = Incarnation(incarnation.cast_unsigned());
+                let lane = row.get(5).map_err(sql)?;
+                let attempt = OpenAttempt { chunk, no, agent, incarnation, machine, lane };
+                match class {
+                    Some(class) => resume.ended.push((attempt, class)),
+                    None => resume.open.push(attempt),
+                }
             }
             if !resume.finished.contains(chunk) {
-                let class = class
-                    .map(|name| {
-                        Class::from_name(&name).ok_or_else(|| Error::Damaged(format!("class {name:?}")))
-                    })
-                    .transpose()?;
                 let this_round = row.get(7).map_err(sql)?;
                 let past = PastAttempt { no, this_round, agent, machine, class };
                 resume.attempts.entry(chunk).or_default().push(past);

@@ -2,12 +2,13 @@
 //!
 //! State that can be derived is not stored: a chunk is finished if and only if it has a row in `result`, and
 //! running if and only if it has an attempt without `class`. The tables are those of `reliability.md` §7.2 with
-//! these additions, which the result file needs and nothing else decides by: `chunk.endpoint` and `chunk.origin`
+//! these additions, which but for `recipe` and `unguarded` only the result file and reports need: `chunk.endpoint` and `chunk.origin`
 //! (what the item was called and how its answer is to be shaped), `chunk.recipe` (the body with holes of a chunk that
-//! builds on others; `request` is the same with the answers in it, written when they are all there), `attempt.machine` and `attempt.reason`,
-//! `result.metrics` (times of the deciding attempt, JSON) and `result.detail` (words of a failure). `attempt.machine`
+//! builds on others; `request` is the same with the answers in it, written when they are all there),
+//! `attempt.machine` and `attempt.reason`, `result.metrics` (times of the deciding attempt, JSON) and `result.detail` (words of a failure). `attempt.machine`
 //! is the whole id; `attempt.started_ms` (when its engine began) and `name` (what agents and machines were called) are
-//! for reports; `result.sha256` covers the number of the chunk and the body.
+//! for reports; `unguarded` (which agents no kernel lock keeps from the devices of which) is for a successor, who must
+//! keep them away too; `result.sha256` covers the number of the chunk and the body.
 
 use std::path::Path;
 
@@ -19,7 +20,7 @@ use super::Error;
 pub(super) const APPLICATION_ID: i64 = 0x7472_6f70;
 
 /// `PRAGMA user_version`: the version of the tables below. A journal of another version is refused.
-pub(super) const USER_VERSION: i64 = 3;
+pub(super) const USER_VERSION: i64 = 4;
 
 /// The largest journal that is checked page by page at every opening: a gigabyte takes a few seconds to read.
 pub(super) const QUICK_CHECK_BELOW: u64 = 1 << 30;
@@ -63,6 +64,9 @@ CREATE TABLE result (
   sha256 BLOB, body BLOB,
   CHECK ((kind = 'done') = (body IS NOT NULL)), CHECK ((kind = 'failed') = (class IS NOT NULL)),
   FOREIGN KEY (idx, no) REFERENCES attempt(idx, no)) STRICT;
+CREATE TABLE unguarded (
+  agent BLOB NOT NULL CHECK (length(agent) = 32), rival BLOB NOT NULL CHECK (length(rival) = 32),
+  PRIMARY KEY (agent, rival)) STRICT, WITHOUT ROWID;
 CREATE TABLE name (
   kind TEXT NOT NULL CHECK (kind IN ('agent','machine')), id BLOB NOT NULL,
   name TEXT NOT NULL CHECK (length(name) <= 256),

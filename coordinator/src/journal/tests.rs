@@ -568,3 +568,30 @@ fn a_full_disk_is_waited_out_and_loses_nothing() {
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("went on after a full disk"), "{text}");
 }
+
+#[test]
+fn who_is_kept_from_a_device_by_no_lock_is_still_known_after_a_restart() {
+    let (_temp, journal) = journal(2);
+    let holder = AgentId([9; 32]);
+    let unguarded = |rivals: &[u8]| Step::Unguarded {
+        agent: holder,
+        rivals: rivals.iter().map(|rival| AgentId([*rival; 32])).collect(),
+    };
+    let lost = Step::Ended {
+        chunk: ChunkIndex(0),
+        no: 1,
+        class: Class::Lost,
+        reason: None,
+        detail: String::new(),
+        now_ms: 1,
+    };
+    write(&journal, vec![unguarded(&[3]), attempt(0, 1), unguarded(&[3, 4]), lost, attempt(1, 1)]);
+    let resume = journal.load().unwrap();
+    assert_eq!(resume.unguarded[&holder], BTreeSet::from([AgentId([3; 32]), AgentId([4; 32])]));
+    assert_eq!(resume.open.iter().map(|open| open.chunk.0).collect::<Vec<_>>(), [1]);
+    let ended = resume.ended.iter().map(|(ended, class)| (ended.chunk.0, *class));
+    assert_eq!(ended.collect::<Vec<_>>(), [(0, Class::Lost)]);
+    write(&journal, vec![unguarded(&[])]);
+    let resume = journal.load().unwrap();
+    assert!(resume.unguarded.is_empty() && resume.ended.is_empty(), "a lock keeps them apart now");
+}

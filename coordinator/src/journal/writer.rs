@@ -9,6 +9,7 @@
 //! sync succeed (`reliability.md` §7.5).
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::mpsc::{self, RecvTimeoutError, SyncSender, TryRecvError, TrySendError},
     thread::JoinHandle,
@@ -61,6 +62,14 @@ pub enum Step {
         lane: String,
         /// When.
         now_ms: u64,
+    },
+    /// These agents share a device with that one, and no kernel lock keeps them apart; takes the place of what was
+    /// said of it before.
+    Unguarded {
+        /// The agent.
+        agent: AgentId,
+        /// Its rivals, those that are away too.
+        rivals: BTreeSet<AgentId>,
     },
     /// An attempt ended without a result. The first end of an attempt stays.
     Ended {
@@ -317,6 +326,7 @@ impl Step {
             | Self::Result { .. }
             | Self::Failed { .. }
             | Self::Request { .. }
+            | Self::Unguarded { .. }
             | Self::State(_) => false,
         }
     }
@@ -329,6 +339,7 @@ fn size(steps: &[(Token, Step)]) -> usize {
             Step::Result { done, .. } => done.body.len(),
             Step::Request { body, .. } => body.len(),
             Step::Attempt { .. }
+            | Step::Unguarded { .. }
             | Step::Ended { .. }
             | Step::Failed { .. }
             | Step::State(_)
@@ -357,6 +368,15 @@ fn broken(step: std::io::Result<()>) -> rusqlite::Result<()> {
     })
 }
 
+fn unguarded(conn: &Connection, agent: AgentId, rivals: &BTreeSet<AgentId>) -> rusqlite::Result<Effect> {
+    conn.prepare_cached("DELETE FROM unguarded WHERE agent = ?1")?.execute([agent.0])?;
+    let mut row = conn.prepare_cached("INSERT INTO unguarded (agent, rival) VALUES (?1, ?2)")?;
+    for rival in rivals {
+        row.execute([agent.0, rival.0])?;
+    }
+    Ok(Effect::First)
+}
+
 fn apply(conn: &Connection, step: &Step) -> rusqlite::Result<Effect> {
     let changed = match step {
         Step::Attempt { chunk, no, agent, incarnation, machine, lane, now_ms } => conn
@@ -373,6 +393,7 @@ fn apply(conn: &Connection, step: &Step) -> rusqlite::Result<Effect> {
                 lane,
                 ms(*now_ms)
             ]),
+        Step::Unguarded { agent, rivals } => return unguarded(conn, *agent, rivals),
         Step::Ended { chunk, no, class, reason, detail, now_ms } => conn
             .prepare_cached(
                 "UPDATE attempt SET class = ?3, reason = ?4, detail = ?5, ended_ms = ?6

@@ -25,6 +25,9 @@ impl Loop<'_> {
         let now = self.now();
         for action in self.schedule.handle(event, now) {
             match action {
+                Action::Unguarded(agent, rivals) => {
+                    self.submit(Step::Unguarded { agent, rivals }, After::Nothing);
+                }
                 Action::Record(attempt, agent, incarnation) => self.record(attempt, agent, incarnation),
                 Action::Send(attempt, agent) => self.send(attempt, agent)?,
                 Action::Cancel(attempt, _) => {

@@ -20,14 +20,26 @@ use super::{
 /// lost: three roster pulls (`libp2p.md` §3.4).
 const ADOPTION_GRACE: Duration = Duration::from_secs(3);
 
+/// What a predecessor left in the journal of attempts that may still run.
+#[derive(Clone, Debug, Default)]
+pub struct Left {
+    /// Attempts whose end nobody has seen, of chunks that are open, with the runs of the agents that had them.
+    pub open: BTreeMap<AttemptId, (AgentId, Incarnation)>,
+    /// Attempts that ended without proof that the engine is done with them: lost, or hung up on.
+    pub doubtful: BTreeMap<AttemptId, (AgentId, Incarnation, Class)>,
+    /// The unguarded rivals of agents ([`Install::unguarded`]): where the holder of a device is out of reach, this alone
+    /// keeps a rival from it.
+    pub unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
+}
+
 impl Schedule {
     /// Takes over what a predecessor left in the journal, before the first event: chunks that are closed, what
-    /// has happened to others, and attempts whose end nobody has seen.
+    /// has happened to others, and attempts that may still run.
     pub fn resume(
         &mut self,
         closed: impl IntoIterator<Item = ChunkIndex>,
         history: BTreeMap<ChunkIndex, History>,
-        open_attempts: BTreeMap<AttemptId, (AgentId, Incarnation)>,
+        left: Left,
     ) {
         for chunk in closed {
             self.close(chunk);
@@ -40,7 +52,11 @@ impl Schedule {
         }
         self.history = history;
         if !planted(Bug::RequeueBeforeReattach) {
-            self.orphans = open_attempts;
+            self.orphans = left.open;
+        }
+        self.unguarded = left.unguarded;
+        for (attempt, (agent, incarnation, class)) in left.doubtful {
+            self.doubt(attempt, agent, incarnation, class);
         }
         let waiting: BTreeSet<ChunkIndex> = self.orphans.keys().map(|attempt| attempt.chunk).collect();
         for (index, work) in (0..).map(ChunkIndex).zip(&self.works) {
@@ -58,8 +74,12 @@ impl Schedule {
         for install in self.installs.values() {
             // Of those who are away nothing is known but what was.
             let rivals = self.unguarded.entry(install.agent).or_default();
+            let known = rivals.clone();
             rivals.retain(|rival| !self.installs.contains_key(rival));
             rivals.extend(&install.unguarded);
+            if known != *rivals {
+                actions.push(Action::Unguarded(install.agent, rivals.clone()));
+            }
             let standing = self.standing.entry(install.agent).or_default();
             let known = before.get(&install.agent);
             if known.is_some_and(|known| known.incarnation != install.incarnation) {

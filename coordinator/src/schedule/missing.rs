@@ -64,6 +64,24 @@ impl Schedule {
         self.missing.insert(attempt, missing);
     }
 
+    /// An attempt of a predecessor that ended with this class may still run; since when is not known, so from now on.
+    pub(super) fn doubt(
+        &mut self,
+        attempt: AttemptId,
+        agent: AgentId,
+        incarnation: Incarnation,
+        class: Class,
+    ) {
+        let (kind, until, recall_at) = if class == Class::Lost {
+            (Kind::Running, ORPHAN_LIMIT, Some(Duration::ZERO))
+        } else if may_go_on(class) {
+            (Kind::Settling, SETTLES_WITHIN, None)
+        } else {
+            return;
+        };
+        self.missing.insert(attempt, Missing { agent, incarnation, until, kind, recall_at });
+    }
+
     /// The agent has an attempt at the engine, which it starts only when everything before it is settled.
     pub(super) fn settled(&mut self, agent: AgentId) {
         let before = self.missing.len();
@@ -155,19 +173,24 @@ impl Schedule {
         self.missing.values().any(|missing| missing.agent == *agent && missing.kind != Kind::Settling)
     }
 
-    /// Whether a missing attempt may still run on a device of this install, with no lock between the two.
+    /// Whether an attempt that is missing, or a predecessor's, may still run on a device of this install, with no lock
+    /// between the two.
     pub(super) fn may_be_in_use(&self, agent: &AgentId) -> bool {
         // Each saw only those rivals who were there when it was last seen itself.
         let unguarded = |of: &AgentId, rival: &AgentId| {
             self.unguarded.get(of).is_some_and(|rivals| rivals.contains(rival))
         };
-        let in_use = |missing: &Missing| {
-            missing.kind != Kind::Ended
-                && missing.agent != *agent
-                && (unguarded(&missing.agent, agent) || unguarded(agent, &missing.agent))
-        };
-        self.missing.values().any(in_use)
+        let apart =
+            |holder: &AgentId| holder != agent && (unguarded(holder, agent) || unguarded(agent, holder));
+        let lost = self.missing.values().filter(|missing| missing.kind != Kind::Ended);
+        lost.map(|missing| &missing.agent).chain(self.orphans.values().map(|(holder, _)| holder)).any(apart)
     }
+}
+
+/// Says whether the request of an attempt that ended with this class may still compute at its engine.
+#[must_use]
+pub fn may_go_on(class: Class) -> bool {
+    class == Class::Lost || settles(class)
 }
 
 /// Says whether an agent that reports this class has hung up on a request that may go on (`reliability.md` §5).

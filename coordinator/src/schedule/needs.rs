@@ -225,7 +225,7 @@ mod tests {
             installs: u8,
         ) -> Self {
             let mut schedule = Schedule::new(JobId([7; 16]), vec![ModelIndex(0); chunks as usize]);
-            schedule.resume(done.union(&failed).copied(), BTreeMap::new(), BTreeMap::new());
+            schedule.resume(done.union(&failed).copied(), BTreeMap::new(), Left::default());
             schedule.depend(on, unfilled, failed.clone());
             let mut world = Self {
                 schedule,
@@ -259,7 +259,8 @@ mod tests {
                     }
                     Action::Fail(chunk, ..) => self.fails(chunk, None),
                     Action::FailNeed(chunk, culprit) => self.fails(chunk, Some(culprit)),
-                    Action::Cancel(..)
+                    Action::Unguarded(..)
+                    | Action::Cancel(..)
                     | Action::End(..)
                     | Action::Recall(..)
                     | Action::Reattach(_)

@@ -156,6 +156,7 @@ impl World {
         let actions = up.schedule.handle(event, now);
         for action in actions {
             match action {
+                Action::Unguarded(agent, rivals) => self.submit(side, Step::Unguarded(agent, rivals)),
                 Action::Record(attempt, agent, run) => self.submit(side, Step::Attempt(attempt, agent, run)),
                 Action::Send(attempt, agent) => {
                     let run = self.installs[install_of(agent)].incarnation;
@@ -252,7 +253,7 @@ impl World {
             Step::Failed(attempt, class) if first => {
                 self.tell_history(by, Happened::Commit(*attempt, Some(*class)));
             }
-            Step::Result(_) | Step::Failed(..) => {}
+            Step::Result(_) | Step::Failed(..) | Step::Unguarded(..) => {}
         }
     }
 
@@ -262,6 +263,7 @@ impl World {
         }
         match step {
             Step::Attempt(attempt, ..) => self.tell(side, Event::Recorded(*attempt)),
+            Step::Unguarded(..) => {}
             Step::Ended(attempt, _) => self.acknowledge(side, *attempt),
             Step::Result(attempt) | Step::Failed(attempt, _) => {
                 self.acknowledge(side, *attempt);
