@@ -8,7 +8,9 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tropa_coordinator::schedule::{Action, Event, History, Install, Left, ModelIndex, Reattached, Schedule};
+use tropa_coordinator::schedule::{
+    Action, Doubt, Event, History, Install, Left, ModelIndex, Reattached, Schedule,
+};
 use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId, MachineId},
@@ -356,7 +358,7 @@ fn restarted_without(left: impl FnOnce(AttemptId) -> Left) -> Schedule {
 fn after_a_restart_a_device_waits_for_an_agent_that_is_away_and_shares_no_lock() {
     let open = |held| Left { open: BTreeMap::from([(held, (agent(0), Incarnation(1)))]), ..Left::default() };
     let lost = |held| {
-        let doubtful = BTreeMap::from([(held, (agent(0), Incarnation(1), Class::Lost))]);
+        let doubtful = BTreeMap::from([(held, ((agent(0), Incarnation(1)), Doubt::Lost))]);
         Left { doubtful, ..Left::default() }
     };
     for mut schedule in [restarted_without(open), restarted_without(lost)] {

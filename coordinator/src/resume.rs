@@ -19,7 +19,7 @@ use crate::{
     progress::Progress,
     report::{Destination, Form, Output, Remarks, Summary},
     run::{End, Runner},
-    schedule::{History, Left, ModelIndex, Schedule, Work, may_go_on},
+    schedule::{Doubt, History, Left, ModelIndex, Schedule, Work},
     settings::Settings,
     speeds::Speeds,
     stdout::print_json,
@@ -290,12 +290,12 @@ pub(crate) fn schedule(journal: &Journal, models: &[Pinned]) -> Result<Schedule,
     }
     let named = |open: &OpenAttempt| AttemptId { job: id, chunk: open.chunk, no: open.no };
     let unfinished = resume.open.iter().filter(|open| !resume.finished.contains(open.chunk));
-    let doubtful = resume.ended.iter().filter(|(_, class)| may_go_on(*class));
+    let doubtful = resume.ended.iter().filter_map(|(ended, class, reason)| {
+        Some((named(ended), ((ended.agent, ended.incarnation), Doubt::of(*class, *reason)?)))
+    });
     let left = Left {
         open: unfinished.map(|open| (named(open), (open.agent, open.incarnation))).collect(),
-        doubtful: doubtful
-            .map(|(ended, class)| (named(ended), (ended.agent, ended.incarnation, *class)))
-            .collect(),
+        doubtful: doubtful.collect(),
         unguarded: resume.unguarded,
     };
     schedule.resume(closed, history, left);

@@ -44,7 +44,7 @@ use tropa_proto::{
 
 use self::{
     holdings::{Holdings, Stage},
-    missing::{Missing, settles},
+    missing::Missing,
     needs::Needs,
     standing::{Standing, smoothed},
     waiting::Waiting,
@@ -56,7 +56,7 @@ pub use self::{
     budget::{History, Verdict},
     change::Left,
     check::Violation,
-    missing::may_go_on,
+    missing::Doubt,
     pace::{Pace, Sample},
     reattach::Reattached,
     width::Width,
@@ -329,8 +329,10 @@ impl Schedule {
             Event::Measured(attempt, sample) => self.on_measured(attempt, &sample, now),
             Event::Remembered(agent, model, pace, width) => self.on_remembered((agent, model), pace, width),
             Event::Finished(attempt) => self.on_finished(attempt, now, &mut actions),
-            Event::Failed(attempt, reason) => self.on_ended(attempt, reason.class(), now, &mut actions),
-            Event::Lost(attempt) => self.on_ended(attempt, Class::Lost, now, &mut actions),
+            Event::Failed(attempt, reason) => {
+                self.on_ended(attempt, (reason.class(), Some(reason)), now, &mut actions);
+            }
+            Event::Lost(attempt) => self.on_ended(attempt, (Class::Lost, None), now, &mut actions),
             Event::Detached(attempt) => self.on_detached(attempt, now, &mut actions),
             Event::Suspect(agent) => {
                 self.away.insert(agent);
@@ -448,7 +450,7 @@ impl Schedule {
     ) {
         let Some((agent, adopted)) = self.holdings.get(&attempt).map(|active| (active.agent, active.adopted))
         else {
-            if self.heard(attempt, Some(Class::Busy), now) {
+            if self.heard(attempt, None, now) {
                 actions.push(Action::Drop(attempt));
             }
             return;
@@ -471,7 +473,7 @@ impl Schedule {
             Refusal::NoModel => Class::NoModel,
             Refusal::Denied(_) => Class::Denied,
         };
-        self.on_ended(attempt, class, now, actions);
+        self.on_ended(attempt, (class, None), now, actions);
     }
 
     fn on_finished(&mut self, attempt: AttemptId, now: Duration, actions: &mut Vec<Action>) {
@@ -507,18 +509,25 @@ impl Schedule {
     }
 
     /// An attempt is over without a result: what that says of the install, and what becomes of the chunk.
-    fn on_ended(&mut self, attempt: AttemptId, class: Class, now: Duration, actions: &mut Vec<Action>) {
+    fn on_ended(
+        &mut self,
+        attempt: AttemptId,
+        (class, reason): (Class, Option<Reason>),
+        now: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        let doubt = Doubt::of(class, reason);
         let Some(active) = self.holdings.remove(&attempt) else {
-            if self.heard(attempt, Some(class), now) && class != Class::Lost {
+            if self.heard(attempt, doubt, now) && class != Class::Lost {
                 actions.push(Action::Drop(attempt));
             }
             return;
         };
         let agent = active.agent;
-        if class == Class::Lost && !active.is_unsent() {
-            self.miss(attempt, &active, now);
-        } else if active.occupies() && settles(class) {
-            self.unsettled(attempt, &active, now);
+        match doubt {
+            Some(Doubt::Lost) if !active.is_unsent() => self.miss(attempt, &active, now),
+            Some(Doubt::HungUp) if active.occupies() => self.unsettled(attempt, &active, now),
+            Some(_) | None => {}
         }
         self.freed(agent);
         // A chunk never fails because an attempt of it was cancelled: what we cancelled runs again, and what the

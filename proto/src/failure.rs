@@ -151,6 +151,16 @@ impl Reason {
         }
     }
 
+    /// Says whether the agent hung up on a request that the engine may still compute: nothing else may use its devices
+    /// before that is settled (`reliability.md` §8.4).
+    #[must_use]
+    pub fn hangs_up(self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled | Self::Stalled | Self::Deadline | Self::ResultTooLarge | Self::Garbled
+        )
+    }
+
     /// Gives the name in snake case.
     #[must_use]
     pub fn name(self) -> &'static str {

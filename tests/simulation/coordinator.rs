@@ -7,10 +7,10 @@ use std::{
 
 use tropa_coordinator::{
     liveness::Liveness,
-    schedule::{History, Left, ModelIndex, Schedule, may_go_on},
+    schedule::{Doubt, History, Left, ModelIndex, Schedule},
 };
 use tropa_proto::{
-    failure::Class,
+    failure::{Class, Reason},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
 };
 
@@ -21,15 +21,18 @@ use super::{clock::Clock, world::What};
 pub(super) enum Step {
     Unguarded(AgentId, BTreeSet<AgentId>),
     Attempt(AttemptId, AgentId, Incarnation),
-    Ended(AttemptId, Class),
+    Ended(AttemptId, Class, Option<Reason>),
     Result(AttemptId),
     Failed(AttemptId, Class),
 }
 
+/// How an attempt ended.
+type End = (Class, Option<Reason>);
+
 /// What is on disk.
 #[derive(Debug, Default)]
 pub(super) struct Disk {
-    attempts: BTreeMap<AttemptId, (AgentId, Incarnation, Option<Class>)>,
+    attempts: BTreeMap<AttemptId, (AgentId, Incarnation, Option<End>)>,
     /// Which agents no lock keeps from the devices of which.
     unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
     results: BTreeMap<ChunkIndex, bool>,
@@ -106,10 +109,10 @@ impl Disk {
                 self.attempts.insert(*attempt, (*agent, *incarnation, None));
                 true
             }
-            Step::Ended(attempt, class) => {
+            Step::Ended(attempt, class, reason) => {
                 let row = self.attempts.get_mut(attempt).expect("an attempt ends after it was recorded");
                 let first = row.2.is_none();
-                row.2.get_or_insert(*class);
+                row.2.get_or_insert((*class, *reason));
                 first
             }
             Step::Result(attempt) | Step::Failed(attempt, _) => {
@@ -118,7 +121,7 @@ impl Disk {
                 self.results.entry(attempt.chunk).or_insert(matches!(step, Step::Result(_)));
                 if let (Step::Result(_), Some(row)) = (step, self.attempts.get_mut(attempt)) {
                     // A result closes its attempt; its class no longer matters, for its chunk is closed.
-                    row.2.get_or_insert(Class::Superseded);
+                    row.2.get_or_insert((Class::Superseded, None));
                 }
                 first
             }
@@ -132,11 +135,10 @@ impl Up {
         let mut schedule = Schedule::new(job, vec![ModelIndex(0); chunks as usize]);
         let mut history: BTreeMap<ChunkIndex, History> = BTreeMap::new();
         let mut left = Left { unguarded: disk.unguarded.clone(), ..Left::default() };
-        for (attempt, (agent, incarnation, class)) in &disk.attempts {
+        for (attempt, (agent, incarnation, ended)) in &disk.attempts {
             let apart = disk.unguarded.get(agent).is_some_and(|rivals| !rivals.is_empty());
-            if let Some(class) = class.filter(|class| apart && may_go_on(*class)) {
-                left.doubtful.insert(*attempt, (*agent, *incarnation, class));
-            }
+            let doubt = ended.and_then(|(class, reason)| Doubt::of(class, reason)).filter(|_| apart);
+            left.doubtful.extend(doubt.map(|doubt| (*attempt, ((*agent, *incarnation), doubt))));
         }
         let unfinished =
             disk.attempts.iter().filter(|(attempt, _)| !disk.results.contains_key(&attempt.chunk));
@@ -144,7 +146,7 @@ impl Up {
             let entry = history.entry(attempt.chunk).or_default();
             entry.last_no = entry.last_no.max(attempt.no);
             match class {
-                Some(class) => {
+                Some((class, _)) => {
                     // What it says is kept in it.
                     let _ = entry.after(attempt.no, *class, *agent, &agent.short());
                 }

@@ -17,14 +17,6 @@ pub(super) struct Course {
     pub(super) lingers: Duration,
 }
 
-/// Reasons after which the agent has hung up on a request that may go on (`agent/src/ollama/attempt.rs`).
-pub(super) fn may_run(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::Cancelled | Reason::Stalled | Reason::Deadline | Reason::ResultTooLarge | Reason::Garbled
-    )
-}
-
 /// How long the engine goes on after its client has gone: mostly it notices within a second, but a prompt is read to
 /// its end (`reliability.md` §8.4).
 pub(super) fn lingers(random: &mut Random) -> Duration {
@@ -79,6 +71,6 @@ pub(super) fn course(random: &mut Random, faulty: bool) -> Course {
         | Reason::ResultTooLarge
         | Reason::Cancelled => takes,
     };
-    let lingers = if may_run(reason) { lingers(random) } else { Duration::ZERO };
+    let lingers = if reason.hangs_up() { lingers(random) } else { Duration::ZERO };
     Course { takes, fails: Some(reason), lingers }
 }

@@ -145,10 +145,7 @@ pub(super) async fn run(
         }
     };
     outcome.map_err(|broken| {
-        let may_run = matches!(
-            broken.reason,
-            Reason::Cancelled | Reason::Stalled | Reason::Deadline | Reason::ResultTooLarge | Reason::Garbled
-        );
+        let may_run = broken.reason.hangs_up();
         Unfinished { failure: failure(broken, started), may_run }
     })
 }

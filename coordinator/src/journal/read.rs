@@ -10,7 +10,7 @@ use std::{
 
 use rusqlite::{Connection, OptionalExtension as _, Row};
 use tropa_proto::{
-    failure::Class,
+    failure::{Class, Reason},
     id::{AgentId, ChunkIndex, Incarnation, JobId, MachineId, hex},
     message::Endpoint,
 };
@@ -30,7 +30,7 @@ pub struct Resume {
     /// Attempts without an end, of finished chunks too: somebody may still be at work on them, or hold a result.
     pub open: Vec<OpenAttempt>,
     /// Attempts that ended without a result at an agent that is in `unguarded`.
-    pub ended: Vec<(OpenAttempt, Class)>,
+    pub ended: Vec<(OpenAttempt, Class, Option<Reason>)>,
     /// The agents that no kernel lock keeps from the devices of an agent, by that agent.
     pub unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
 }
@@ -204,7 +204,7 @@ impl Journal {
         }
         let mut rows = conn
             .prepare(
-                "SELECT a.idx, a.no, a.agent, a.incarnation, a.machine, a.lane, a.class, a.round = c.round
+                "SELECT a.idx, a.no, a.agent, a.incarnation, a.machine, a.lane, a.class, a.round = c.round, a.reason
                  FROM attempt a JOIN chunk c ON c.idx = a.idx
                  WHERE a.class IS NULL OR a.agent IN (SELECT agent FROM unguarded) OR NOT EXISTS (SELECT 1 FROM result r WHERE r.idx = a.idx)
                  ORDER BY a.idx, a.no",
@@ -224,7 +224,7 @@ impl Journal {
                 let lane = row.get(5).map_err(sql)?;
                 let attempt = OpenAttempt { chunk, no, agent, incarnation, machine, lane };
                 match class {
-                    Some(class) => resume.ended.push((attempt, class)),
+                    Some(class) => resume.ended.push((attempt, class, reason(row, 8)?)),
                     None => resume.open.push(attempt),
                 }
             }
@@ -438,6 +438,15 @@ pub(super) fn job(conn: &Connection) -> Result<Option<Job>, Error> {
 
 pub(super) fn agent(row: &Row<'_>, column: usize) -> Result<AgentId, Error> {
     row.get(column).map(AgentId).map_err(|e| Error::sql("read who had an attempt", e))
+}
+
+fn reason(row: &Row<'_>, column: usize) -> Result<Option<Reason>, Error> {
+    let name: Option<String> = row.get(column).map_err(|e| Error::sql("read why an attempt ended", e))?;
+    let reason = name.map(|name| {
+        let known = Reason::ALL.into_iter().find(|reason| reason.name() == name);
+        known.ok_or_else(|| Error::Damaged(format!("reason {name:?}")))
+    });
+    reason.transpose()
 }
 
 pub(super) fn machine(row: &Row<'_>, column: usize) -> Result<MachineId, Error> {

@@ -580,8 +580,8 @@ fn who_is_kept_from_a_device_by_no_lock_is_still_known_after_a_restart() {
     let lost = Step::Ended {
         chunk: ChunkIndex(0),
         no: 1,
-        class: Class::Lost,
-        reason: None,
+        class: Class::Superseded,
+        reason: Some(Reason::Cancelled),
         detail: String::new(),
         now_ms: 1,
     };
@@ -589,8 +589,8 @@ fn who_is_kept_from_a_device_by_no_lock_is_still_known_after_a_restart() {
     let resume = journal.load().unwrap();
     assert_eq!(resume.unguarded[&holder], BTreeSet::from([AgentId([3; 32]), AgentId([4; 32])]));
     assert_eq!(resume.open.iter().map(|open| open.chunk.0).collect::<Vec<_>>(), [1]);
-    let ended = resume.ended.iter().map(|(ended, class)| (ended.chunk.0, *class));
-    assert_eq!(ended.collect::<Vec<_>>(), [(0, Class::Lost)]);
+    let ended = resume.ended.iter().map(|(ended, class, reason)| (ended.chunk.0, *class, *reason));
+    assert_eq!(ended.collect::<Vec<_>>(), [(0, Class::Superseded, Some(Reason::Cancelled))]);
     write(&journal, vec![unguarded(&[])]);
     let resume = journal.load().unwrap();
     assert!(resume.unguarded.is_empty() && resume.ended.is_empty(), "a lock keeps them apart now");

@@ -12,7 +12,7 @@ use tropa_proto::{
 };
 
 use super::{
-    Action, History, Install, Schedule, Status,
+    Action, Doubt, History, Install, Schedule, Status,
     holdings::{Active, Stage},
 };
 
@@ -26,7 +26,7 @@ pub struct Left {
     /// Attempts whose end nobody has seen, of chunks that are open, with the runs of the agents that had them.
     pub open: BTreeMap<AttemptId, (AgentId, Incarnation)>,
     /// Attempts that ended without proof that the engine is done with them: lost, or hung up on.
-    pub doubtful: BTreeMap<AttemptId, (AgentId, Incarnation, Class)>,
+    pub doubtful: BTreeMap<AttemptId, ((AgentId, Incarnation), Doubt)>,
     /// The unguarded rivals of agents ([`Install::unguarded`]): where the holder of a device is out of reach, this alone
     /// keeps a rival from it.
     pub unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
@@ -55,8 +55,8 @@ impl Schedule {
             self.orphans = left.open;
         }
         self.unguarded = left.unguarded;
-        for (attempt, (agent, incarnation, class)) in left.doubtful {
-            self.doubt(attempt, agent, incarnation, class);
+        for (attempt, (holder, doubt)) in left.doubtful {
+            self.doubt(attempt, holder, doubt);
         }
         let waiting: BTreeSet<ChunkIndex> = self.orphans.keys().map(|attempt| attempt.chunk).collect();
         for (index, work) in (0..).map(ChunkIndex).zip(&self.works) {
@@ -156,7 +156,7 @@ impl Schedule {
         actions: &mut Vec<Action>,
     ) {
         self.holdings.insert(attempt, Active::adopted(agent, incarnation, now));
-        self.on_ended(attempt, Class::Lost, now, actions);
+        self.on_ended(attempt, (Class::Lost, None), now, actions);
     }
 
     /// Installs that turn out to share a device while both hold work: what has not started is taken back, and

@@ -9,7 +9,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use tropa_proto::{
-    failure::Class,
+    failure::{Class, Reason},
     id::{AgentId, AttemptId, Incarnation},
 };
 
@@ -35,6 +35,27 @@ pub(super) struct Missing {
     kind: Kind,
     /// When to ask for it, if its agent is there; `None` while an answer is awaited.
     pub(super) recall_at: Option<Duration>,
+}
+
+/// Why an attempt that has ended may still run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doubt {
+    /// Nobody has heard its end.
+    Lost,
+    /// Its agent hung up, and the engine may go on.
+    HungUp,
+}
+
+impl Doubt {
+    /// Says whether and why an attempt that ended so may still run.
+    #[must_use]
+    pub fn of(class: Class, reason: Option<Reason>) -> Option<Self> {
+        match (class, reason) {
+            (_, Some(reason)) if reason.hangs_up() => Some(Self::HungUp),
+            (Class::Lost, _) => Some(Self::Lost),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,20 +85,16 @@ impl Schedule {
         self.missing.insert(attempt, missing);
     }
 
-    /// An attempt of a predecessor that ended with this class may still run; since when is not known, so from now on.
+    /// An attempt of a predecessor may still run; since when is not known, so from now on.
     pub(super) fn doubt(
         &mut self,
         attempt: AttemptId,
-        agent: AgentId,
-        incarnation: Incarnation,
-        class: Class,
+        (agent, incarnation): (AgentId, Incarnation),
+        doubt: Doubt,
     ) {
-        let (kind, until, recall_at) = if class == Class::Lost {
-            (Kind::Running, ORPHAN_LIMIT, Some(Duration::ZERO))
-        } else if may_go_on(class) {
-            (Kind::Settling, SETTLES_WITHIN, None)
-        } else {
-            return;
+        let (kind, until, recall_at) = match doubt {
+            Doubt::Lost => (Kind::Running, ORPHAN_LIMIT, Some(Duration::ZERO)),
+            Doubt::HungUp => (Kind::Settling, SETTLES_WITHIN, None),
         };
         self.missing.insert(attempt, Missing { agent, incarnation, until, kind, recall_at });
     }
@@ -103,16 +120,15 @@ impl Schedule {
         of_it.map(|(attempt, _)| *attempt)
     }
 
-    /// A missing attempt has ended, with this class or with a result; says whether it was one. A lost answer is asked
-    /// for again.
-    pub(super) fn heard(&mut self, attempt: AttemptId, class: Option<Class>, now: Duration) -> bool {
+    /// A missing attempt has ended, so far with this doubt; says whether it was one. A lost answer is asked for again.
+    pub(super) fn heard(&mut self, attempt: AttemptId, doubt: Option<Doubt>, now: Duration) -> bool {
         let Some(missing) = self.missing.get_mut(&attempt) else { return false };
-        match class {
-            Some(Class::Lost) => missing.recall_at = Some(now + RECALL_AGAIN),
-            Some(class) if settles(class) && missing.kind == Kind::Running => {
+        match doubt {
+            Some(Doubt::Lost) => missing.recall_at = Some(now + RECALL_AGAIN),
+            Some(Doubt::HungUp) if missing.kind == Kind::Running => {
                 (missing.kind, missing.until) = (Kind::Settling, now + SETTLES_WITHIN);
             }
-            Some(_) | None => {
+            Some(Doubt::HungUp) | None => {
                 self.missing.remove(&attempt);
                 self.wake_all();
             }
@@ -185,15 +201,4 @@ impl Schedule {
         let lost = self.missing.values().filter(|missing| missing.kind != Kind::Ended);
         lost.map(|missing| &missing.agent).chain(self.orphans.values().map(|(holder, _)| holder)).any(apart)
     }
-}
-
-/// Says whether the request of an attempt that ended with this class may still compute at its engine.
-#[must_use]
-pub fn may_go_on(class: Class) -> bool {
-    class == Class::Lost || settles(class)
-}
-
-/// Says whether an agent that reports this class has hung up on a request that may go on (`reliability.md` §5).
-pub(super) fn settles(class: Class) -> bool {
-    matches!(class, Class::Stalled | Class::Deadline | Class::Cancelled | Class::ResultTooLarge)
 }

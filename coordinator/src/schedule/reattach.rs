@@ -13,7 +13,7 @@ use tropa_proto::{
 };
 
 use super::{
-    Action, Schedule, Status,
+    Action, Doubt, Schedule, Status,
     holdings::{Active, Stage},
 };
 
@@ -48,7 +48,7 @@ impl Schedule {
             Some(_) => {}
             // It was being recalled: it is asked for again.
             None => {
-                self.heard(attempt, Some(Class::Lost), now);
+                self.heard(attempt, Some(Doubt::Lost), now);
             }
         }
     }
@@ -67,7 +67,7 @@ impl Schedule {
             if unsent {
                 self.take_back(attempt, actions);
             } else {
-                self.on_ended(attempt, Class::Lost, now, actions);
+                self.on_ended(attempt, (Class::Lost, None), now, actions);
             }
         }
     }
@@ -79,7 +79,7 @@ impl Schedule {
             held.map(|(attempt, active)| (*attempt, active.clone())).collect();
         for (attempt, active) in held {
             if active.incarnation != incarnation {
-                self.on_ended(attempt, Class::Lost, now, actions);
+                self.on_ended(attempt, (Class::Lost, None), now, actions);
             } else if active.detached {
                 self.attach(attempt, &active, said, now, actions);
             }

@@ -189,7 +189,7 @@ impl World {
         if waited_for {
             self.installs[install].waits_for.remove(&key);
         }
-        let may_run = fails.is_some_and(engine::may_run);
+        let may_run = fails.is_some_and(Reason::hangs_up);
         if may_run {
             entry.orphan_until = Some(self.now + lingers);
             let agent = &mut self.installs[install];

@@ -153,6 +153,8 @@ impl World {
         let entry = &mut self.sides[side];
         let Some(up) = &mut entry.up else { return };
         let now = entry.clock.shows(self.now) - up.started;
+        let reason =
+            if let Event::Failed(attempt, reason) = &event { Some((*attempt, *reason)) } else { None };
         let actions = up.schedule.handle(event, now);
         for action in actions {
             match action {
@@ -172,7 +174,10 @@ impl World {
                 }
                 Action::Reattach(agent) => self.ask(side, agent),
                 Action::Cancel(attempt, _) => self.order(side, attempt, Arrival::Cancel),
-                Action::End(attempt, class) => self.submit(side, Step::Ended(attempt, class)),
+                Action::End(attempt, class) => {
+                    let reason = reason.filter(|(failed, _)| *failed == attempt).map(|(_, reason)| reason);
+                    self.submit(side, Step::Ended(attempt, class, reason));
+                }
                 Action::Fail(_, attempt, class) => self.submit(side, Step::Failed(attempt, class)),
                 Action::Fill(_) | Action::FailNeed(..) => panic!("these chunks need no others: {action:?}"),
                 Action::Commit(attempt) => {
@@ -181,7 +186,7 @@ impl World {
                     }
                     self.submit(side, Step::Result(attempt));
                 }
-                Action::Drop(attempt) => self.submit(side, Step::Ended(attempt, Class::Superseded)),
+                Action::Drop(attempt) => self.submit(side, Step::Ended(attempt, Class::Superseded, None)),
             }
         }
         self.plan_tick(side);
@@ -246,7 +251,7 @@ impl World {
         let by = SIDES + peer(side);
         match step {
             Step::Attempt(attempt, ..) => self.tell_history(by, Happened::Record(*attempt)),
-            Step::Ended(attempt, class) => self.tell_history(by, Happened::Ended(*attempt, *class)),
+            Step::Ended(attempt, class, _) => self.tell_history(by, Happened::Ended(*attempt, *class)),
             Step::Result(attempt) if first || planted(Bug::NoKeyAtCommit) => {
                 self.tell_history(by, Happened::Commit(*attempt, None));
             }
@@ -264,7 +269,7 @@ impl World {
         match step {
             Step::Attempt(attempt, ..) => self.tell(side, Event::Recorded(*attempt)),
             Step::Unguarded(..) => {}
-            Step::Ended(attempt, _) => self.acknowledge(side, *attempt),
+            Step::Ended(attempt, ..) => self.acknowledge(side, *attempt),
             Step::Result(attempt) | Step::Failed(attempt, _) => {
                 self.acknowledge(side, *attempt);
                 self.tell(side, Event::Committed(attempt.chunk));
