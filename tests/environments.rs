@@ -31,14 +31,14 @@ use tropa_proto::{
     id::AgentId,
     mesh::agent_id,
 };
-use tropa_tests::{harness::declare, skipped};
+use tropa_tests::{harness::declare, namespace::Namespace, skipped};
 
 use self::{
     containers::{Lxc, Nspawn},
     docker::Daemon,
     guest::Guest,
     mesh::{Ground, Mesh, Special},
-    network::{Bridge, Namespace},
+    network::Bridge,
     place::{OTHER_USER, Place, has},
 };
 
@@ -63,7 +63,7 @@ fn two_network_namespaces_are_one_machine() {
     }
     let _turn = turn();
     let (ground, bridge) = (Ground::new(), Bridge::new());
-    let namespaces = [Namespace::new("a"), Namespace::new("b")];
+    let namespaces = [Namespace::new().unwrap(), Namespace::new().unwrap()];
     let mut mesh = Mesh::new(&ground, bridge.place("coordinator"));
     mesh.install(&bridge.connect(&namespaces[0], "one"));
     mesh.install(&bridge.connect(&namespaces[1], "two"));
@@ -257,7 +257,7 @@ fn a_state_directory_that_was_copied_to_another_machine_makes_another_agent() {
     let _turn = turn();
     let (ground, bridge) = (Ground::new(), Bridge::new());
     // Two loopbacks, so that both installs are on the usual port, by which an agent finds its state.
-    let namespaces = [Namespace::new("a"), Namespace::new("b")];
+    let namespaces = [Namespace::new().unwrap(), Namespace::new().unwrap()];
     let mut mesh = Mesh::new(&ground, bridge.place("coordinator"));
     let states = [ground.join("state"), ground.join("copy")];
     for (number, namespace) in (1u8..).zip(&namespaces) {

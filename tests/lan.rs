@@ -11,6 +11,7 @@ use std::{
 
 use tropa_tests::{
     harness::{declare, results, wait_until},
+    namespace::{Namespace, ran},
     skipped,
 };
 
@@ -23,42 +24,28 @@ struct Host {
 
 /// The namespaces of this test, removed at its end.
 struct Lan {
-    names: Vec<String>,
+    spaces: Vec<Namespace>,
 }
 
 impl Lan {
     /// Makes a bridge and two hosts on it, or says why that cannot be here.
     fn new() -> Result<Self, String> {
-        let tag = std::process::id() % 100_000;
-        let names: Vec<String> = ["a", "b", "r"].iter().map(|end| format!("tp{end}{tag}")).collect();
-        let mut lan = Self { names: Vec::new() };
-        for name in &names {
-            ip(&["netns", "add", name])?;
-            lan.names.push(name.clone());
-            ip(&["-n", name, "link", "set", "lo", "up"])?;
-        }
-        let router = &names[2];
+        let spaces = (0..3).map(|_| Namespace::new()).collect::<Result<Vec<_>, _>>()?;
+        let router = spaces[2].name();
         // Without snooping the bridge passes multicast on to everybody, as a plain switch does.
-        ip(&["-n", router, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0"])?;
-        ip(&["-n", router, "link", "set", "br0", "up"])?;
-        for (at, name) in names.iter().take(2).enumerate() {
+        ran(&["ip", "-n", router, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0"])?;
+        ran(&["ip", "-n", router, "link", "set", "br0", "up"])?;
+        for (at, name) in spaces.iter().map(Namespace::name).take(2).enumerate() {
             let port = format!("p{at}");
-            ip(&[
-                "link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", &port, "netns", router,
+            ran(&[
+                "ip", "link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", &port, "netns",
+                router,
             ])?;
-            ip(&["-n", router, "link", "set", &port, "master", "br0", "up"])?;
-            ip(&["-n", name, "link", "set", "eth0", "up"])?;
-            ip(&["-n", name, "addr", "add", &format!("10.97.0.{}/24", 10 + at), "dev", "eth0"])?;
+            ran(&["ip", "-n", router, "link", "set", &port, "master", "br0", "up"])?;
+            ran(&["ip", "-n", name, "link", "set", "eth0", "up"])?;
+            ran(&["ip", "-n", name, "addr", "add", &format!("10.97.0.{}/24", 10 + at), "dev", "eth0"])?;
         }
-        Ok(lan)
-    }
-}
-
-impl Drop for Lan {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let _ = ip(&["netns", "del", name]);
-        }
+        Ok(Self { spaces })
     }
 }
 
@@ -67,7 +54,7 @@ impl Host {
         for name in ["home", "run"] {
             fs::create_dir_all(home.join(name)).unwrap();
         }
-        Self { namespace: lan.names[at].clone(), home, children: Vec::new() }
+        Self { namespace: lan.spaces[at].name().to_owned(), home, children: Vec::new() }
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -113,14 +100,6 @@ impl Drop for Host {
             let _ = child.wait();
         }
     }
-}
-
-fn ip(arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new("ip").args(arguments).output().map_err(|error| format!("no ip: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
 }
 
 #[test]

@@ -4,6 +4,7 @@ pub mod demo;
 pub mod harness;
 pub mod history;
 pub mod makespan;
+pub mod namespace;
 pub mod ollama_double;
 pub mod real_ollama;
 pub mod simulation;

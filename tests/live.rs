@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -15,6 +14,7 @@ use tropa_coordinator::{args::Global, clock::Clock, members::Members, settings::
 use tropa_proto::{fuse::Confidence, secret::MeshSecret};
 use tropa_tests::{
     harness::{Hardware, Programs, Running, World},
+    namespace::{Namespace, ran},
     skipped,
 };
 
@@ -81,7 +81,10 @@ fn agents_in_two_network_namespaces_prove_one_kernel_by_its_counters() {
     if !geteuid().is_root() {
         return skipped("network namespaces need root");
     }
-    let Some(net) = Namespaces::make() else { return skipped("no network namespaces here (ip netns)") };
+    let net = match Wired::make() {
+        Ok(net) => net,
+        Err(why) => return skipped(&format!("no network namespaces: {why}")),
+    };
     let outer = world();
     let secret = outer.path("mesh.secret");
     MeshSecret::generate().unwrap().write_new(&secret).unwrap();
@@ -174,29 +177,19 @@ fn show(text: &str) {
 /// Where the two agents listen, in namespaces that know nothing but each other.
 const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 
-/// Two network namespaces with a wire between them; gone when dropped.
-struct Namespaces {
-    names: [String; 2],
-}
+/// Two network namespaces with a wire between them.
+struct Wired([Namespace; 2]);
 
-impl Namespaces {
-    fn make() -> Option<Self> {
-        let pid = std::process::id();
-        let net = Self { names: [format!("tropa-{pid}-a"), format!("tropa-{pid}-b")] };
-        let [a, b] = &net.names;
-        let mut steps: Vec<Vec<&str>> = vec![
-            vec!["netns", "add", a],
-            vec!["netns", "add", b],
-            vec!["link", "add", "wire", "netns", a, "type", "veth", "peer", "name", "wire", "netns", b],
-        ];
-        let networks = ADDRESSES.map(|address| format!("{address}/24"));
-        for (name, network) in net.names.iter().zip(&networks) {
-            steps.push(vec!["-n", name, "link", "set", "lo", "up"]);
-            steps.push(vec!["-n", name, "address", "add", network, "dev", "wire"]);
-            steps.push(vec!["-n", name, "link", "set", "wire", "up"]);
+impl Wired {
+    fn make() -> Result<Self, String> {
+        let wired = Self([Namespace::new()?, Namespace::new()?]);
+        let [a, b] = wired.0.each_ref().map(Namespace::name);
+        ran(&["ip", "link", "add", "wire", "netns", a, "type", "veth", "peer", "name", "wire", "netns", b])?;
+        for (name, address) in [a, b].into_iter().zip(ADDRESSES) {
+            ran(&["ip", "-n", name, "address", "add", &format!("{address}/24"), "dev", "wire"])?;
+            ran(&["ip", "-n", name, "link", "set", "wire", "up"])?;
         }
-        // The first failure ends it; what was made goes with `net`.
-        steps.iter().all(|step| ip(step)).then_some(net)
+        Ok(wired)
     }
 
     /// The programs, started inside one of the namespaces.
@@ -204,7 +197,7 @@ impl Namespaces {
         fs::create_dir(dir).unwrap();
         let inside = |name: &str, program: &str| -> PathBuf {
             let path = dir.join(name);
-            let text = format!("#!/bin/sh\nexec ip netns exec {} '{program}' \"$@\"\n", self.names[at]);
+            let text = format!("#!/bin/sh\nexec ip netns exec {} '{program}' \"$@\"\n", self.0[at].name());
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
             path
@@ -215,17 +208,4 @@ impl Namespaces {
             double: inside("double", env!("CARGO_BIN_EXE_ollama-double")),
         }
     }
-}
-
-impl Drop for Namespaces {
-    fn drop(&mut self) {
-        for name in &self.names {
-            ip(&["netns", "del", name]);
-        }
-    }
-}
-
-fn ip(arguments: &[&str]) -> bool {
-    let status = Command::new("ip").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    status.is_ok_and(|status| status.success())
 }

@@ -11,11 +11,11 @@ use std::{
 };
 
 use tempfile::TempDir;
+use tropa_tests::namespace::Namespace;
 
 use super::{
     containers::{IDLE, mounts, root},
     mesh::Ground,
-    network::Namespace,
     place::{Place, Program, unique},
 };
 
@@ -153,7 +153,7 @@ impl Own {
             );
         }
         let dir = tempfile::Builder::new().prefix("tropa-docker").tempdir().unwrap();
-        let namespace = Namespace::new("docker");
+        let namespace = Namespace::new().unwrap();
         let at = |name: &str| dir.path().join(name);
         let host = format!("unix://{}", at("socket").display());
         let mut command = Command::new("nsenter");

@@ -3,44 +3,12 @@
 
 use std::{
     net::Ipv4Addr,
-    path::PathBuf,
     sync::atomic::{AtomicU8, Ordering},
 };
 
-use super::place::{Place, ran, run, unique};
+use tropa_tests::namespace::Namespace;
 
-/// A named network namespace; removed when dropped.
-#[derive(Debug)]
-pub(crate) struct Namespace {
-    name: String,
-}
-
-impl Namespace {
-    /// Makes one with a loopback interface that is up.
-    pub(crate) fn new(kind: &str) -> Self {
-        let name = unique(kind);
-        ran(&["ip", "netns", "add", &name]);
-        let made = Self { name };
-        ran(&["ip", "-n", &made.name, "link", "set", "lo", "up"]);
-        made
-    }
-
-    /// The file that stands for it.
-    pub(crate) fn path(&self) -> PathBuf {
-        PathBuf::from("/run/netns").join(&self.name)
-    }
-
-    /// The option with which `nsenter` enters it.
-    pub(crate) fn entrance(&self) -> String {
-        format!("--net={}", self.path().display())
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = run(&["ip", "netns", "del", &self.name]);
-    }
-}
+use super::place::{Place, ran};
 
 /// A bridge with an address of its own, at which the coordinator sits.
 #[derive(Debug)]
@@ -52,8 +20,8 @@ pub(crate) struct Bridge {
 impl Bridge {
     /// Makes one.
     pub(crate) fn new() -> Self {
-        let namespace = Namespace::new("br");
-        let name = &namespace.name;
+        let namespace = Namespace::new().unwrap();
+        let name = namespace.name();
         ran(&["ip", "-n", name, "link", "add", "br0", "type", "bridge"]);
         ran(&["ip", "-n", name, "link", "set", "br0", "up"]);
         ran(&["ip", "-n", name, "addr", "add", "10.99.0.1/24", "dev", "br0"]);
@@ -67,7 +35,7 @@ impl Bridge {
 
     /// Connects a namespace by name, and makes a place of it.
     pub(crate) fn connect(&self, namespace: &Namespace, label: &str) -> Place {
-        let address = self.cable(&namespace.name, &namespace.entrance());
+        let address = self.cable(namespace.name(), &namespace.entrance());
         Place::entered(label, address, &["nsenter", &namespace.entrance()])
     }
 
@@ -80,7 +48,7 @@ impl Bridge {
     fn cable(&self, netns: &str, entrance: &str) -> Ipv4Addr {
         let number = self.cables.fetch_add(1, Ordering::Relaxed) + 1;
         let (inner, outer) = (format!("e{number}"), format!("r{number}"));
-        let bridge = &self.namespace.name;
+        let bridge = self.namespace.name();
         let enter = ["nsenter", entrance, "ip"];
         let there = |arguments: &[&str]| ran(&[&enter, arguments].concat());
         // Made inside the bridge's namespace, so no half of it is ever in the machine's.

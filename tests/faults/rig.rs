@@ -7,17 +7,15 @@ use std::{
     cell::RefCell,
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    sync::{
-        atomic::{AtomicU32, Ordering},
-        mpsc,
-    },
+    process::{Child, Command, Stdio},
+    sync::mpsc,
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use tropa_tests::{
     harness::{declare, results},
+    namespace::{Namespace, ran},
     ollama_double::Witness,
     skipped,
 };
@@ -27,13 +25,11 @@ use super::book::Book;
 /// A program that does not do what it must by then is broken, on a loaded machine too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(150);
 
-static RIGS: AtomicU32 = AtomicU32::new(0);
-
 /// The bridge, its hosts, and what runs there.
 pub(crate) struct Rig {
     dir: tempfile::TempDir,
     /// The bridge's namespace, then one for each host.
-    spaces: Vec<String>,
+    spaces: Vec<Namespace>,
     /// Where agents listen.
     peers: RefCell<Vec<String>>,
 }
@@ -66,29 +62,23 @@ impl Rig {
 
     fn made(hosts: usize) -> Result<Self, String> {
         let dir = tempfile::Builder::new().prefix("tropa-fault").tempdir().map_err(|e| e.to_string())?;
-        let tag = format!("tf{}x{}", std::process::id(), RIGS.fetch_add(1, Ordering::Relaxed));
-        let mut rig = Self { dir, spaces: Vec::new(), peers: RefCell::default() };
-        for at in 0..=hosts {
-            let name = format!("{tag}x{at}");
-            ran(&["ip", "netns", "add", &name])?;
-            rig.spaces.push(name);
-            ran(&["ip", "-n", &rig.spaces[at], "link", "set", "lo", "up"])?;
-        }
-        let bridge = rig.spaces[0].clone();
-        ran(&["ip", "-n", &bridge, "link", "add", "br0", "type", "bridge"])?;
-        ran(&["ip", "-n", &bridge, "link", "set", "br0", "up"])?;
-        ran(&["ip", "-n", &bridge, "addr", "add", "10.96.0.1/24", "dev", "br0"])?;
-        for at in 1..=hosts {
-            let (name, port) = (rig.spaces[at].clone(), format!("p{at}"));
+        let spaces = (0..=hosts).map(|_| Namespace::new()).collect::<Result<Vec<_>, _>>()?;
+        let bridge = spaces[0].name();
+        ran(&["ip", "-n", bridge, "link", "add", "br0", "type", "bridge"])?;
+        ran(&["ip", "-n", bridge, "link", "set", "br0", "up"])?;
+        ran(&["ip", "-n", bridge, "addr", "add", "10.96.0.1/24", "dev", "br0"])?;
+        for (at, space) in spaces.iter().enumerate().skip(1) {
+            let (name, port) = (space.name(), format!("p{at}"));
             let made = [
-                "ip", "-n", &bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns",
-                &name,
+                "ip", "-n", bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns",
+                name,
             ];
             ran(&made)?;
-            ran(&["ip", "-n", &bridge, "link", "set", &port, "master", "br0", "up"])?;
-            ran(&["ip", "-n", &name, "addr", "add", &format!("{}/24", address(at)), "dev", "eth0"])?;
-            ran(&["ip", "-n", &name, "link", "set", "eth0", "up"])?;
+            ran(&["ip", "-n", bridge, "link", "set", &port, "master", "br0", "up"])?;
+            ran(&["ip", "-n", name, "addr", "add", &format!("{}/24", address(at)), "dev", "eth0"])?;
+            ran(&["ip", "-n", name, "link", "set", "eth0", "up"])?;
         }
+        let rig = Self { dir, spaces, peers: RefCell::default() };
         for name in ["home", "devices", "run"] {
             fs::create_dir(rig.path(name)).map_err(|error| error.to_string())?;
         }
@@ -106,7 +96,7 @@ impl Rig {
     /// A program at a host; 0 is the coordinator's.
     fn command(&self, host: usize, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.spaces[host])).arg(program);
+        command.arg(self.spaces[host].entrance()).arg(program);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("HOME", self.path("home")).env("TROPA_EVENTS", self.path("events"));
         let run = self.path(if host == 0 { "run".to_owned() } else { format!("run-{host}") }.as_str());
@@ -235,8 +225,8 @@ impl Rig {
 
     /// Runs `iptables` at a host, or says that it cannot.
     pub(crate) fn iptables(&self, host: usize, arguments: &[&str]) -> Result<(), String> {
-        let enter = format!("--net=/run/netns/{}", self.spaces[host]);
-        ran(&[&["nsenter", &enter, "iptables", "-w"], arguments].concat())
+        let enter = self.spaces[host].entrance();
+        ran(&[&["nsenter", &enter, "iptables", "-w"], arguments].concat()).map(drop)
     }
 
     /// Nothing passes between a host and the coordinator any more: neither way, or not towards the coordinator.
@@ -249,14 +239,6 @@ impl Rig {
 
     pub(crate) fn heal(&self, host: usize) {
         self.iptables(host, &["-F"]).unwrap();
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        for name in &self.spaces {
-            let _ = ran(&["ip", "netns", "del", name]);
-        }
     }
 }
 
@@ -329,15 +311,4 @@ pub(crate) fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool
         let _ = clock.recv_timeout(Duration::from_millis(10));
     }
     panic!("waited {limit:?} in vain: {what}");
-}
-
-fn ran(arguments: &[&str]) -> Result<(), String> {
-    let output: Output = Command::new(arguments[0])
-        .args(&arguments[1..])
-        .output()
-        .map_err(|e| format!("no {}: {e}", arguments[0]))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!("{}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
 }
