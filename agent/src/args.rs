@@ -43,6 +43,9 @@ pub struct Args {
     /// The devices that the install uses, such as dram or gpu:0 [default: found out]
     #[arg(long, global = true, value_name = "DEVICES", env = "TROPA_LANE")]
     pub lane: Option<String>,
+    /// The log of Ollama, which names its GPUs [default: where the server writes it, if that can be read]
+    #[arg(long, global = true, value_name = "FILE", env = "TROPA_OLLAMA_LOG")]
+    pub ollama_log: Option<PathBuf>,
     /// A name for people [default: the host's name]
     #[arg(long, value_name = "NAME", env = "TROPA_LABEL")]
     pub label: Option<String>,
@@ -112,6 +115,9 @@ pub enum ArgsError {
     /// The devices of the install cannot be read.
     #[error("--lane cannot be used")]
     Lane(#[source] LaneError),
+    /// The log of Ollama cannot be read where it was named.
+    #[error("--ollama-log {0} cannot be used: {1}")]
+    Log(PathBuf, String),
     /// The secret cannot be read.
     #[error("reading the mesh secret failed")]
     Secret(#[source] tropa_proto::secret::SecretError),
@@ -140,7 +146,7 @@ impl ArgsError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Secret(_) => 77,
-            Self::Home(_) | Self::Ollama(..) | Self::Exposed(_) | Self::Lane(_) => 64,
+            Self::Home(_) | Self::Ollama(..) | Self::Exposed(_) | Self::Lane(_) | Self::Log(..) => 64,
         }
     }
 }
@@ -160,6 +166,8 @@ impl Args {
         }
         let ollama = self.ollama_url()?;
         let lane = self.lane.as_deref().map(str::parse::<LaneSpec>).transpose().map_err(ArgsError::Lane)?;
+        let root = self.evidence_root.map_or_else(Root::live, Root::declared);
+        let log = self.ollama_log.map(|path| log_below(&root, path)).transpose()?;
         let runtime = runtime_places(self.runtime_dir.as_deref());
         let lock_places = match self.lane_lock_dir {
             Some(directory) => LockPlaces { system: directory, user: None },
@@ -179,10 +187,11 @@ impl Args {
             peers: self.peer,
             secret,
             lane,
+            log,
             label: self.label.unwrap_or_else(crate::host_name),
             width: self.width.unwrap_or(0),
             machine: self.machine,
-            root: self.evidence_root.map_or_else(Root::live, Root::declared),
+            root,
             lock_dir: lock_places.choose(),
             runtime: Some(runtime),
             state,
@@ -214,5 +223,17 @@ impl Args {
             (None, None) => OllamaUrl::default(),
         };
         Ok(url)
+    }
+}
+
+/// The path of the log below the root, where there is a file that can be read.
+fn log_below(root: &Root, path: PathBuf) -> Result<String, ArgsError> {
+    let refused = |why: String| ArgsError::Log(path.clone(), why);
+    let absolute = if root.is_declared() { Ok(path.clone()) } else { std::path::absolute(&path) };
+    let absolute = absolute.map_err(|error| refused(error.to_string()))?;
+    let text = absolute.to_str().ok_or_else(|| refused("its name is not UTF-8".to_owned()))?.to_owned();
+    match root.regular(&text).why_not() {
+        None => Ok(text),
+        Some(why) => Err(refused(format!("{why}; name a file that this user may read"))),
     }
 }

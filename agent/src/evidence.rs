@@ -20,6 +20,7 @@ pub mod nvidia;
 pub mod platform;
 mod privileged;
 pub mod process;
+pub mod server_log;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -37,7 +38,8 @@ pub use counters::read_counters;
 pub use files::Root;
 pub use lane::{LaneError, LaneSpec, vram_step};
 pub use privileged::Privileged;
-pub use show::{show, show_json};
+pub use server_log::Logged;
+pub use show::{Shown, show, show_json};
 
 use lane::Clues;
 use nvidia::{Card, Library, NoLibrary, Nvml};
@@ -49,6 +51,8 @@ pub struct Options {
     pub lane: Option<LaneSpec>,
     /// The port of the install, if it is on this host.
     pub port: Option<u16>,
+    /// The log of the install's server, as the operator names it: a path below the root.
+    pub log: Option<String>,
     /// How the loaded model lies in memory, from `/api/ps`.
     pub loaded: Option<Loaded>,
     /// The GPU that a step in memory gave away ([`vram_step`]), by its place.
@@ -84,12 +88,21 @@ pub fn read_with(root: &Root, options: &Options, library: &dyn Library) -> Facts
     let clues = Clues {
         named: options.lane.as_ref(),
         port: options.port,
+        log: options.log.as_deref(),
         loaded: options.loaded,
         stepped: options.stepped,
         cards: &cards,
     };
     facts.lane = lane::claim(root, &facts, platform::read(root).wsl, &clues);
     facts
+}
+
+/// Reads what the log of the install's server says of its devices: what the lane was decided from, where no better
+/// sign was there, or why the log says nothing. For the operator.
+#[must_use]
+pub fn read_server_log(root: &Root, options: &Options) -> Reading<Logged> {
+    let server = options.port.and_then(|port| process::server(root, port));
+    server_log::read(root, os(root), options.log.as_deref(), options.port, server.as_ref())
 }
 
 /// Samples the boot epoch in nanoseconds since 1970; travels in announcements, not in the bundle.

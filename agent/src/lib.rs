@@ -94,6 +94,8 @@ pub struct Config {
     pub mdns: bool,
     /// The devices of the install as the operator names them; none: found out.
     pub lane: Option<LaneSpec>,
+    /// The log of the install's server as the operator names it; none: found out.
+    pub log: Option<String>,
     /// The name for people.
     pub label: String,
     /// How many chunks the install may work on at once; 0: what coordinators measure.

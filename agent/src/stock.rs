@@ -19,7 +19,7 @@ use crate::{
     Config,
     clock::now,
     device_lock::{DeviceName, Occupies, occupied},
-    evidence::{self, LaneSpec, Options, Privileged, Root},
+    evidence::{self, LaneSpec, Options, Privileged, Root, Shown},
     ollama::Ollama,
     runtime_dir::RuntimePlaces,
 };
@@ -58,6 +58,7 @@ struct Reading {
     key: Key,
     lane: Option<LaneSpec>,
     port: Option<u16>,
+    log: Option<String>,
     machine: Option<String>,
     /// What root has read for us, if it has.
     privileged: Vec<PathBuf>,
@@ -166,22 +167,28 @@ impl Reading {
             root: config.root.clone(),
             key: Key::new(&salt),
             lane: config.lane.clone(),
-            port: Some(port),
+            // A port of another host is not one of this host's processes.
+            port: config.ollama.is_loopback().then_some(port),
+            log: config.log.clone(),
             machine: config.machine.clone(),
             privileged: config.runtime.as_ref().map_or_else(Vec::new, RuntimePlaces::privileged),
         }
     }
 
-    /// Reads what this user may read, and takes over from root what it may not.
-    fn facts(&self, loaded: Option<Loaded>) -> Facts {
-        let options = Options {
+    fn options(&self, loaded: Option<Loaded>) -> Options {
+        Options {
             lane: self.lane.clone(),
             port: self.port,
+            log: self.log.clone(),
             loaded,
             stepped: None,
             machine: self.machine.clone(),
-        };
-        let mut facts = evidence::read(&self.root, &options);
+        }
+    }
+
+    /// Reads what this user may read, and takes over from root what it may not.
+    fn facts(&self, loaded: Option<Loaded>) -> Facts {
+        let mut facts = evidence::read(&self.root, &self.options(loaded));
         // Declared hardware is another than the one that root has read.
         for file in self.privileged.iter().filter(|_| !self.root.is_declared()) {
             match Privileged::load(file) {
@@ -235,9 +242,7 @@ pub(crate) fn show(config: &Config, raw: bool, json: bool) -> String {
     let facts = reading.facts(None);
     let published = facts.keyed(&reading.key);
     let epoch = evidence::sample_epoch(&reading.root);
-    if json {
-        evidence::show_json(&facts, &published, &epoch, raw).to_string()
-    } else {
-        evidence::show(&facts, &published, &epoch, raw)
-    }
+    let log = evidence::read_server_log(&reading.root, &reading.options(None));
+    let shown = Shown { facts: &facts, evidence: &published, epoch: &epoch, log: &log };
+    if json { evidence::show_json(&shown, raw).to_string() } else { evidence::show(&shown, raw) }
 }

@@ -36,6 +36,7 @@ impl OwnAgent {
             secret: settings.secret.clone(),
             mdns: false,
             lane: None,
+            log: None,
             label: tropa_agent::host_name(),
             width: 0,
             machine: None,

@@ -26,7 +26,7 @@
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::{Read as _, Seek as _, SeekFrom},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
@@ -45,6 +45,15 @@ pub const MAX_CPUINFO: usize = 1 << 20;
 
 /// Entries of one directory: `/proc` of a busy host has some ten thousand.
 pub const MAX_ENTRIES: usize = 65_536;
+
+/// The end of a text file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// Whole lines; what is not UTF-8 is read with replacement characters.
+    pub text: String,
+    /// Nothing of the file lies before them.
+    pub whole: bool,
+}
 
 /// Opens without the right to read, where the platform can: to look at what is there.
 #[cfg(target_os = "linux")]
@@ -125,6 +134,32 @@ impl Root {
         }
     }
 
+    /// Opens a regular file. What else is there is refused before it is opened: a pipe that got a reader for a moment
+    /// would be another pipe to whoever writes into it.
+    #[must_use]
+    pub fn regular(&self, path: &str) -> Reading<File> {
+        let look = match self.open(path, ANY) {
+            Ok(look) => look,
+            Err(errno) => return refused(errno),
+        };
+        if let Err(refusal) = is_regular(&look) {
+            return refusal;
+        }
+        match self.open(path, OFlags::empty()) {
+            Ok(file) => Reading::Value(File::from(file)),
+            Err(errno) => refused(errno),
+        }
+    }
+
+    /// Reads the end of a regular file that may grow while it is read: the whole lines among its last `max` bytes.
+    #[must_use]
+    pub fn tail(&self, path: &str, max: u64) -> Reading<Tail> {
+        self.regular(path).and_then(|mut file| match end_of(&mut file, max) {
+            Ok(tail) => Reading::Value(tail),
+            Err(error) => failed(&error),
+        })
+    }
+
     /// Lists the names in a directory, sorted, at most [`MAX_ENTRIES`]; nothing where there is no such directory.
     #[must_use]
     pub fn names(&self, path: &str) -> Vec<String> {
@@ -183,10 +218,8 @@ impl Root {
             Ok(file) => file,
             Err(errno) => return refused(errno),
         };
-        match rustix::fs::fstat(&file) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {}
-            Ok(_) => return rejected("not a regular file"),
-            Err(errno) => return refused(errno),
+        if let Err(refusal) = is_regular(&file) {
+            return refusal;
         }
         let mut bytes = Vec::new();
         // One byte more than the bound tells a file that ends there from one that goes on.
@@ -197,10 +230,7 @@ impl Root {
                 Reading::Value(bytes)
             }
             Ok(_) => rejected(&format!("longer than {max} bytes")),
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(errno) => refused(errno),
-                None => rejected(&error.to_string()),
-            },
+            Err(error) => failed(&error),
         }
     }
 
@@ -238,6 +268,35 @@ enum Whole {
 /// Makes a rejection with its reason, cut to what the field holds.
 pub(crate) fn rejected<T>(why: &str) -> Reading<T> {
     Reading::Rejected(Text::cut(why))
+}
+
+/// Says how a file was read that could be opened and not be read.
+pub(crate) fn failed<T>(error: &std::io::Error) -> Reading<T> {
+    match Errno::from_io_error(error) {
+        Some(errno) => refused(errno),
+        None => rejected(&error.to_string()),
+    }
+}
+
+fn is_regular<T>(file: &OwnedFd) -> Result<(), Reading<T>> {
+    match rustix::fs::fstat(file) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => Ok(()),
+        Ok(_) => Err(rejected("not a regular file")),
+        Err(errno) => Err(refused(errno)),
+    }
+}
+
+fn end_of(file: &mut File, max: u64) -> std::io::Result<Tail> {
+    let before = file.metadata()?.len().saturating_sub(max);
+    // One byte earlier tells a line that begins there from one that is cut.
+    file.seek(SeekFrom::Start(before.saturating_sub(1)))?;
+    let mut bytes = Vec::new();
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+    let is_end = |byte: &u8| *byte == b'\n';
+    let from = if before == 0 { 0 } else { bytes.iter().position(is_end).map_or(bytes.len(), |at| at + 1) };
+    let to = bytes.iter().rposition(is_end).map_or(from, |at| at + 1);
+    let lines = bytes.get(from..to).unwrap_or_default();
+    Ok(Tail { text: String::from_utf8_lossy(lines).into_owned(), whole: before == 0 })
 }
 
 fn refused<T>(errno: Errno) -> Reading<T> {
@@ -301,6 +360,23 @@ pub(crate) mod tests {
         assert!(matches!(root.text("full"), Reading::Value(_)));
         assert_eq!(root.text("missing"), Reading::Absent);
         assert_eq!(root.text("end/below"), Reading::Absent);
+    }
+
+    #[test]
+    fn the_end_of_a_file_is_its_whole_lines_and_a_pipe_is_not_opened() {
+        let (directory, root) = tree(&[("log", "one\ntwo\nthree\nfour"), ("line", "one"), ("empty", "")]);
+        let text = |name: &str, max| root.tail(name, max).value().map(|tail| (tail.text.clone(), tail.whole));
+        assert_eq!(text("log", 100), Some(("one\ntwo\nthree\n".into(), true)), "a line is not written yet");
+        assert_eq!(text("log", 10), Some(("three\n".into(), false)), "a line begins there");
+        assert_eq!(text("log", 9), Some((String::new(), false)), "a line is cut there");
+        assert_eq!(text("log", 0), Some((String::new(), false)));
+        assert_eq!(text("line", 100), Some((String::new(), true)));
+        assert_eq!(text("empty", 100), Some((String::new(), true)));
+        assert_eq!(root.tail("missing", 100), Reading::Absent);
+        rustix::fs::mkfifoat(CWD, directory.path().join("fifo"), Mode::RUSR).unwrap();
+        assert!(matches!(root.tail("fifo", 100), Reading::Rejected(_)));
+        std::fs::write(directory.path().join("binary"), [0xff, 0xfe, b'\n']).unwrap();
+        assert_eq!(text("binary", 100), Some(("\u{fffd}\u{fffd}\n".into(), true)));
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! Which devices the install of this agent may occupy: a ladder, first hit wins (`identity.md` §3.5).
 //!
-//! Ollama does not say where it works. The operator may (`--lane`); else the runner's process is looked for on the
-//! GPUs, then its DRM file descriptors, then the environment of the server. Nothing decided: everything visible is
-//! reserved, which costs parallel work and never correctness.
+//! Ollama's API does not say where it works. The operator may (`--lane`); else the runner's process is looked for on
+//! the GPUs, then its DRM file descriptors, then the log of the server, then its environment. Nothing decided:
+//! everything visible is reserved, which costs parallel work and never correctness.
 //!
-//! Two rungs are not climbed here. The server's log lies in another place on every platform. The step in GPU
-//! memory while a model loads needs an observer over time: [`vram_step`] decides, its caller watches.
+//! The step in GPU memory while a model loads needs an observer over time: [`vram_step`] decides, its caller watches.
 //!
 //! Whether `dram` is occupied too depends on how the model lies in memory: it is, until `/api/ps` shows the loaded
 //! model whole on the GPU. On a host where no GPU is visible the claim is `dram` by the last rung, and there it is
@@ -26,6 +25,7 @@ use super::{
     files::Root,
     nvidia::{Card, Process},
     process::{self, Server},
+    server_log,
 };
 
 /// Devices that an operator may name for one lane: as many as a bundle carries GPUs, and `dram`.
@@ -140,6 +140,8 @@ pub struct Clues<'a> {
     pub named: Option<&'a LaneSpec>,
     /// The port on which the install listens on this host; `None` where it is elsewhere.
     pub port: Option<u16>,
+    /// The log of the server, where the operator names it.
+    pub log: Option<&'a str>,
     /// How the loaded model lies in memory, where one is loaded.
     pub loaded: Option<Loaded>,
     /// The GPU that a step in memory gave away, by its place ([`vram_step`]).
@@ -168,8 +170,10 @@ pub fn claim(root: &Root, facts: &Facts, wsl: bool, clues: &Clues<'_>) -> LaneCl
         by_process
             .map(|gpus| (gpus, Attribution::Process))
             .or_else(|| Some((by_drm(root, server, &facts.gpus)?, Attribution::DrmFd)))
-            .or_else(|| Some((by_environment(&server.environment, &facts.gpus)?, Attribution::Environment)))
     });
+    let climbed = climbed
+        .or_else(|| Some((by_log(root, server, facts, clues)?, Attribution::ServerLog)))
+        .or_else(|| Some((by_environment(&server?.environment, &facts.gpus)?, Attribution::Environment)));
     let stepped = clues.stepped.filter(|place| usize::from(*place) < facts.gpus.len());
     let climbed = climbed.or_else(|| Some((BTreeSet::from([stepped?]), Attribution::VramStep)));
     let (gpus, method) = climbed.unwrap_or_else(|| (all(&facts.gpus), Attribution::Everything));
@@ -225,6 +229,34 @@ fn by_drm(root: &Root, server: &Server, gpus: &[Gpu<String>]) -> Option<BTreeSet
     let working = held.iter().filter(|(_, kibibytes)| **kibibytes >= WORKING_KIB);
     let found: BTreeSet<u16> = working.filter_map(|(address, _)| place_of(gpus, address)).collect();
     if found.is_empty() { None } else { Some(found) }
+}
+
+/// Takes the devices that the server named when it started. A device that is not visible here is of another host
+/// than the log, or of one that has changed since: then nothing is decided.
+fn by_log(root: &Root, server: Option<&Server>, facts: &Facts, clues: &Clues<'_>) -> Option<BTreeSet<u16>> {
+    // Without a GPU all is said.
+    if facts.gpus.is_empty() {
+        return None;
+    }
+    let read = server_log::read(root, facts.os, clues.log, clues.port, server);
+    let Reading::Value(logged) = read else {
+        tracing::debug!(why = read.why_not(), "the server's log does not tell its devices");
+        return None;
+    };
+    let mut found = BTreeSet::new();
+    for address in &logged.addresses {
+        let at: BTreeSet<u16> = all(&facts.gpus)
+            .into_iter()
+            .filter(|place| facts.gpus[usize::from(*place)].pci.as_ref() == Some(address))
+            .collect();
+        if at.is_empty() {
+            tracing::debug!(%address, place = logged.place, "the server's log names a device that is not visible");
+            return None;
+        }
+        // All slices of a card stand at its address, and the log does not say which of them.
+        found.extend(at);
+    }
+    Some(found)
 }
 
 /// Reads what pins the server. A number counts only where it can mean one thing: CUDA orders GPUs by speed unless

@@ -22,6 +22,8 @@ const FIRST_NAMESPACE: &str = "pid:[4026531836]";
 /// The server and its runners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Server {
+    /// The process that listens.
+    pub main: u32,
     /// The processes of the server and of all its descendants, as this process sees them.
     pub family: BTreeSet<u32>,
     /// Every number that these processes have in any namespace that can be seen.
@@ -63,7 +65,22 @@ pub fn server(root: &Root, port: u16) -> Option<Server> {
         Reading::Value(entries) | Reading::Virtual(entries) => entries,
         Reading::Absent | Reading::Denied | Reading::Rejected(_) => Vec::new(),
     };
-    Some(Server { numbers, environment, status: status(root, first), family })
+    Some(Server { main: first, numbers, environment, status: status(root, first), family })
+}
+
+/// Lists the processes that call themselves servers of Ollama, other users' among them; at most [`MAX_FAMILY`].
+#[must_use]
+pub fn by_name(root: &Root) -> Vec<u32> {
+    let serves = |process: &u32| {
+        let words = root.strings(&format!("proc/{process}/cmdline"));
+        match words.value().map(Vec::as_slice) {
+            Some([program, command, ..]) => {
+                command == "serve" && program.rsplit('/').next().is_some_and(|name| name == "ollama")
+            }
+            Some(_) | None => false,
+        }
+    };
+    processes(root).into_iter().filter(serves).take(MAX_FAMILY).collect()
 }
 
 /// Says whether process ids here are those of the whole host.

@@ -9,6 +9,8 @@ use tropa_proto::{
     id::hex,
 };
 
+use super::Logged;
+
 /// One signal: its name, how it was read, what is published of it, and what was read.
 struct Row {
     signal: &'static str,
@@ -18,9 +20,22 @@ struct Row {
     raw: Vec<String>,
 }
 
+/// What was read, and what of it is published.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a> {
+    /// What was read.
+    pub facts: &'a Facts,
+    /// What is published of it.
+    pub evidence: &'a Evidence,
+    /// The boot epoch, which travels in announcements.
+    pub epoch: &'a Reading<i64>,
+    /// What the log of the install's server says of its devices; of it the lane is published, where it decided.
+    pub log: &'a Reading<Logged>,
+}
+
 /// Shows as text what would be published, what could not be read, and why. Raw values only with `raw`.
 #[must_use]
-pub fn show(facts: &Facts, evidence: &Evidence, epoch: &Reading<i64>, raw: bool) -> String {
+pub fn show(shown: &Shown<'_>, raw: bool) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
@@ -29,7 +44,7 @@ pub fn show(facts: &Facts, evidence: &Evidence, epoch: &Reading<i64>, raw: bool)
         "READ",
         if raw { "PUBLISHED, AND RAW VALUE" } else { "PUBLISHED" }
     );
-    for row in rows(facts, evidence, epoch) {
+    for row in rows(shown) {
         let mut what = row.published.join(" ");
         if raw && !row.raw.is_empty() {
             let _ = write!(what, "  {}", row.raw.join(" "));
@@ -45,8 +60,8 @@ pub fn show(facts: &Facts, evidence: &Evidence, epoch: &Reading<i64>, raw: bool)
 
 /// Shows the same as one JSON object, `"schema":"tropa.evidence/1"`; raw values only with `raw`.
 #[must_use]
-pub fn show_json(facts: &Facts, evidence: &Evidence, epoch: &Reading<i64>, raw: bool) -> Value {
-    let signals = rows(facts, evidence, epoch).into_iter().map(|row| {
+pub fn show_json(shown: &Shown<'_>, raw: bool) -> Value {
+    let signals = rows(shown).into_iter().map(|row| {
         let mut entry = json!({ "read": row.reading, "published": row.published });
         if let Some(why) = row.why {
             entry["why"] = json!(why);
@@ -58,12 +73,13 @@ pub fn show_json(facts: &Facts, evidence: &Evidence, epoch: &Reading<i64>, raw: 
     });
     json!({
         "schema": "tropa.evidence/1",
-        "declared": facts.declared,
+        "declared": shown.facts.declared,
         "signals": Value::Object(signals.collect()),
     })
 }
 
-fn rows(facts: &Facts, evidence: &Evidence, epoch: &Reading<i64>) -> Vec<Row> {
+fn rows(shown: &Shown<'_>) -> Vec<Row> {
+    let Shown { facts, evidence, epoch, log } = *shown;
     let cpus = &facts.cpus;
     let mut rows = vec![
         plain(
@@ -106,6 +122,7 @@ fn rows(facts: &Facts, evidence: &Evidence, epoch: &Reading<i64>) -> Vec<Row> {
             .zip(&evidence.machine_rule)
             .map(|(rule, keyed)| Row { raw: vec![rule.clone()], ..plain("machine_rule", tag(keyed)) }),
     );
+    rows.push(row("server_log", &log.map(logged), &[]));
     let lane = &facts.lane;
     let mut devices: Vec<String> = lane.gpus.iter().map(|place| format!("gpu:{place}")).collect();
     if lane.dram && lane.numa_nodes.is_empty() {
@@ -115,6 +132,12 @@ fn rows(facts: &Facts, evidence: &Evidence, epoch: &Reading<i64>) -> Vec<Row> {
     }
     rows.push(plain("lane", format!("{}, known by {:?}", devices.join(","), lane.method)));
     rows
+}
+
+fn logged(log: &Logged) -> String {
+    let addresses: Vec<&str> = log.addresses.iter().map(|address| &**address).collect();
+    let devices = if addresses.is_empty() { "no GPU".to_owned() } else { addresses.join(" ") };
+    format!("{devices}, says {}", log.place)
 }
 
 fn gpu_row(gpu: &Gpu<String>, keyed: &Gpu<Tag>) -> Row {

@@ -355,6 +355,37 @@ fn the_environment_pins_only_where_it_can_mean_one_thing() {
 }
 
 #[test]
+fn the_servers_log_narrows_the_lane_to_the_devices_that_it_names() {
+    let cards = || vec![nvidia(1, vec![]), nvidia(2, vec![])];
+    let line = |library: &str, pci: &str| {
+        format!("time=x level=INFO msg=\"inference compute\" id=0 library={library} pci_id={pci}\n")
+    };
+    let of = |devices: &str, environment: &str, cards| {
+        let (directory, root) = served(environment);
+        let begin = "time=x level=INFO msg=\"Listening on [::]:11434 (version 0.24.0)\"\n";
+        std::fs::write(directory.path().join("log"), format!("{begin}{devices}time=x level=INFO msg=x\n"))
+            .unwrap();
+        symlink("/log", directory.path().join("proc/50/fd/2")).unwrap();
+        claim(&root, cards, Some((5, 5)))
+    };
+    let (one, two) = (line("CUDA", "0000:01:00.0"), line("CUDA", "0000:02:00.0"));
+    let pinned = "CUDA_DEVICE_ORDER=PCI_BUS_ID\0CUDA_VISIBLE_DEVICES=0\0";
+    assert_eq!(of(&two, "", cards()), (vec![1], false, Attribution::ServerLog));
+    assert_eq!(of(&two, pinned, cards()), (vec![1], false, Attribution::ServerLog), "before the environment");
+    assert_eq!(of(&format!("{one}{two}"), "", cards()), (vec![0, 1], false, Attribution::ServerLog));
+    assert_eq!(of(&line("cpu", "\"\""), "", cards()), (vec![], true, Attribution::ServerLog), "no GPU");
+    for nothing in [line("Metal", "\"\""), format!("{two}{}", line("CUDA", "")), line("CUDA", "0000:07:00.0")]
+    {
+        assert_eq!(of(&nothing, "", cards()).2, Attribution::Everything, "{nothing}");
+        assert_eq!(of(&nothing, pinned, cards()).2, Attribution::Environment, "{nothing}");
+    }
+    let slice = |uuid: &str| Slice { uuid: uuid.into(), ..Slice::default() };
+    let sliced = Card { slices: vec![slice("MIG-a"), slice("MIG-b")], ..nvidia(2, vec![]) };
+    let found = of(&two, "", vec![nvidia(1, vec![]), sliced]);
+    assert_eq!(found.0, [1, 2], "which slice it is, the log does not say");
+}
+
+#[test]
 fn a_drm_client_that_holds_memory_names_its_gpu() {
     let (directory, root) = served("");
     let put = |path: &str, text: &str| {
@@ -425,13 +456,15 @@ fn raw_values_are_shown_only_when_asked_for() {
     let facts = facts(&[("etc/machine-id", ID), ("proc/sys/kernel/random/boot_id", BOOT)]);
     let evidence = facts.keyed(&Key::new(&Salt::LOOPBACK));
     let epoch = Reading::Denied;
-    let (text, raw) = (show(&facts, &evidence, &epoch, false), show(&facts, &evidence, &epoch, true));
+    let log = Reading::Absent;
+    let shown = Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log };
+    let (text, raw) = (show(&shown, false), show(&shown, true));
     assert!(!text.contains(ID) && !text.contains(BOOT), "{text}");
     assert!(raw.contains(ID) && raw.contains(BOOT), "{raw}");
     assert!(text.contains("may not read it"), "{text}");
-    let json = show_json(&facts, &evidence, &epoch, false).to_string();
+    let json = show_json(&shown, false).to_string();
     assert!(!json.contains(ID) && json.contains("tropa.evidence/1"), "{json}");
-    assert!(show_json(&facts, &evidence, &epoch, true).to_string().contains(ID));
+    assert!(show_json(&shown, true).to_string().contains(ID));
 }
 
 #[test]
@@ -441,5 +474,7 @@ fn this_machine_is_read_without_a_panic_and_twice_the_same() {
     let facts = read(&root, &Options::default());
     assert!(!facts.declared && facts.cpus.host > 0 && facts.memory > 0);
     assert_eq!(facts, read(&root, &Options::default()));
-    println!("{}", show(&facts, &facts.keyed(&Key::new(&Salt::LOOPBACK)), &sample_epoch(&root), false));
+    let (evidence, epoch) = (facts.keyed(&Key::new(&Salt::LOOPBACK)), sample_epoch(&root));
+    let log = read_server_log(&root, &Options::default());
+    println!("{}", show(&Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log }, false));
 }
