@@ -251,6 +251,7 @@ impl Running {
             secret: None,
             mdns: false,
             lane: None,
+            log: None,
             label: label.to_owned(),
             width: 1,
             // Not every machine can be told by evidence from one that is only declared: a virtual machine might
