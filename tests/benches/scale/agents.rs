@@ -181,6 +181,7 @@ impl Running {
             secret: None,
             mdns: false,
             lane: None,
+            log: None,
             label: format!("host-{number}"),
             width: 1,
             machine: None,
