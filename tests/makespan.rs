@@ -215,7 +215,7 @@ impl World {
     /// Runs the job to its end.
     ///
     /// # Panics
-    /// When it does not end, or the scheduler breaks its rule.
+    /// When it does not end, or the scheduler breaks its rule or records what it takes back at once.
     #[must_use]
     pub fn run(mut self) -> Went {
         let models: BTreeSet<ModelIndex> = self.chunks.iter().map(|chunk| chunk.work.model).collect();
@@ -346,6 +346,7 @@ impl World {
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
+        self.check_once(&actions);
         let lane_of = |agent: AgentId| usize::from(u16::from_be_bytes([agent.0[0], agent.0[1]])) - 1;
         for action in actions {
             match action {
@@ -381,6 +382,16 @@ impl World {
         {
             self.wakes_at = Some(at);
             self.at(at, What::Wakes(at));
+        }
+    }
+
+    /// Nothing is given to one lane and taken back for another in one breath: the row would be written for nothing.
+    fn check_once(&self, actions: &[Action]) {
+        for action in actions {
+            if let Action::Record(attempt, ..) = action {
+                let ends = |action: &Action| matches!(action, Action::End(ended, _) if ended == attempt);
+                assert!(!actions.iter().any(ends), "{attempt:?} is recorded to be taken back");
+            }
         }
     }
 

@@ -38,15 +38,14 @@ impl Schedule {
     /// Whether an install should take this chunk now, by the rule of the earliest finish.
     pub(super) fn is_worth_it(&self, install: &Install, chunk: ChunkIndex, now: Duration) -> bool {
         let work = self.work(chunk);
-        let waiting = self.waiting.total();
-        let count = waiting.chunks + self.retries.len() as u64;
+        let count = self.waiting.total().chunks + self.retries.len() as u64;
         let Some(alone) = self.seconds(&install.agent, &work) else { return true };
         let starts = self.slots(install, now).into_iter().fold(f64::INFINITY, f64::min);
         let by = (starts + self.load_seconds(install, work.kind()) + alone) * (1.0 - SAME);
         if by * self.rate < count as f64 {
             return true;
         }
-        let mean = if waiting.chunks == 0 { work } else { waiting.mean(&work) };
+        let mean = self.usual(work);
         let history = self.history.get(&chunk);
         let mut finished = 0;
         for other in self.installs.values() {
@@ -153,21 +152,30 @@ impl Schedule {
             || install.rivals.iter().all(|rival| *rival > install.agent && !self.holdings.holds(rival))
     }
 
-    /// Adds up how many chunks of the usual size all installs finish in a second.
+    /// Adds up how many chunks of the usual size all installs finish in a second; infinitely many where no speed is known,
+    /// so that nothing is concluded of it.
     pub(super) fn refresh_rate(&mut self, now: Duration) {
-        let due = self.rate_at.is_none_or(|at| now >= at + RATE_LASTS);
-        if !due {
+        let fresh = self.rate_at.is_some_and(|at| now < at + RATE_LASTS) && self.rate.is_finite();
+        if fresh || self.typical.is_empty() {
             return;
         }
+        let first = self.waiting.kinds().next().and_then(|(kind, _)| self.waiting.first(kind));
+        let Some(like) = first.map(|(_, chunk)| chunk).or_else(|| self.retries.first().copied()) else {
+            return;
+        };
         self.rate_at = Some(now);
-        let total = self.waiting.total();
-        let Some((kind, _)) = self.waiting.kinds().next() else { return };
-        let like = self.waiting.first(kind).map(|(_, chunk)| self.work(chunk)).unwrap_or_default();
-        let mean = total.mean(&like);
+        let mean = self.usual(self.work(like));
         let rate = |install: &Install| {
             let seconds = self.seconds(&install.agent, &mean)?;
             Some(self.width_of(install) as f64 / seconds.max(1e-6))
         };
-        self.rate = self.installs.values().filter_map(rate).sum();
+        let rate: f64 = self.installs.values().filter_map(rate).sum();
+        self.rate = if rate > 0.0 { rate } else { f64::INFINITY };
+    }
+
+    /// A chunk like this one, of the mean size of those that wait; where only those wait that run again, this one.
+    fn usual(&self, like: Work) -> Work {
+        let waiting = self.waiting.total();
+        if waiting.chunks == 0 { like } else { waiting.mean(&like) }
     }
 }
