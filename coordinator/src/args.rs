@@ -228,7 +228,7 @@ pub struct JobArgs {
     /// Tokens of an answer, at most [default: 512]
     #[arg(long, value_name = "N", env = "TROPA_MAX_TOKENS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_tokens: Option<u32>,
-    /// Context in tokens, one value for the job [default: as much as the longest item needs]
+    /// Context in tokens, one value for all [default: as much as the longest item needs; far shorter ones get less]
     #[arg(long, value_name = "N", env = "TROPA_NUM_CTX", value_parser = clap::value_parser!(u32).range(256..=16_777_216))]
     pub num_ctx: Option<u32>,
     /// System prompt where an item has none
@@ -260,7 +260,7 @@ pub struct AskArgs {
     /// The model [default: the one that is loaded, else the only one]
     #[arg(short, long, value_name = "NAME", env = "TROPA_MODEL")]
     pub model: Option<String>,
-    /// Context in tokens, one value for the job [default: as much as the largest request needs]
+    /// Context in tokens, one value for all [default: as much as the largest request needs; far smaller ones get less]
     #[arg(long, value_name = "N", env = "TROPA_NUM_CTX", value_parser = clap::value_parser!(u32).range(256..=16_777_216))]
     pub num_ctx: Option<u32>,
     /// System prompt of every request, before what the command itself says there

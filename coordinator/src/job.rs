@@ -60,7 +60,7 @@ pub struct JobOptions {
     pub format: Format,
     /// Tokens of an answer; absent: [`DEFAULT_MAX_TOKENS`].
     pub max_tokens: Option<u32>,
-    /// Context in tokens, one value for the job; absent: what the longest item needs.
+    /// Context in tokens, one value for the job; absent: what the longest item needs, in classes where many need far less.
     pub num_ctx: Option<u32>,
     /// Whether models may think; absent: they may not.
     pub think: Option<Think>,

@@ -83,8 +83,10 @@ pub struct Plan {
     pub items: u64,
     /// The models, by name, with their fingerprints.
     pub models: BTreeMap<String, String>,
-    /// Context in tokens that every request asks for.
+    /// The largest context in tokens that a request asks for; 0 where that is not known yet.
     pub num_ctx: u32,
+    /// The contexts that requests ask for, rising: one unless what is asked is of very unequal length.
+    pub contexts: Vec<u32>,
     /// Installs that answer, have a model of the job and can take part.
     pub installs: usize,
     /// Machines among them.
@@ -222,9 +224,9 @@ fn unguarded(view: &View, install: &Install) -> BTreeSet<AgentId> {
     install.rivals.iter().copied().filter(|rival| !view.share_a_lock(install.agent, *rival)).collect()
 }
 
-/// Plans a job of so many items with these models.
+/// Plans a job of so many items with these models, whose requests ask for these contexts, rising.
 #[must_use]
-pub fn plan(view: &View, items: u64, models: &[Pinned], num_ctx: u32) -> Plan {
+pub fn plan(view: &View, items: u64, models: &[Pinned], contexts: &[u32]) -> Plan {
     let mut usable = installs(view, models);
     usable.retain(|install| models.is_empty() || !install.models.is_empty());
     let at_work = at_work(&usable);
@@ -235,7 +237,8 @@ pub fn plan(view: &View, items: u64, models: &[Pinned], num_ctx: u32) -> Plan {
         schema: "tropa.plan/1",
         items,
         models: models.iter().map(|model| (model.name.clone(), hex(&model.fingerprint))).collect(),
-        num_ctx,
+        num_ctx: contexts.last().copied().unwrap_or_default(),
+        contexts: contexts.to_vec(),
         installs: usable.len(),
         machines: machines.len(),
         at_once,
@@ -287,8 +290,11 @@ impl Plan {
                 let _ = writeln!(text, "{label}: {}", crate::terminal::escaped(&row.remedy));
             }
         }
+        let contexts: Vec<String> = self.contexts.iter().map(u32::to_string).collect();
+        let num_ctx =
+            if contexts.is_empty() { String::new() } else { format!(", num_ctx {}", contexts.join(", ")) };
         for (name, fingerprint) in &self.models {
-            let _ = writeln!(text, "model {name} ({}), num_ctx {}", &fingerprint[..12], self.num_ctx);
+            let _ = writeln!(text, "model {name} ({}){num_ctx}", &fingerprint[..12]);
         }
         let _ = writeln!(text, "{} items. {}", self.items, self.summary);
         text

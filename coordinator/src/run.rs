@@ -383,7 +383,7 @@ impl Loop<'_> {
         if view.installs.is_empty() {
             return "no agent is left; start one beside an Ollama: tropa-agent".to_owned();
         }
-        let mut text = plan::plan(view, items, &wanted, 0).text(true);
+        let mut text = plan::plan(view, items, &wanted, &[]).text(true);
         let refused: BTreeSet<&String> = self.last_words.values().collect();
         for detail in refused.into_iter().filter(|detail| !detail.is_empty()).take(4) {
             text.push_str(&format!("{}\n", crate::terminal::escaped(detail)));

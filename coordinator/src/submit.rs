@@ -102,7 +102,7 @@ pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outc
     say_skipped(&prepared, settings);
     let mut assembly = Assembly::gather(settings, passing_key()?, clock).await?;
     let outcome = choose(&mut assembly, &prepared, &args.job).map(|(_, models)| {
-        plan::plan(assembly.members.view(), u64::from(prepared.items()), &models, prepared.num_ctx())
+        plan::plan(assembly.members.view(), u64::from(prepared.items()), &models, prepared.contexts())
     });
     assembly.finish().await;
     let plan = outcome?;
@@ -195,7 +195,7 @@ pub(crate) fn choose(
 
 /// Says why no model can be pinned, and what there is.
 fn refusal(error: &PinError, view: &View, own: bool) -> Failed {
-    let why = plan::plan(view, 0, &[], 0);
+    let why = plan::plan(view, 0, &[], &[]);
     let nobody = *error == PinError::NoInstall;
     let mut text = error.to_string();
     if nobody && own {

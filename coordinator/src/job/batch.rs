@@ -260,7 +260,8 @@ impl Prepared {
             }
             self.generates += u32::from(item.endpoint != Endpoint::Embed);
             needs.add(item.context());
-            self.prefixes.add(&item);
+            let (system, asked) = item.beginning();
+            self.prefixes.add(system, asked);
             self.prompt_tokens += item.prompt_tokens();
             self.output_tokens += u64::from(item.num_predict());
         }
@@ -352,6 +353,8 @@ impl Chunks<'_> {
         let fits = self.job.contexts.iter().copied().find(|context| u64::from(*context) >= need);
         let num_ctx = fits.unwrap_or(self.job.num_ctx());
         let body = item.body(&self.model, num_ctx);
+        let (system, asked) = item.beginning();
+        let prefix = self.job.prefixes.of(system, asked);
         let origin = Origin {
             line: item.line,
             stage: None,
@@ -360,7 +363,7 @@ impl Chunks<'_> {
             seed: item.options.get("seed").and_then(Value::as_i64),
             num_predict: item.num_predict(),
             prompt_tokens: u32::try_from(item.prompt_tokens()).unwrap_or(u32::MAX),
-            prefix: self.job.prefixes.of(&item),
+            prefix,
             id: item.id,
             metadata: item.metadata,
         };

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 /// Contexts are rounded up to this, so that jobs of like size do not reload the model for each other.
-pub(super) const CONTEXT_STEP: u64 = 1024;
+const CONTEXT_STEP: u64 = 1024;
 
 /// Within this factor of the median's context all items are one class.
 const ALIKE: u64 = 2;

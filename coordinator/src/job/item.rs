@@ -59,6 +59,19 @@ impl Item {
         }
     }
 
+    /// Its system prompt and the first of what is asked, each empty where there is none.
+    pub(super) fn beginning(&self) -> (&str, &str) {
+        let text = |key: &str| self.ask.get(key).and_then(Value::as_str).unwrap_or_default();
+        let Some(Value::Array(messages)) = self.ask.get("messages") else {
+            return (text("system"), text("prompt"));
+        };
+        let content = |system: bool| {
+            let mut found = messages.iter().filter(|message| (message["role"] == "system") == system);
+            found.next().and_then(|message| message["content"].as_str()).unwrap_or_default()
+        };
+        (content(true), content(false))
+    }
+
     /// Adds something that is asked.
     pub(super) fn ask(mut self, key: &str, value: Value) -> Self {
         self.ask.insert(key.to_owned(), value);

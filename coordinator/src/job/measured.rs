@@ -1,7 +1,8 @@
 //! A graph on its way to chunks: what it needs, and every body written, with holes for answers that are to come.
 //!
-//! The one context of the job is that of the largest request when every answer in it is as long as it may be, so no
-//! answer can make a later request too long.
+//! The context of a request is what it needs when every answer in it is as long as it may be, so no answer can make a
+//! later request too long. Contexts come in classes, as those of an input do, and only rise from a request to those that
+//! build on it: a lane that follows a job through its rounds loads each class once.
 
 use std::collections::BTreeSet;
 
@@ -11,13 +12,15 @@ use tropa_proto::{id::ChunkIndex, message::Endpoint};
 
 use super::{
     Density, Error, InputError, JobOptions, Origin, Shape,
+    classes::Contexts,
     graph::{Graph, Message, Node, NodeIndex, Piece, Role},
     item::{Item, full_name},
+    prefix::{FIRST_WORDS, Prefixes},
 };
 use crate::{journal::NewChunk, recipe};
 
-/// Contexts are rounded up to this, so that jobs of like size do not reload the model for each other.
-const CONTEXT_STEP: u64 = 1024;
+/// Bytes of an answer for each token of its limit, where it is about how much of a prompt it will make.
+const BYTES_PER_TOKEN: usize = 2;
 
 /// Stands for an answer that is to come where a prompt is checked for being empty.
 const TO_COME: &str = "…";
@@ -28,9 +31,11 @@ pub struct Measured {
     graph: Graph,
     options: JobOptions,
     density: Density,
-    /// The largest need, before rounding.
-    need: u64,
-    num_ctx: u32,
+    /// What each node needs, before rounding, and the class that it is in.
+    needs: Vec<(u64, usize)>,
+    /// The contexts of the classes, rising.
+    contexts: Vec<u32>,
+    prefixes: Prefixes,
     largest: String,
     models: BTreeSet<String>,
     unnamed: usize,
@@ -45,6 +50,7 @@ impl Measured {
     pub fn new(graph: Graph, options: JobOptions, density: Density) -> Result<Self, Error> {
         let (mut need, mut largest, mut bytes) = (0, String::new(), 0);
         let (mut models, mut unnamed) = (BTreeSet::new(), 0);
+        let (mut needs, mut counted, mut prefixes) = (Vec::new(), Contexts::default(), Prefixes::default());
         for (index, node) in (0..).map(NodeIndex).zip(graph.nodes()) {
             let item = item(index, node, &options)?;
             bytes += item.body("", 0).len() as u64;
@@ -53,6 +59,10 @@ impl Measured {
                 None => unnamed += 1,
             }
             let context = graph.context(index, density) + system_tokens(node, &options, density);
+            needs.push((context, 0));
+            counted.add(context);
+            let (system, asked) = beginning(&graph, node, &options);
+            prefixes.add(&system, &asked);
             if context > need {
                 (need, largest) = (context, node.name.clone());
             }
@@ -64,22 +74,23 @@ impl Measured {
             let what = format!("{largest} needs a context of about {need} tokens, --num-ctx is {limit}");
             return Err(InputError::at(0, what, "raise it, or lower --max-tokens").into());
         }
-        let planned = u32::try_from(need.next_multiple_of(CONTEXT_STEP)).unwrap_or(u32::MAX);
-        let num_ctx = options.num_ctx.unwrap_or(planned);
-        Ok(Self { graph, options, density, need, num_ctx, largest, models, unnamed, bytes })
+        let contexts = options.num_ctx.map_or_else(|| counted.classes(), |said| vec![said]);
+        classify(&graph, &contexts, &mut needs);
+        Ok(Self { graph, options, density, needs, contexts, prefixes, largest, models, unnamed, bytes })
     }
 
     /// Does without the rounding where a model was trained for less than the rounded context, and for enough.
     pub fn cap(&mut self, trained: u32) {
-        if self.options.num_ctx.is_none() && u64::from(trained) >= self.need {
-            self.num_ctx = self.num_ctx.min(trained);
+        let need = self.needs.iter().map(|(need, _)| *need).max().unwrap_or(0);
+        if self.options.num_ctx.is_none() && u64::from(trained) >= need {
+            self.contexts.iter_mut().for_each(|context| *context = trained.min(*context));
         }
     }
 
-    /// Takes at least this context, where the user gives none: that with which the model is loaded already.
+    /// Takes at least this context for all, where the user gives none: that with which the model is loaded already.
     pub fn widen(&mut self, num_ctx: u32) {
         if self.options.num_ctx.is_none() {
-            self.num_ctx = self.num_ctx.max(num_ctx);
+            self.contexts.iter_mut().for_each(|context| *context = num_ctx.max(*context));
         }
     }
 
@@ -89,10 +100,21 @@ impl Measured {
         &self.graph
     }
 
-    /// The one context of the job, in tokens: that of `--num-ctx`, else the largest need rounded up to 1024.
+    /// The largest context of the job, in tokens: that of `--num-ctx`, else the largest need rounded up to 1024.
     #[must_use]
     pub fn num_ctx(&self) -> u32 {
-        self.num_ctx
+        self.contexts.last().copied().unwrap_or_default()
+    }
+
+    /// The contexts that its requests ask for, rising, each once; at most three.
+    #[must_use]
+    pub fn contexts(&self) -> Vec<u32> {
+        let used: BTreeSet<u32> = self.needs.iter().map(|(_, class)| self.context_of(*class)).collect();
+        used.into_iter().collect()
+    }
+
+    fn context_of(&self, class: usize) -> u32 {
+        self.contexts.get(class).copied().unwrap_or_else(|| self.num_ctx())
     }
 
     /// The name of the node that needs most context.
@@ -165,27 +187,66 @@ impl Measured {
             }
         }
         let tokens = self.graph.prompt_tokens(index, self.density);
+        let class = self.needs.get(index.0 as usize).map_or(0, |(_, class)| *class);
+        let num_ctx = self.context_of(class);
+        let (system, asked) = beginning(&self.graph, node, &self.options);
         let origin = Origin {
             id: node.name.clone(),
             line: 0,
             stage: Some(node.stage.clone()),
             shape: Shape::Text,
-            num_ctx: self.num_ctx,
+            num_ctx,
             seed: seed(index, &self.options),
             num_predict: node.num_predict,
             prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
-            prefix: 0,
+            prefix: self.prefixes.of(&system, &asked),
             metadata: node.metadata.clone(),
         };
         Ok(NewChunk {
             endpoint: Endpoint::Chat,
             model: full_name(node.model.as_deref().unwrap_or(model)),
-            body: item.body(model, self.num_ctx),
+            body: item.body(model, num_ctx),
             needs,
             shown: node.shown,
             origin: json!(origin).to_string(),
         })
     }
+}
+
+/// Puts every node into the smallest class that fits it and is no smaller than those of the nodes that it needs.
+fn classify(graph: &Graph, contexts: &[u32], needs: &mut [(u64, usize)]) {
+    for (index, node) in graph.nodes().iter().enumerate() {
+        let below = node.needs().iter().map(|NodeIndex(on)| needs[*on as usize].1).max().unwrap_or(0);
+        let fits = contexts.iter().position(|context| u64::from(*context) >= needs[index].0);
+        needs[index].1 = fits.unwrap_or(contexts.len().saturating_sub(1)).max(below);
+    }
+}
+
+/// The system prompt of a node and as much of what it is asked as tells beginnings apart. An answer that is to come is as
+/// long as it is expected to be, and equal only to itself.
+fn beginning(graph: &Graph, node: &Node, options: &JobOptions) -> (String, String) {
+    let text = |system: bool| {
+        let mut text = String::new();
+        let messages = node.messages.iter().filter(|message| (message.role == Role::System) == system);
+        for piece in messages.flat_map(|message| &message.content) {
+            if text.len() >= FIRST_WORDS {
+                break;
+            }
+            match piece {
+                Piece::Text(known) => text.push_str(known),
+                Piece::Answer(on) | Piece::Tail { node: on, .. } => {
+                    let mark = format!("\u{0}{piece:?}");
+                    let tokens = graph.get(*on).map_or(0, |node| node.num_predict as usize);
+                    text.push_str(
+                        &mark.repeat((BYTES_PER_TOKEN * tokens / mark.len()).clamp(1, FIRST_WORDS)),
+                    );
+                }
+            }
+        }
+        text
+    };
+    let own = text(true);
+    (if own.is_empty() { options.system.clone().unwrap_or_default() } else { own }, text(false))
 }
 
 /// Makes the item of a node, with a mark in place of answers that are to come, and checks it.
@@ -301,6 +362,62 @@ mod tests {
         assert!(error.to_string().contains("all needs a context of about"), "{error}");
         assert_eq!(error.exit_code(), 65);
         assert!(Measured::new(Graph::default(), JobOptions::default(), Density::default()).is_err());
+    }
+
+    fn chunks(measured: &Measured) -> Vec<Origin> {
+        let chunks =
+            measured.chunks("m:1").map(|chunk| serde_json::from_str(&chunk.unwrap().origin).unwrap());
+        chunks.collect()
+    }
+
+    #[test]
+    fn a_request_that_needs_far_more_gets_a_context_of_its_own_which_those_behind_it_keep() {
+        let mut graph = Graph::default();
+        for part in 0..6 {
+            graph.add(Node::new(format!("part {part}"), "part", 200, ask(vec!["write".into()]))).unwrap();
+        }
+        let all = (0..6).map(|part| Piece::Answer(NodeIndex(part))).chain(["join ".repeat(500).into()]);
+        let joined = graph.add(Node::new("all", "join", 400, ask(all.collect()))).unwrap();
+        graph
+            .add(Node::new("title", "title", 20, ask(vec![Piece::Tail { node: joined, bytes: 90 }])))
+            .unwrap();
+        let contexts = |options| {
+            let measured = Measured::new(graph.clone(), options, Density::default()).unwrap();
+            let each: Vec<u32> = chunks(&measured).iter().map(|origin| origin.num_ctx).collect();
+            (each, measured.contexts())
+        };
+        let (each, all) = contexts(JobOptions::default());
+        assert_eq!(each, [1024, 1024, 1024, 1024, 1024, 1024, 3072, 3072], "the title could do with less");
+        assert_eq!(all, [1024, 3072]);
+        let said = JobOptions { num_ctx: Some(4096), ..JobOptions::default() };
+        assert_eq!(contexts(said), (vec![4096; 8], vec![4096]));
+        let mut loaded = Measured::new(graph, JobOptions::default(), Density::default()).unwrap();
+        loaded.widen(8192);
+        assert_eq!((loaded.contexts(), loaded.num_ctx()), (vec![8192], 8192));
+    }
+
+    #[test]
+    fn requests_over_one_answer_or_one_system_prompt_share_a_prefix() {
+        let mut graph = Graph::default();
+        let drafts: Vec<NodeIndex> = ["a", "b"]
+            .map(|name| graph.add(Node::new(name, "draft", 600, ask(vec!["write".into()]))).unwrap())
+            .to_vec();
+        for draft in [drafts[0], drafts[1], drafts[0]] {
+            let over = ask(vec!["judge: ".into(), draft.into(), " be strict".into()]);
+            graph.add(Node::new("critic", "critic", 50, over)).unwrap();
+        }
+        let prefixes = |options| {
+            let measured = Measured::new(graph.clone(), options, Density::default()).unwrap();
+            chunks(&measured).iter().map(|origin| origin.prefix).collect::<Vec<_>>()
+        };
+        let without = prefixes(JobOptions::default());
+        assert_eq!(without[2], without[4]);
+        assert_eq!([without[0], without[1], without[3]], [0; 3], "nobody shares theirs");
+        assert_ne!(without[2], 0);
+        let rules = JobOptions { system: Some("rules ".repeat(300)), ..JobOptions::default() };
+        let with = prefixes(rules);
+        assert_eq!((with[0], with[1], with[2]), (with[3], with[3], with[4]));
+        assert!(with[0] != with[2] && !with.contains(&0));
     }
 
     #[test]

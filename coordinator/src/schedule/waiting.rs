@@ -1,7 +1,8 @@
 //! The chunks that wait and have never been tried, by what has to be loaded for them.
 //!
 //! An install stays with one kind until none of it waits, so it loads each kind once. Within a kind the first chunk
-//! goes first, but for chunks that share a long prefix: they go where it was read last.
+//! goes first, but for chunks that share a long prefix: they go where it was read last. Of those that others build on, the
+//! ones with the longest chain behind them go before all that.
 
 use std::{
     cmp::Reverse,
@@ -90,20 +91,21 @@ impl Waiting {
         self.lines.get(&kind)?.chunks.first().copied()
     }
 
-    /// The next chunk of a kind for an install that read this prefix last: one that shares it; else one whose prefix
-    /// nobody else has read; else the first.
+    /// The next chunk of a kind for an install that read this prefix last: of those with the longest chain behind them one
+    /// that shares it; else one whose prefix nobody else has read; else the first.
     pub(super) fn next(&self, kind: Kind, read_last: u32) -> Option<ChunkIndex> {
         let line = self.lines.get(&kind)?;
-        if let Some(same) = line.by_prefix.get(&read_last).and_then(BTreeSet::first) {
+        let first = line.chunks.first().copied()?;
+        let as_urgent = |group: &BTreeSet<Rank>| group.first().copied().filter(|rank| rank.0 == first.0);
+        if let Some(same) = line.by_prefix.get(&read_last).and_then(as_urgent) {
             return Some(same.1);
         }
-        let first = line.chunks.first().copied()?;
         let taken = |group: &BTreeSet<Rank>, prefix: u32| {
             self.readers.contains_key(&prefix) && group.contains(&first)
         };
         if line.by_prefix.iter().take(GROUPS).any(|(prefix, group)| taken(group, *prefix)) {
             let free = line.by_prefix.iter().take(GROUPS).filter(|(p, _)| !self.readers.contains_key(p));
-            if let Some(free) = free.filter_map(|(_, group)| group.first()).min() {
+            if let Some(free) = free.filter_map(|(_, group)| as_urgent(group)).min() {
                 return Some(free.1);
             }
         }
@@ -161,5 +163,13 @@ mod tests {
         assert_eq!(waiting.next(kind, 1), Some(ChunkIndex(0)), "who read it goes on with it");
         waiting.reads(0, 2);
         assert_eq!(waiting.next(kind, 0), Some(ChunkIndex(0)), "all prefixes are read: the first chunk");
+    }
+
+    #[test]
+    fn a_long_chain_behind_a_chunk_counts_more_than_a_prefix() {
+        let mut waiting = Waiting::default();
+        waiting.add((Reverse(2), ChunkIndex(0)), &Work { prefix: 1, ..Work::default() });
+        waiting.add((Reverse(0), ChunkIndex(1)), &Work { prefix: 2, ..Work::default() });
+        assert_eq!(waiting.next(Work::default().kind(), 2), Some(ChunkIndex(0)));
     }
 }

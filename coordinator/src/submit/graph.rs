@@ -1,7 +1,7 @@
 //! One way in for every job whose chunks build on each other: `tropa map`, `tropa write`, `tropa panel`.
 //!
 //! A command says what it asks and how its graph is built; everything else is the same for all: the mesh, the
-//! models, the one context, the journal, the work, and the text or the lines at the end. The graph is built when the
+//! models, the contexts, the journal, the work, and the text or the lines at the end. The graph is built when the
 //! model is known, since what fits a request depends on it, and never from who else is there, so that the same job
 //! asks the same things on one machine and on ten.
 
@@ -237,7 +237,8 @@ impl Prepared {
     fn plan(&self, assembly: &mut Assembly) -> GraphPlan {
         let graph = self.measured.graph();
         let items = graph.nodes().iter().filter(|node| node.shown).count();
-        let plan = plan::plan(assembly.members.view(), items as u64, &self.models, self.measured.num_ctx());
+        let contexts = self.measured.contexts();
+        let plan = plan::plan(assembly.members.view(), items as u64, &self.models, &contexts);
         GraphPlan {
             plan,
             chunks: graph.nodes().len(),
