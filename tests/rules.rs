@@ -58,6 +58,11 @@ fn a_rule_distinct_makes_two_machines_of_one_kernel_and_the_proof_against_it_is_
         rules["rules"].as_array().unwrap().iter().map(|rule| rule["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["followed", "waits", "followed"], "{rules}");
     assert_eq!(rules["rules"][1]["line"], 4, "{rules}");
+    assert_eq!(rules["version"].as_str().map(str::len), Some(16), "{rules}");
+    assert!(report["scores"].is_null());
+    let (_, why) = machines(&world, &["--config", file, "--why"]);
+    assert_eq!(why["scores"]["version"], why["rules_version"], "{why}");
+    assert_eq!(why["rules"]["version"], rules["version"]);
 
     let text = world.run(&["machines", "--config", file]).unwrap();
     let shown = said(&text);

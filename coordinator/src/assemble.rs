@@ -91,6 +91,9 @@ pub async fn machines(args: &MachinesArgs, settings: &Settings, clock: Clock) ->
     let mut report = Report::with(view, live_tests, rules);
     // Where the file cannot be read it is set aside, and the next job measures anew.
     report.add_widths(view, &Speeds::open(&settings.state).0);
+    if args.why {
+        report.add_scores();
+    }
     assembly.finish().await;
     if settings.json {
         print_json(&report)?

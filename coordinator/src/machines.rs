@@ -3,6 +3,7 @@
 //! [`Report`] is what `--json` prints; `machines/text.rs` writes the same for people, and `machines/sentence.rs` says
 //! it in one sentence.
 
+mod scores;
 mod sentence;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,8 @@ use crate::{
     rules::RulesReport,
 };
 
+pub use scores::{ScoreRow, ScoreTable};
+
 /// Pairs that a report explains, at most: with more agents the table stays readable and `--json` stays small. Same
 /// hardware comes first, then unknown, then distinct; each kind has a quarter for itself.
 const MAX_PAIRS: usize = 200;
@@ -47,6 +50,8 @@ pub struct Report {
     pub relations: Vec<RelationRow>,
     /// Pairs that are not among them.
     pub relations_left_out: usize,
+    /// What each line of evidence is worth, by which the `score` of a relation can be checked; `null` without `--why`.
+    pub scores: Option<ScoreTable>,
     /// What the evidence warns of.
     pub warnings: Vec<WarningRow>,
     /// The operator's rules and how they fare; `null` where there are none.
@@ -172,12 +177,23 @@ impl Report {
             at_once: working.len(),
             relations_left_out: pairs - relations.len(),
             relations,
+            scores: None,
             warnings: fusion.map_or_else(Vec::new, |fusion| warnings(view, fusion)),
             rules,
             summary: sentence::of(view, &working),
             machines,
         }
     }
+
+    /// Adds the table by which relations were scored.
+    pub fn add_scores(&mut self) {
+        self.scores = Some(ScoreTable::now());
+    }
+}
+
+/// Tenths of log10 odds as they are printed.
+fn odds(tenths: i32) -> f64 {
+    f64::from(tenths) / 10.0
 }
 
 fn machine_row(view: &View, machine: &Machine, working: &BTreeSet<AgentId>) -> MachineRow {
@@ -344,7 +360,7 @@ fn relation_row(view: &View, a: &Install, b: &Install, why: &Why) -> RelationRow
         labels: [a.label.clone(), b.label.clone()],
         relation: why.relation.kind.to_string(),
         confidence: why.relation.confidence.to_string(),
-        score: why.score.map(|tenths| f64::from(tenths) / 10.0),
+        score: why.score.map(odds),
         reasons: why.reasons.iter().map(ToString::to_string).collect(),
         unreadable: why
             .unreadable

@@ -21,6 +21,7 @@
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 use tropa_agent::evidence::LaneSpec;
 use tropa_proto::{
@@ -123,6 +124,9 @@ pub struct RuleRow {
 pub struct RulesReport {
     /// The file that they stand in.
     pub file: PathBuf,
+    /// The version of the rules: the first 16 hex digits of a SHA-256 over what they say, in the order of the file. It
+    /// changes with every rule, and not with comments, blanks or the place of the file.
+    pub version: String,
     /// Seconds since the file was changed; `null` where the file system does not say.
     pub age_s: Option<u64>,
     /// The rules, in the order of the file.
@@ -178,9 +182,24 @@ impl Book {
     pub fn report(&self, known: &[Known<'_>], now_ms: u64) -> Option<RulesReport> {
         (!self.is_empty()).then(|| RulesReport {
             file: self.file.clone(),
+            version: self.version(),
             age_s: self.changed_ms.map(|changed| now_ms.saturating_sub(changed) / 1000),
             rules: self.resolve(known).1,
         })
+    }
+}
+
+impl Book {
+    fn version(&self) -> String {
+        let mut hash = Sha256::new();
+        for words in self.rules.iter().map(|(_, said)| said.words()) {
+            hash.update((words.len() as u64).to_le_bytes());
+            for word in words {
+                hash.update((word.len() as u64).to_le_bytes());
+                hash.update(word);
+            }
+        }
+        hex(&hash.finalize()[..8])
     }
 }
 
@@ -200,6 +219,18 @@ impl From<Trouble> for Standing {
 }
 
 impl Said {
+    /// What it says, word by word: two rules that mean different things have different words.
+    fn words(&self) -> Vec<String> {
+        let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        match self {
+            Self::Same(Names(names)) => [&["same".to_owned()], names.as_slice()].concat(),
+            Self::Distinct(Names(names)) => [&["distinct".to_owned()], names.as_slice()].concat(),
+            Self::Lane(said) => own(&["lane", &said.agent, &said.devices.0.to_string()]),
+            Self::Ignore(said) => own(&["ignore", &said.text]),
+            Self::Name(said) => own(&["name", &said.agent, &said.name]),
+        }
+    }
+
     /// Adds what the rule says. A `same` or `distinct` of several is followed for those who are here, and waits for
     /// the others.
     fn resolve(&self, known: &[Known<'_>], rules: &mut Rules) -> Result<(), Trouble> {
@@ -433,6 +464,26 @@ mod tests {
             assert!(error.contains(says), "{error}");
             assert!(error.contains("line 3") || error.contains("line 2"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_version_of_the_rules_changes_with_what_they_say_and_with_nothing_else() {
+        let version = |text: &str| book(text).report(&[], 0).unwrap().version;
+        let rule = "[[rule]]\nsame = [\"a b\", \"c\"]\n";
+        let one = version(rule);
+        assert!(one.len() == 16 && one.bytes().all(|byte| byte.is_ascii_hexdigit()), "{one}");
+        assert_eq!(version(&format!("# why\n\n{rule}")), one);
+        let others = [
+            "[[rule]]\nsame = [\"a\", \"b c\"]\n",
+            "[[rule]]\nsame = [\"c\", \"a b\"]\n",
+            "[[rule]]\ndistinct = [\"a b\", \"c\"]\n",
+            "[[rule]]\nname = { agent = \"a b\", name = \"c\" }\n",
+            "[[rule]]\nlane = { agent = \"a b\", devices = \"dram\" }\n",
+            "[[rule]]\nignore = \"mac:1b2c\"\n",
+            &format!("{rule}{rule}"),
+        ];
+        let versions: BTreeSet<String> = others.into_iter().map(version).chain([one]).collect();
+        assert_eq!(versions.len(), 8);
     }
 
     #[test]

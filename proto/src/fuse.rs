@@ -33,7 +33,7 @@ use std::{
 
 use self::{kernels::Kernels, machines::Machines, world::World};
 pub use self::{
-    score::Line,
+    score::{BOUNDS, Bounds, Line},
     warnings::{Code, Warning},
     why::{Reason, Why},
 };

@@ -212,6 +212,7 @@ fn a_rule_names_a_machine_and_rules_are_listed_with_their_age() {
     let row = |line, rule: &str, standing| RuleRow { line, rule: rule.to_owned(), standing };
     let rules = RulesReport {
         file: "config.toml".into(),
+        version: "0123456789abcdef".to_owned(),
         age_s: Some(3 * 86_400),
         rules: vec![
             row(1, "name den \"under the desk\"", Standing::Followed),
@@ -224,6 +225,29 @@ fn a_rule_names_a_machine_and_rules_are_listed_with_their_age() {
         ],
     };
     golden("rules.txt", &Report::with(roster.view(), &LiveTests::default(), Some(rules)).text(false));
+}
+
+#[test]
+fn the_table_of_scores_comes_with_its_version_and_every_score_can_be_checked_by_it() {
+    let guest = |made: Made| Made { kind: Hypervisor::Vm, ..made };
+    let mut report = report(&[guest(made("den", 1)), guest(made("attic", 2)), made("shed", 3)]);
+    assert!(report.scores.is_none(), "without --why");
+    report.add_scores();
+    let scores = report.scores.clone().unwrap();
+    assert_eq!(scores.version, report.rules_version);
+    let mut checked = 0;
+    for relation in report.relations.iter().filter(|relation| relation.score.is_some()) {
+        let worth = |reason: &String| {
+            let line = reason.rsplit_once(' ').map_or("", |(line, _)| line);
+            let row = scores.lines.iter().find(|row| row.line == line);
+            row.map_or(0.0, |row| row.score)
+        };
+        let sum: f64 = relation.reasons.iter().map(worth).sum();
+        assert_eq!(relation.score, Some(sum), "{:?}", relation.reasons);
+        checked += 1;
+    }
+    assert!(checked > 0);
+    golden("scores.json", &format!("{}\n", serde_json::to_string_pretty(&scores).unwrap()));
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn detail(text: &mut String, agent: &AgentRow) {
 fn list(text: &mut String, rules: &RulesReport) {
     let age = rules.age_s.map_or_else(|| "at an unknown time".to_owned(), |age| format!("{} ago", span(age)));
     let file = rules.file.display().to_string();
-    let _ = writeln!(text, "\nrules of {}, changed {age}:", escaped(&file));
+    let _ = writeln!(text, "\nrules of {}, version {}, changed {age}:", escaped(&file), rules.version);
     let mut followed = 0;
     for row in &rules.rules {
         let said = escaped(&row.rule);

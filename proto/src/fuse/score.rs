@@ -19,6 +19,30 @@ const DISTINCT_HIGH_FROM: i32 = -30;
 /// A line that is worth this much may be contradicted, never overruled.
 const STRONG: i32 = 40;
 
+/// Where the sum of the lines turns into another verdict; all in tenths of log10 odds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// From here on one machine.
+    pub same: i32,
+    /// From here on one machine with high confidence.
+    pub same_high: i32,
+    /// Above this, and below `same`, unknown.
+    pub unknown_above: i32,
+    /// From here down two machines with high confidence.
+    pub distinct_high: i32,
+    /// A line that is worth this much makes at least unknown, whatever stands against it.
+    pub strong: i32,
+}
+
+/// The bounds of this version of the rules.
+pub const BOUNDS: Bounds = Bounds {
+    same: SAME_FROM,
+    same_high: SAME_HIGH_FROM,
+    unknown_above: UNKNOWN_ABOVE,
+    distinct_high: DISTINCT_HIGH_FROM,
+    strong: STRONG,
+};
+
 /// One line of evidence that counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Line {
@@ -69,6 +93,32 @@ pub enum Line {
 }
 
 impl Line {
+    /// Every line there is, in the order of the table.
+    pub const ALL: [Self; 22] = [
+        Self::PriorBare,
+        Self::PriorCloud,
+        Self::Prior,
+        Self::CpuModelsDiffer,
+        Self::Gpu,
+        Self::Ppin,
+        Self::Firmware,
+        Self::GuestClaim,
+        Self::GuestClaimDoubtful,
+        Self::WslClaim,
+        Self::WslClaimDoubtful,
+        Self::WslSameWindows,
+        Self::WslOtherWindows,
+        Self::Storage,
+        Self::Network,
+        Self::LocalPeer,
+        Self::Software,
+        Self::SoftwareApart,
+        Self::ProbePositive,
+        Self::ProbeNegative,
+        Self::PassivePositive,
+        Self::PassiveNegative,
+    ];
+
     /// What the line is worth, in tenths of log10 odds.
     #[must_use]
     pub fn tenths(self) -> i32 {
@@ -144,4 +194,17 @@ pub(super) fn verdict(sum: i32, lines: &[Line], apart: Apart) -> Relation {
         (Kind::Distinct, Confidence::Medium)
     };
     Relation { kind, confidence }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_every_line_once_and_under_its_own_words() {
+        assert!(Line::ALL.iter().enumerate().all(|(at, line)| *line as usize == at));
+        assert_eq!(Line::ALL.len(), Line::PassiveNegative as usize + 1, "the last line there is");
+        let texts: std::collections::BTreeSet<&str> = Line::ALL.iter().map(|line| line.text()).collect();
+        assert_eq!(texts.len(), Line::ALL.len());
+    }
 }
