@@ -265,6 +265,7 @@ impl Running {
             lock_dir: LockPlaces { system: locks, user: None }.choose(),
             runtime: Some(place.runtime()),
             state: place.path("state"),
+            memory: None,
         };
         let agent = Agent::start(config).await.with_context(|| format!("starting the agent {label}"))?;
         let (stop, stopped) = oneshot::channel();

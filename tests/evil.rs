@@ -23,11 +23,15 @@ struct Scene {
 impl Scene {
     /// One agent of a mesh with a secret.
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(more: &[&str]) -> Self {
         let world = world();
         let made = world.run(&["mesh", "new"]).unwrap();
         assert_eq!(made.status.code(), Some(0), "{}", said(&made));
         let double = world.double("cpu", &["--decode-us", "2000", "--tokens", "10"]).unwrap();
-        let agent = world.agent("den", double.address, Hardware::This, &[]).unwrap();
+        let agent = world.agent("den", double.address, Hardware::This, more).unwrap();
         Self { world, _double: double, agent }
     }
 
@@ -72,17 +76,32 @@ fn say(row: &str, mode: &str, (said, most): &(Value, u64)) {
     println!("{row} {mode}: {said}, agent at most {} MiB", most >> 10);
 }
 
+/// What the agent says of those whom it did not take: from the accept to the close.
+#[expect(clippy::print_stdout, reason = "the figure of S1")]
+fn say_door(log: &str) {
+    let took = |line: &str| {
+        let number: String =
+            line.split("took_us=").nth(1)?.chars().take_while(char::is_ascii_digit).collect();
+        number.parse::<u64>().ok()
+    };
+    let mut all: Vec<u64> = log.lines().filter_map(took).collect();
+    all.sort_unstable();
+    let last = all.len().checked_sub(1).expect("refusals in the log of the agent");
+    println!("F21 at the agent, of {}: median {} us, most {} us", all.len(), all[all.len() / 2], all[last]);
+}
+
 #[test]
 fn fault_f21_a_stranger_is_refused_and_the_mesh_goes_on() {
-    let scene = Scene::start();
+    let scene = Scene::with(&["-vv"]);
     for inside in [false, true] {
         // With a secret of its own, whatever file it was given.
         let evil = scene.evil("stranger", inside, &[]);
         let found = scene.after(evil);
-        assert_eq!((&found.0["tried"], &found.0["taken"]), (&1.into(), &0.into()), "{found:?}");
+        assert_eq!((&found.0["tried"], &found.0["taken"]), (&15.into(), &0.into()), "{found:?}");
         assert!(found.0["refused_us"].as_u64().is_some(), "{found:?}");
         say("F21", "stranger", &found);
     }
+    say_door(&scene.agent.log());
     let outside = scene.evil("flood", false, &["--seconds", "3"]);
     let found = scene.after(outside);
     assert_eq!(found.0["tried"], 0, "it never got in: {found:?}");
@@ -109,6 +128,21 @@ fn fault_f23_slow_handshakes_and_silent_streams_hold_no_place() {
     scene.job(10);
     say("F23", "drip", &scene.after(dripping));
     say("F23", "silent", &scene.after(silent));
+    scene.job(4);
+}
+
+#[test]
+fn fault_f23_frames_that_break_the_rules_shut_their_sender_out_and_nobody_else() {
+    let scene = Scene::start();
+    let evil = scene.evil("oversize", true, &["--seconds", "30"]);
+    scene.job(10);
+    let found = scene.after(evil);
+    assert!(found.0["tried"].as_u64().unwrap() >= 3, "{found:?}");
+    assert_eq!((&found.0["taken"], &found.0["shut_out"]), (&0.into(), &true.into()), "{found:?}");
+    say("F23", "oversize", &found);
+    // Without the secret it says nothing at all.
+    let outside = scene.after(scene.evil("oversize", false, &["--seconds", "1"]));
+    assert_eq!(outside.0["tried"], 0, "{outside:?}");
     scene.job(4);
 }
 

@@ -3,6 +3,7 @@
 
 mod bench;
 mod canary;
+mod caps;
 mod cli;
 mod conformance;
 #[cfg(target_os = "linux")]
@@ -18,6 +19,8 @@ mod failure_modes;
 #[cfg(target_os = "linux")]
 mod faults;
 mod floors;
+#[cfg(target_os = "linux")]
+mod hostile;
 mod identity;
 mod identity_oracle;
 mod identity_properties;

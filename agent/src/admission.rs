@@ -11,6 +11,7 @@
 
 mod event;
 mod lease;
+mod past;
 mod queue;
 mod state;
 
@@ -34,14 +35,23 @@ pub use self::{
 };
 use self::{
     lease::Leases,
+    past::Past,
     state::{Lane, Queued, State},
 };
 
-/// Attempts that stay known: a day of work at one a second. Beyond it the one that ended first is forgotten.
+/// Attempts that stay known: a day of work at one a second, and some 20 MiB at most. Beyond it what is acknowledged is
+/// forgotten first and then what has failed, the earliest first; a result that waits never is: the next `Run` is refused
+/// instead (`security.md` §6).
 pub const MAX_KNOWN: usize = 65_536;
 
-/// Coordinators that may have attempts queued here at once: more than a mesh of people has.
-const MAX_PEERS: usize = 64;
+/// How long an attempt stays known after its `Ack`: longer than any `Run` is under way (`security.md` §6).
+pub const KNOWN_AFTER_ACK: Duration = Duration::from_secs(600);
+
+/// Attempts that may wait here, of all coordinators: each brings a body of up to 1 MiB (`security.md` §6).
+pub const MAX_WAITING: usize = 64;
+
+/// Jobs of one coordinator that may have something open here at once (`security.md` §6).
+pub const MAX_JOBS: usize = 8;
 
 /// Attempts whose digest is still being checked. While so many wait, the engine is not answering its control
 /// calls, and nothing new starts.
@@ -70,8 +80,8 @@ pub struct Admission {
     /// Those known that wait for something: for a place, for their end, or for their `Ack`.
     held: BTreeSet<Key>,
     leases: Leases,
-    /// Ended attempts, the earliest first.
-    ended: VecDeque<Key>,
+    /// What may be forgotten, and in which order.
+    past: Past,
     queues: BTreeMap<AgentId, VecDeque<AttemptId>>,
     running: BTreeSet<Key>,
     checking: usize,
@@ -94,7 +104,7 @@ impl Admission {
             known: BTreeMap::new(),
             held: BTreeSet::new(),
             leases: Leases::default(),
-            ended: VecDeque::new(),
+            past: Past::default(),
             queues: BTreeMap::new(),
             running: BTreeSet::new(),
             checking: 0,
@@ -176,6 +186,7 @@ impl Admission {
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut taken_in = None;
+        self.forget_what_is_over(now);
         if let Some((peer, job)) = event.sender() {
             self.leases.heard(peer, job, now);
         }
@@ -185,7 +196,7 @@ impl Admission {
                 taken_in = actions.is_empty().then_some(key);
             }
             Event::Cancel(key) => self.cancel(key, &mut actions),
-            Event::Ack(key) => self.acknowledge(key, &mut actions),
+            Event::Ack(key) => self.acknowledge(key, now, &mut actions),
             Event::Fetch(key) => actions.push(match self.known.get(&key) {
                 Some(state) if *state != State::Acknowledged => self.present(key, state),
                 Some(_) | None => Action::Refuse(key, Refusal::Unknown),
@@ -246,6 +257,7 @@ impl Admission {
                 if self.known.get(&key) == Some(&State::Done) {
                     let failure = failure(Reason::Cancelled, "the result was kept for its time and given up");
                     self.known.insert(key, State::Failed(Box::new(failure)));
+                    self.past.failed(key);
                 }
             }
             Event::Drain(why) => {
@@ -289,8 +301,12 @@ impl Admission {
             Some(Refusal::Draining(Text::cut(why)))
         } else if !room {
             Some(Refusal::Draining(Text::cut("results wait to be fetched, and no more fit in memory")))
-        } else if !self.has_place(key.0, at_once) {
+        } else if !self.has_place(&key, at_once) {
             Some(Refusal::Busy { retry_ms: RETRY_MS })
+        } else if !self.can_remember() {
+            Some(Refusal::Draining(Text::cut(
+                "no more attempts can be remembered before results are fetched",
+            )))
         } else {
             None
         };
@@ -361,20 +377,18 @@ impl Admission {
         }
     }
 
-    fn acknowledge(&mut self, key: Key, actions: &mut Vec<Action>) {
-        match self.known.get(&key) {
-            Some(State::Done) => {
-                self.known.insert(key, State::Acknowledged);
-                self.held.remove(&key);
-                actions.push(Action::Discard(key));
-            }
-            Some(State::Failed(_)) => {
-                self.known.insert(key, State::Acknowledged);
-                self.held.remove(&key);
-            }
+    fn acknowledge(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
+        let discards = match self.known.get(&key) {
+            Some(State::Done) => true,
+            Some(State::Failed(_)) => false,
             Some(State::Queued(_) | State::Running { .. } | State::Checking | State::Acknowledged) | None => {
+                return;
             }
-        }
+        };
+        self.known.insert(key, State::Acknowledged);
+        self.held.remove(&key);
+        self.past.acknowledged(key, now);
+        actions.extend(discards.then_some(Action::Discard(key)));
     }
 
     fn tick(&mut self, someone_waits: bool, displaced: bool, now: Instant) {
@@ -454,19 +468,17 @@ impl Admission {
         actions.push(Action::Fail(key, failure.clone()));
         // The whole text is told once; what stays for those who ask again must fit 65,536 times.
         failure.detail = Content::cut(&failure.detail[..failure.detail.floor_char_boundary(256)]);
-        self.end(key, State::Failed(Box::new(failure)));
+        // Where there is no room for one that was unknown, whoever asks again hears it again.
+        if self.knows(&key) || self.can_remember() {
+            self.end(key, State::Failed(Box::new(failure)));
+            self.past.failed(key);
+        }
     }
 
-    /// Notes an end, and forgets the earliest one beyond the bound.
+    /// Notes an end.
     fn end(&mut self, key: Key, state: State) {
         self.known.insert(key, state);
         self.held.insert(key);
-        self.ended.push_back(key);
-        if self.ended.len() > MAX_KNOWN
-            && let Some(earliest) = self.ended.pop_front()
-        {
-            self.forget(earliest);
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use etcetera::base_strategy::{BaseStrategy as _, Xdg};
-use tropa_proto::secret::MeshSecret;
+use tropa_proto::{mesh::AGENT_MEMORY, secret::MeshSecret};
 
 use crate::{
     Config,
@@ -195,6 +195,7 @@ impl Args {
             lock_dir: lock_places.choose(),
             runtime: Some(runtime),
             state,
+            memory: Some(AGENT_MEMORY),
         })
     }
 

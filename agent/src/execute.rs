@@ -36,7 +36,7 @@ use tropa_proto::{
     proof::{self},
 };
 
-pub use self::orders::{Ended, Load, Orders, Settings};
+pub use self::orders::{Ended, Guests, Load, Orders, Settings};
 use self::{
     beats::{Beats, held},
     orders::{MAX_ORDERS, Order, RunOrder},
@@ -81,6 +81,7 @@ pub struct Executor {
     deliveries: JoinSet<()>,
     orders: mpsc::Receiver<Order>,
     load: watch::Sender<Load>,
+    guests: watch::Sender<Guests>,
 }
 
 /// One attempt from its arrival to its end.
@@ -108,6 +109,7 @@ impl Executor {
     pub fn new(settings: Settings, ollama: Arc<Ollama>) -> (Self, Orders) {
         let (order_sender, orders) = mpsc::channel(MAX_ORDERS);
         let (load, load_receiver) = watch::channel(Load::default());
+        let (guests, guests_receiver) = watch::channel(Guests::default());
         let policy = ollama.policy();
         let executor = Self {
             admission: Admission::new(settings.incarnation, settings.admits()),
@@ -130,8 +132,9 @@ impl Executor {
             deliveries: JoinSet::new(),
             orders,
             load,
+            guests,
         };
-        (executor, Orders::new(order_sender, load_receiver, policy))
+        (executor, Orders::new(order_sender, load_receiver, guests_receiver, policy))
     }
 
     /// Works until `stop`, or until every [`Orders`] is gone. What then still runs is hung up on; its settle
@@ -177,6 +180,14 @@ impl Executor {
             unsettled: self.last_unsettled,
         };
         self.load.send_if_modified(|before| std::mem::replace(before, load) != load);
+        let bytes = u64::try_from(self.outbox.bytes()).unwrap_or(u64::MAX);
+        let peers = self.attempts.keys().map(|(peer, _)| *peer).chain(self.outbox.peers()).collect();
+        let guests = Guests { peers, bytes };
+        self.guests.send_if_modified(|before| {
+            let changed = *before != guests;
+            *before = guests;
+            changed
+        });
     }
 
     fn ordered(&mut self, order: Order) {

@@ -19,6 +19,8 @@ pub(crate) struct Joining {
     pub(crate) listen: Vec<SocketAddr>,
     pub(crate) mdns: bool,
     pub(crate) peers: Vec<SocketAddr>,
+    /// Bytes in memory from which on nobody new is taken in.
+    pub(crate) memory: Option<u64>,
 }
 
 impl Joining {
@@ -62,6 +64,8 @@ impl Joining {
             role: Role::Agent,
             mdns: self.mdns,
             peers: self.peers.clone(),
+            memory: self.memory,
+            marks: Some(state.directory().join("marks")),
         }
     }
 }

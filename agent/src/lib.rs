@@ -39,6 +39,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tropa_proto::{
     evidence::Core,
+    hush::Hush,
     id::{AgentId, Incarnation},
     mesh::{Mesh, MeshError, MeshEvent},
     message::{AgentState, Announcement, Answer, Hello, Question, Role},
@@ -50,7 +51,7 @@ use crate::{
     clock::now,
     device_lock::DeviceLocks,
     evidence::{LaneSpec, Root},
-    execute::{Executor, Load, Orders},
+    execute::{Executor, Guests, Load, Orders},
     joining::Joining,
     live_test::LiveTests,
     machine::{Here, Machine},
@@ -110,6 +111,8 @@ pub struct Config {
     pub runtime: Option<RuntimePlaces>,
     /// Where the key is kept.
     pub state: PathBuf,
+    /// Bytes in memory from which on nobody new is taken in; none: the process is somebody else's.
+    pub memory: Option<u64>,
 }
 
 /// Says why an agent cannot start.
@@ -161,10 +164,13 @@ pub struct Agent {
     orders: Orders,
     live_tests: LiveTests,
     load: watch::Receiver<Load>,
+    guests: watch::Receiver<Guests>,
     stop: CancellationToken,
     executing: JoinHandle<()>,
     presence: Option<Presence>,
     members: BTreeSet<AgentId>,
+    /// Warnings about addresses that do not answer.
+    hush: Hush<SocketAddr>,
     phase: AgentState,
 }
 
@@ -202,6 +208,7 @@ impl Agent {
             listen: config.listen.clone(),
             mdns: config.mdns,
             peers,
+            memory: config.memory,
         };
         let (mesh, events) = joining.join(&state).await?;
         let devices = stock.devices();
@@ -213,6 +220,7 @@ impl Agent {
         let presence = announce_here(config.runtime.as_ref(), port, &mesh);
         Ok(Self {
             load: orders.load(),
+            guests: orders.guests(),
             mesh,
             events,
             state,
@@ -235,6 +243,7 @@ impl Agent {
             executing,
             presence,
             members: BTreeSet::new(),
+            hush: Hush::default(),
             phase: AgentState::Ready,
         })
     }
@@ -302,6 +311,7 @@ impl Agent {
                         self.stock.soon(at_work);
                     }
                 }
+                Ok(()) = self.guests.changed() => self.welcome(),
                 () = sleep_until(turn) => {}
             }
         }
@@ -322,6 +332,12 @@ impl Agent {
         let (keys, facts) = ([self.state.id()], self.stock.facts());
         let here = Here { keys: &keys, facts, durable: self.durable, since_1970: since_1970() };
         Ok(self.machine.see(&here)?)
+    }
+
+    /// Tells the mesh whose work and results are here.
+    pub(crate) fn welcome(&mut self) {
+        let Guests { peers, bytes } = self.guests.borrow_and_update().clone();
+        self.mesh.holds(peers, bytes);
     }
 
     async fn on_event(&mut self, event: MeshEvent) {
@@ -347,7 +363,9 @@ impl Agent {
                 self.mesh.answer(ticket, Answer::Description(description)).await;
             }
             MeshEvent::DialFailed { address, why } => {
-                tracing::warn!(%address, ?why, "a peer cannot be reached")
+                if let Some(more) = self.hush.warns(&address, now().into_std()) {
+                    tracing::warn!(%address, ?why, more, "a peer cannot be reached");
+                }
             }
             MeshEvent::Connected(_) | MeshEvent::Disconnected(_) | MeshEvent::Listening(_) => {}
         }

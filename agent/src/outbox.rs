@@ -11,7 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use tropa_proto::message::{MAX_RESULT, Outcome};
+use tropa_proto::{
+    id::AgentId,
+    message::{MAX_RESULT, Outcome},
+};
 
 use crate::admission::Key;
 
@@ -49,6 +52,8 @@ pub struct Outbox {
     entries: BTreeMap<Key, Finished>,
     /// By age; may name entries that are gone.
     order: VecDeque<(Instant, Key)>,
+    /// How many results wait for each coordinator.
+    of: BTreeMap<AgentId, usize>,
     bytes: usize,
 }
 
@@ -67,6 +72,7 @@ impl Outbox {
     pub fn insert(&mut self, key: Key, finished: Finished, now: Instant) {
         self.remove(&key);
         self.bytes += finished.result.len() + OVERHEAD;
+        *self.of.entry(key.0).or_default() += 1;
         self.entries.insert(key, finished);
         self.order.push_back((now, key));
         // Acknowledged results leave their place in the order; it must not grow with the work done.
@@ -85,6 +91,10 @@ impl Outbox {
     pub fn remove(&mut self, key: &Key) {
         if let Some(finished) = self.entries.remove(key) {
             self.bytes -= finished.result.len() + OVERHEAD;
+            if let Some(of) = self.of.get_mut(&key.0) {
+                *of -= 1;
+            }
+            self.of.retain(|_, results| *results > 0);
         }
     }
 
@@ -115,6 +125,17 @@ impl Outbox {
         self.entries.len()
     }
 
+    /// Gives what the results take, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Names the coordinators whose results wait.
+    pub fn peers(&self) -> impl Iterator<Item = AgentId> {
+        self.of.keys().copied()
+    }
+
     /// Says whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -126,7 +147,7 @@ impl Outbox {
 mod tests {
     use tropa_proto::{
         bounded::Text,
-        id::{AgentId, AttemptId, ChunkIndex, JobId},
+        id::{AttemptId, ChunkIndex, JobId},
     };
 
     use super::*;
@@ -163,9 +184,11 @@ mod tests {
         outbox.insert(key(1), finished(MAX_RESULT), now());
         assert!(outbox.has_room_for(30, 0) && !outbox.has_room_for(31, 0));
         outbox.insert(key(1), finished(MAX_RESULT), now());
-        assert_eq!(outbox.len(), 1);
+        assert_eq!((outbox.len(), outbox.bytes()), (1, MAX_RESULT + OVERHEAD));
+        assert_eq!(outbox.peers().collect::<Vec<_>>(), [AgentId([1; 32])]);
         outbox.remove(&key(1));
         outbox.remove(&key(1));
+        assert_eq!((outbox.peers().next(), outbox.bytes()), (None, 0));
         assert!(outbox.is_empty() && outbox.has_room_for(31, 0));
     }
 

@@ -57,6 +57,7 @@ impl Agent {
         self.presence = announce_here(self.runtime.as_ref(), self.install_port, &self.mesh);
         (self.renewing, self.phase) = (None, AgentState::Ready);
         self.members.clear();
+        self.welcome();
         tracing::warn!(agent = self.id().short(), "runs under a new key");
         Ok(())
     }

@@ -8,6 +8,7 @@
 //!     birth                    0600   keyed hashes of the hardware on which the key was made
 //!     parent                   0600   the id that this key replaced, where it did
 //!     machine                  0600   the machine's name and what it is known by (`machine.rs`)
+//!     marks                    0600   how far the numbers of other agents have gone (`mesh/marks.rs`)
 //! ```
 //!
 //! `<install>` is the endpoint's port, with its host in front where that is not loopback, so an agent finds its

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 use tropa_proto::{
     id::AgentId,
-    mesh::{self, DialFailure, Mesh, MeshConfig, MeshEvent},
+    mesh::{self, COORDINATOR_MEMORY, DialFailure, Mesh, MeshConfig, MeshEvent},
     message::{AgentState, Answer, Description, Question, Role},
     roster::{Hashes, Roster, View},
 };
@@ -87,6 +87,8 @@ impl Members {
             role: Role::Coordinator,
             mdns: settings.mdns,
             peers: Vec::new(),
+            memory: Some(COORDINATOR_MEMORY),
+            marks: Some(settings.state.join("marks")),
         };
         let (mesh, events) = mesh::start(config).await.context("joining the mesh").or_exit(Exit::Io)?;
         // As many descriptions as agents may be under way.

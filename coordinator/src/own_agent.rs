@@ -44,6 +44,8 @@ impl OwnAgent {
             lock_dir: settings.locks.choose(),
             runtime: None,
             state: settings.state.clone(),
+            // The process is the command's, and so is what it has in memory.
+            memory: None,
         };
         let agent = Agent::start(config).await.context("starting an agent of our own").or_exit(Exit::Io)?;
         let address = agent.address();

@@ -360,6 +360,10 @@ pub fn reason_out(out: &Out, label: &str) -> (String, String) {
                 "wait a minute: the younger takes a new key; if it stays, remove the copied state on {label}"
             ),
         ),
+        Out::TooMany => (
+            "its machine has more agents than the 64 that one may have".to_owned(),
+            format!("stop agents on {label} that are not needed"),
+        ),
         Out::Draining => ("its agent is leaving".to_owned(), format!("start the agent on {label} again")),
         Out::Declared => (
             "its hardware is declared, not read".to_owned(),

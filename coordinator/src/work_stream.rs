@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use tropa_proto::{
-    chunk_stream::{HELLO_LIMIT, WorkError, WorkReader, WorkWriter},
+    chunk_stream::{WorkError, WorkReader, WorkWriter},
     id::{AgentId, Incarnation},
     mesh::{Mesh, MeshError},
-    message::{FromAgent, Hello, Role, ToAgent},
+    message::{Hello, ToAgent},
 };
 
 /// Opening a stream and saying hello on a live connection takes well under a millisecond; this is the limit of
@@ -19,14 +19,10 @@ const OPEN_WITHIN: Duration = Duration::from_secs(5);
 pub(crate) enum Unopened {
     #[error("the agent did not take a stream within 5 s")]
     NoStream,
-    #[error("the agent did not say hello as an agent")]
-    NoHello,
     #[error("opening a stream to the agent failed")]
     Open(#[from] MeshError),
     #[error("the stream to the agent broke off")]
     Stream(#[from] WorkError),
-    #[error("the agent closed the stream before it said anything")]
-    Closed,
 }
 
 /// Opens a stream to the agent and sends the order; gives its two halves, and the run of the agent that answers.
@@ -48,9 +44,6 @@ pub(crate) async fn open(
         Ok::<_, Unopened>((reader, writer))
     };
     let (mut reader, writer) = timeout(OPEN_WITHIN, opening).await.map_err(|_| Unopened::NoStream)??;
-    let first = timeout(HELLO_LIMIT, reader.recv::<FromAgent>()).await.map_err(|_| Unopened::NoHello)?;
-    let FromAgent::Hello(Hello { role: Role::Agent, incarnation }) = first?.ok_or(Unopened::Closed)? else {
-        return Err(Unopened::NoHello);
-    };
-    Ok((reader, writer, incarnation))
+    let hello = reader.hello_of_agent().await?;
+    Ok((reader, writer, hello.incarnation))
 }

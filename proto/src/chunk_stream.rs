@@ -26,6 +26,7 @@ use tokio::time::{Sleep, sleep, timeout};
 use crate::{
     codec::{self, CodecError, Message},
     id::AgentId,
+    mesh::Complaints,
     message::{FromAgent, Hello, Role, ToAgent},
 };
 
@@ -40,7 +41,7 @@ pub const FRAME_LIMIT: Duration = Duration::from_secs(30);
 pub const HELLO_LIMIT: Duration = Duration::from_secs(5);
 
 /// Bytes of a `Hello`; less than any other first frame could need (`security.md` §6).
-const HELLO_CAP: usize = 4 << 10;
+pub const HELLO_CAP: usize = 4 << 10;
 
 /// How much is reserved beyond what has arrived: a declared length alone costs no more than this.
 const STEP: usize = 64 << 10;
@@ -83,6 +84,8 @@ pub struct WorkWriter {
 struct Ends {
     peer: AgentId,
     _place: Place,
+    /// Who hears that the other side broke the rules.
+    complaints: Complaints,
 }
 
 /// A place among the streams of one peer, given back when the last clone is dropped: a permit of a stream that was
@@ -132,12 +135,12 @@ pub enum WorkError {
 }
 
 impl WorkStream {
-    pub(crate) fn new<S>(peer: AgentId, stream: S, place: Place) -> Self
+    pub(crate) fn new<S>(peer: AgentId, stream: S, place: Place, complaints: Complaints) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (from, to) = stream.split();
-        let ends = Ends { peer, _place: place };
+        let ends = Ends { peer, _place: place, complaints };
         Self {
             reader: WorkReader {
                 from: Box::pin(from),
@@ -197,7 +200,39 @@ impl WorkReader {
         self.recv_within(M::CAP).await
     }
 
+    /// Receives the first frame of an agent, of which no more is read than a `Hello` may have.
+    ///
+    /// # Errors
+    /// As [`WorkReader::recv`], and when the agent does not say hello, as an agent, within [`HELLO_LIMIT`].
+    pub async fn hello_of_agent(&mut self) -> Result<Hello, WorkError> {
+        let peer = self.ends.peer;
+        let first = timeout(HELLO_LIMIT, self.recv_within::<FromAgent>(HELLO_CAP)).await;
+        match first.map_err(|_elapsed| WorkError::NoHello(peer))??.ok_or(WorkError::Gone(peer))? {
+            FromAgent::Hello(hello) if hello.role == Role::Agent => Ok(hello),
+            FromAgent::Hello(_)
+            | FromAgent::Accepted(..)
+            | FromAgent::Refused(..)
+            | FromAgent::Tokens { .. }
+            | FromAgent::Done(..)
+            | FromAgent::Body(_)
+            | FromAgent::Failed(..)
+            | FromAgent::Beat(_)
+            | FromAgent::Attached(_) => Err(WorkError::NotHello(peer)),
+        }
+    }
+
     async fn recv_within<M: Message>(&mut self, cap: usize) -> Result<Option<M>, WorkError> {
+        let received = self.read_frame(cap).await;
+        // Another version of the protocol is no ill will.
+        if let Err(WorkError::Codec(error)) = &received
+            && !matches!(error, CodecError::Version { .. })
+        {
+            self.ends.complaints.about(self.ends.peer);
+        }
+        received
+    }
+
+    async fn read_frame<M: Message>(&mut self, cap: usize) -> Result<Option<M>, WorkError> {
         let peer = self.ends.peer;
         loop {
             let declared = self.declared();
@@ -288,6 +323,17 @@ impl WorkWriter {
         }
     }
 
+    /// Sends bytes as they are, whatever rule they break. For the tests' peer that breaks the rules.
+    ///
+    /// # Errors
+    /// When the other side is gone.
+    #[cfg(feature = "planted")]
+    pub async fn send_raw(&mut self, bytes: &[u8]) -> Result<(), WorkError> {
+        self.frame.extend_from_slice(bytes);
+        let peer = self.ends.peer;
+        self.finish_frame().await.map_err(|source| WorkError::Write { peer, source })
+    }
+
     async fn finish_frame(&mut self) -> io::Result<()> {
         while self.sent < self.frame.len() {
             match self.to.write(&self.frame[self.sent..]).await? {
@@ -306,19 +352,12 @@ impl WorkWriter {
 /// # Errors
 /// When the agent does not say hello, as an agent, within [`HELLO_LIMIT`].
 pub async fn greet_agent(stream: &mut WorkStream, mine: Hello) -> Result<Hello, WorkError> {
-    let theirs = exchange(stream, &ToAgent::Hello(mine)).await?;
-    match theirs {
-        FromAgent::Hello(hello) if hello.role == Role::Agent => Ok(hello),
-        FromAgent::Hello(_)
-        | FromAgent::Accepted(..)
-        | FromAgent::Refused(..)
-        | FromAgent::Tokens { .. }
-        | FromAgent::Done(..)
-        | FromAgent::Body(_)
-        | FromAgent::Failed(..)
-        | FromAgent::Beat(_)
-        | FromAgent::Attached(_) => Err(WorkError::NotHello(stream.peer())),
-    }
+    let peer = stream.peer();
+    let both = async {
+        stream.writer.send(&ToAgent::Hello(mine)).await?;
+        stream.reader.hello_of_agent().await
+    };
+    timeout(HELLO_LIMIT, both).await.unwrap_or(Err(WorkError::NoHello(peer)))
 }
 
 /// Exchanges hellos as the agent, to whom the stream came.
@@ -326,8 +365,12 @@ pub async fn greet_agent(stream: &mut WorkStream, mine: Hello) -> Result<Hello, 
 /// # Errors
 /// When the coordinator does not say hello, as a coordinator, within [`HELLO_LIMIT`].
 pub async fn greet_coordinator(stream: &mut WorkStream, mine: Hello) -> Result<Hello, WorkError> {
-    let theirs = exchange(stream, &FromAgent::Hello(mine)).await?;
-    match theirs {
+    let peer = stream.peer();
+    let both = async {
+        stream.writer.send(&FromAgent::Hello(mine)).await?;
+        stream.reader.recv_within(HELLO_CAP).await?.ok_or(WorkError::Gone(peer))
+    };
+    match timeout(HELLO_LIMIT, both).await.unwrap_or(Err(WorkError::NoHello(peer)))? {
         ToAgent::Hello(hello) if hello.role == Role::Coordinator => Ok(hello),
         ToAgent::Hello(_)
         | ToAgent::Run(_)
@@ -335,20 +378,8 @@ pub async fn greet_coordinator(stream: &mut WorkStream, mine: Hello) -> Result<H
         | ToAgent::Ack(_)
         | ToAgent::Fetch { .. }
         | ToAgent::Renew(_)
-        | ToAgent::Reattach(_) => Err(WorkError::NotHello(stream.peer())),
+        | ToAgent::Reattach(_) => Err(WorkError::NotHello(peer)),
     }
-}
-
-async fn exchange<Mine: Message, Theirs: Message>(
-    stream: &mut WorkStream,
-    mine: &Mine,
-) -> Result<Theirs, WorkError> {
-    let peer = stream.peer();
-    let both = async {
-        stream.writer.send(mine).await?;
-        stream.reader.recv_within(HELLO_CAP).await?.ok_or(WorkError::Gone(peer))
-    };
-    timeout(HELLO_LIMIT, both).await.unwrap_or(Err(WorkError::NoHello(peer)))
 }
 
 fn means_gone(error: &io::Error) -> bool {

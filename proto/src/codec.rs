@@ -13,7 +13,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     evidence::Evidence,
     message::{
-        Announcement, Answer, Description, FromAgent, Inventory, LiveFinding, Question, ToAgent, VERSION,
+        Announcement, Answer, Description, FromAgent, Inventory, LiveFinding, MAX_RESULT, Question, ToAgent,
+        VERSION,
     },
 };
 
@@ -206,4 +207,14 @@ impl Message for ToAgent {
 impl Message for FromAgent {
     const CAP: usize = (64 << 10) + (4 << 10);
     const NAME: &'static str = "report of an agent";
+
+    fn check(&self) -> Result<(), &'static str> {
+        // Nobody collects the frames of a longer one.
+        if let Self::Done(_, outcome) = self
+            && usize::try_from(outcome.bytes).map_or(true, |bytes| bytes > MAX_RESULT)
+        {
+            return Err("the result is above 8 MiB");
+        }
+        Ok(())
+    }
 }

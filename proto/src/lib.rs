@@ -29,6 +29,7 @@ pub mod epoch;
 pub mod evidence;
 pub mod failure;
 pub mod fuse;
+pub mod hush;
 pub mod id;
 pub mod message;
 pub mod proof;

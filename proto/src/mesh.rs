@@ -11,20 +11,24 @@
 //! The mesh ends with [`Mesh::shutdown`], when the last handle is dropped, or when the receiver of events is.
 
 mod dial;
+mod door;
 mod driver;
 mod gossip;
 #[cfg(test)]
 mod intruder;
+mod marks;
 mod news;
+mod offences;
 mod outbox;
 mod question;
 mod reaction;
 mod swarm;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -36,6 +40,14 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
+use self::door::Guests;
+pub(crate) use self::offences::Complaints;
+pub use self::{
+    door::{KEPT_FOR_MEMBERS, PER_ADDRESS},
+    gossip::MEMBERS,
+    offences::{BAN, OFFENCES},
+    swarm::{ESTABLISHED_AGENT, ESTABLISHED_COORDINATOR, PENDING, PER_PEER},
+};
 pub use crate::chunk_stream::{
     FRAME_LIMIT, HELLO_LIMIT, WRITE_LIMIT, WorkError, WorkReader, WorkStream, WorkWriter, greet_agent,
     greet_coordinator,
@@ -62,6 +74,13 @@ const COMMANDS: usize = 64;
 /// that only a standstill of the swarm reaches it.
 const ASK_LIMIT: Duration = Duration::from_secs(25);
 
+/// Bytes in memory from which on an agent takes nobody new (`security.md` §6): with its results beside them it stays
+/// below the 512 MiB at which its unit ends it.
+pub const AGENT_MEMORY: u64 = 96 << 20;
+
+/// Bytes in memory from which on a coordinator dials nobody more than it needs (`security.md` §6).
+pub const COORDINATOR_MEMORY: u64 = 512 << 20;
+
 /// What a node is on the mesh.
 #[derive(Clone)]
 pub struct MeshConfig {
@@ -79,6 +98,11 @@ pub struct MeshConfig {
     pub mdns: bool,
     /// Peers to stay connected to, with growing pauses of at most 30 s between attempts.
     pub peers: Vec<SocketAddr>,
+    /// Bytes in memory from which on nobody new is taken in, and nobody more dialled than is asked for; only Linux says
+    /// how many there are. `None`: no limit, since the process is somebody else's.
+    pub memory: Option<u64>,
+    /// The file in which the highest number of every announcement heard outlives this process; `None`: none does.
+    pub marks: Option<PathBuf>,
 }
 
 /// What happens on the mesh.
@@ -194,6 +218,8 @@ pub struct Mesh {
     listening: watch::Receiver<Vec<SocketAddr>>,
     /// Who waits for a place among the work streams to an agent.
     gates: Arc<Mutex<BTreeMap<AgentId, Arc<Semaphore>>>>,
+    guests: Arc<Guests>,
+    complaints: Complaints,
 }
 
 /// What a handle asks of the task that owns the swarm.
@@ -229,10 +255,11 @@ pub async fn start(config: MeshConfig) -> Result<(Mesh, mpsc::Receiver<MeshEvent
     let (commands, orders) = mpsc::channel(COMMANDS);
     let (events, received) = mpsc::channel(EVENTS);
     let (addresses, listening) = watch::channel(Vec::new());
-    let driver = driver::Driver::start(config, addresses).await?;
+    let (guests, complaints) = (Arc::default(), Complaints::default());
+    let driver = driver::Driver::start(config, addresses, Arc::clone(&guests), complaints.clone()).await?;
     let me = driver.me();
     tokio::spawn(driver.run(orders, events));
-    Ok((Mesh { me, commands, listening, gates: Arc::default() }, received))
+    Ok((Mesh { me, commands, listening, gates: Arc::default(), guests, complaints }, received))
 }
 
 impl Mesh {
@@ -291,7 +318,7 @@ impl Mesh {
         let (reply, opened) = oneshot::channel();
         self.command(Command::Open(agent, reply)).await?;
         match opened.await {
-            Ok(Ok(stream)) => Ok(WorkStream::new(agent, stream, Arc::new(place))),
+            Ok(Ok(stream)) => Ok(WorkStream::new(agent, stream, Arc::new(place), self.complaints.clone())),
             Ok(Err(OpenError::NotConnected)) => Err(MeshError::NotConnected(agent)),
             Ok(Err(OpenError::Refused)) => Err(MeshError::Refused(agent)),
             Ok(Err(OpenError::Timeout)) => Err(MeshError::Timeout(agent)),
@@ -302,6 +329,12 @@ impl Mesh {
             Err(_closed) if self.commands.is_closed() => Err(MeshError::Ended),
             Err(_closed) => Err(MeshError::Broken(agent, "the connection was closed".to_owned())),
         }
+    }
+
+    /// Says whose work or results this node holds, and how many bytes of results; replaces what was said before. Such
+    /// a peer finds a place when there are few, and however little memory is left; the bytes are not counted as memory.
+    pub fn holds(&self, of: BTreeSet<AgentId>, bytes: u64) {
+        self.guests.set(of, bytes);
     }
 
     /// Dials an address once; [`MeshEvent::Connected`] or [`MeshEvent::DialFailed`] follows.
@@ -330,7 +363,7 @@ impl Mesh {
 
     fn gate(&self, agent: AgentId) -> Arc<Semaphore> {
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        if gates.len() > gossip::MEMBERS {
+        if gates.len() > MEMBERS {
             gates.retain(|_, gate| Arc::strong_count(gate) > 1);
         }
         Arc::clone(gates.entry(agent).or_insert_with(|| Arc::new(Semaphore::new(STREAMS_PER_AGENT))))
@@ -338,11 +371,12 @@ impl Mesh {
 }
 
 impl MeshConfig {
-    /// Gives what an agent with this key on this machine needs: no secret, no peers, any free loopback port.
+    /// Gives what an agent with this key on this machine needs: no secret, no peers, any free loopback port, nothing on
+    /// disk.
     #[must_use]
     pub fn loopback(key: [u8; 32], role: Role) -> Self {
         let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
-        Self { key, secret: None, listen, role, mdns: false, peers: Vec::new() }
+        Self { key, secret: None, listen, role, mdns: false, peers: Vec::new(), memory: None, marks: None }
     }
 }
 
@@ -354,6 +388,8 @@ impl fmt::Debug for MeshConfig {
             .field("role", &self.role)
             .field("mdns", &self.mdns)
             .field("peers", &self.peers)
+            .field("memory", &self.memory)
+            .field("marks", &self.marks)
             .finish_non_exhaustive()
     }
 }

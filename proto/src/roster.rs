@@ -42,6 +42,9 @@ const SILENT_PERIODS: f64 = 3.5;
 /// Agents of one mesh (`security.md` §6); beyond it the newest are ignored.
 pub const MAX_AGENTS: usize = 1024;
 
+/// Agents of one machine (`security.md` §6): the newest beyond get no work.
+pub const MAX_ON_ONE_MACHINE: usize = 64;
+
 /// The hashes of an announcement: of the evidence bundle and of the inventory.
 pub type Hashes = ([u8; 32], [u8; 32]);
 
@@ -289,6 +292,15 @@ impl Roster {
                 fusion.warn(Code::ClonedAgentKey, rivals.iter().map(|run| run.id(*agent)).chain([*agent]));
             }
         }
+        let crowded = self.crowded(&fusion);
+        for install in &mut installs {
+            if crowded.contains(&install.agent) && install.out != Some(Out::Cloned) {
+                install.out = Some(Out::TooMany);
+            }
+        }
+        if !crowded.is_empty() {
+            fusion.warn(Code::TooManyAgents, crowded);
+        }
         let lanes = installs.iter().map(|install| (install.agent, &install.lane)).collect();
         let mut rivals = fusion.rivals(&lanes);
         for install in &mut installs {
@@ -303,6 +315,19 @@ impl Roster {
             agents: machine.agents.clone(),
         });
         View { machines: machines.collect(), installs, fusion: Some(fusion) }
+    }
+
+    /// The agents beyond the bound of their machine: those that were heard last, of two that were heard at once the one
+    /// with the larger id.
+    fn crowded(&self, fusion: &Fusion) -> BTreeSet<AgentId> {
+        let since = |agent: &AgentId| self.entries.get(agent).map(|entry| entry.first_heard);
+        let mut crowded = BTreeSet::new();
+        for machine in fusion.machines().iter().filter(|machine| machine.agents.len() > MAX_ON_ONE_MACHINE) {
+            let mut agents: Vec<_> = machine.agents.iter().map(|agent| (since(agent), *agent)).collect();
+            agents.sort_unstable();
+            crowded.extend(agents.into_iter().skip(MAX_ON_ONE_MACHINE).map(|(_, agent)| agent));
+        }
+        crowded
     }
 
     /// What everybody says of the machine that it is on, with the run that says it.

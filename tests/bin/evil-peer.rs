@@ -3,9 +3,10 @@
 //! Modes of who is outside: `garbage` (bytes that are no handshake), `drip` (a handshake of one byte a second),
 //! `connects` (100 connections a second), `stranger` (another secret, or none). Modes of who is inside: `flood` (1,000
 //! valid announcements a second), `identities` (many keys that claim to be agents), `silent` (streams without a hello),
-//! `thief` (asks for, cancels and acknowledges what others sent), `replay` (one announcement under lower numbers).
+//! `thief` (asks for, cancels and acknowledges what others sent), `replay` (one announcement under lower numbers),
+//! `oversize` (frames above their cap, lengths of 2⁴⁰, bytes after the message).
 //!
-//! Prints one line of JSON: what it tried, and what was taken.
+//! Prints one line of JSON: what it tried, what was taken, how long a refusal took, and whether it is shut out.
 
 use std::{
     io::{Read as _, Write as _},
@@ -20,10 +21,11 @@ use tokio::{sync::mpsc, time::timeout};
 use tropa_proto::{
     bounded::{List, Text},
     chunk_stream::greet_agent,
+    codec::{self, Message as _},
     evidence::{Core, Hypervisor, Os, Reading},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     mesh::{Mesh, MeshConfig, MeshEvent, start},
-    message::{AgentState, Announcement, Hello, Role, ToAgent},
+    message::{AgentState, Announcement, FromAgent, Hello, Question, Role, ToAgent},
     secret::MeshSecret,
     uid::{MachineClaim, MachineUid},
 };
@@ -63,15 +65,21 @@ enum Mode {
     Silent,
     Thief,
     Replay,
+    Oversize,
 }
+
+/// Times that a stranger knocks: enough for a median.
+const KNOCKS: usize = 15;
 
 /// What was tried, and how often it worked.
 #[derive(Debug, Default)]
 struct Count {
     tried: u64,
     taken: u64,
-    /// Until the target closed the door, where it did, in microseconds.
+    /// From the dial until the target closed the door, where it did, in microseconds: the median.
     refused_us: Option<u128>,
+    /// In the end the target takes no connection any more.
+    shut_out: bool,
 }
 
 #[tokio::main]
@@ -88,9 +96,11 @@ async fn main() -> Result<()> {
         Mode::Flood | Mode::Replay => talk(&args, until).await?,
         Mode::Identities => identities(&args, until).await?,
         Mode::Silent | Mode::Thief => streams(&args, until).await?,
+        Mode::Oversize => oversize(&args, until).await?,
     };
     let refused = count.refused_us.map_or("null".to_owned(), |us| us.to_string());
-    println!(r#"{{"tried":{},"taken":{},"refused_us":{refused}}}"#, count.tried, count.taken);
+    let Count { tried, taken, shut_out, .. } = count;
+    println!(r#"{{"tried":{tried},"taken":{taken},"refused_us":{refused},"shut_out":{shut_out}}}"#);
     Ok(())
 }
 
@@ -132,7 +142,8 @@ fn raw(target: SocketAddr, mode: Mode, until: Instant) -> Result<Count> {
             | Mode::Identities
             | Mode::Silent
             | Mode::Thief
-            | Mode::Replay => {
+            | Mode::Replay
+            | Mode::Oversize => {
                 held.push(stream);
                 std::thread::park_timeout(Duration::from_millis(10));
             }
@@ -166,30 +177,78 @@ async fn join(config: MeshConfig) -> Result<Option<(Mesh, mpsc::Receiver<MeshEve
     Ok(connected.await.ok().flatten().map(|agent| (mesh, events, agent)))
 }
 
+/// Knocks with another secret, one time after the other. The own start is no part of the time, the dial is.
 async fn stranger(args: &Args) -> Result<Count> {
-    let begin = now();
-    let mut config = config(args, 1)?;
-    config.secret = Some(MeshSecret::generate()?);
-    let (_mesh, mut events) = start(config).await?;
-    let mut count = Count { tried: 1, ..Count::default() };
-    let wait = timeout(Duration::from_secs(10), async {
-        while let Some(event) = events.recv().await {
-            match event {
-                MeshEvent::Connected(_) => return true,
-                MeshEvent::DialFailed { .. } => return false,
-                MeshEvent::Announced { .. }
-                | MeshEvent::Disconnected(_)
-                | MeshEvent::Incoming(..)
-                | MeshEvent::Asked { .. }
-                | MeshEvent::Listening(_) => {}
-            }
+    let config = MeshConfig { secret: Some(MeshSecret::generate()?), peers: Vec::new(), ..config(args, 1)? };
+    let (mesh, mut events) = start(config).await?;
+    let (mut count, mut took) = (Count::default(), Vec::new());
+    for _ in 0..KNOCKS {
+        let begin = now();
+        count.tried += 1;
+        mesh.dial(args.target).await;
+        match timeout(Duration::from_secs(10), answered(&mut events)).await {
+            Ok(true) => count.taken += 1,
+            Ok(false) => took.push(begin.elapsed().as_micros()),
+            Err(_) => {}
         }
-        false
-    });
-    match wait.await {
-        Ok(true) => count.taken = 1,
-        Ok(false) => count.refused_us = Some(begin.elapsed().as_micros()),
-        Err(_) => {}
+    }
+    took.sort_unstable();
+    count.refused_us = took.get(took.len() / 2).copied();
+    Ok(count)
+}
+
+/// Waits until a dial is decided; says whether it was taken.
+async fn answered(events: &mut mpsc::Receiver<MeshEvent>) -> bool {
+    while let Some(event) = events.recv().await {
+        match event {
+            MeshEvent::Connected(_) => return true,
+            MeshEvent::DialFailed { .. } => return false,
+            MeshEvent::Announced { .. }
+            | MeshEvent::Disconnected(_)
+            | MeshEvent::Incoming(..)
+            | MeshEvent::Asked { .. }
+            | MeshEvent::Listening(_) => {}
+        }
+    }
+    false
+}
+
+/// Frames that break the rules of `security.md` §5.1, until nothing is taken any more. Taken is one after which the
+/// stream goes on.
+async fn oversize(args: &Args, until: Instant) -> Result<Count> {
+    let mut count = Count::default();
+    let config = MeshConfig { role: Role::Coordinator, ..config(args, 4)? };
+    let Some((mesh, _events, agent)) = join(config).await? else { return Ok(count) };
+    let frame = |length: usize, body: &[u8]| {
+        [u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes().as_slice(), body].concat()
+    };
+    // A `Run` whose model's name is 2⁴⁰ bytes long, and a `Cancel` with one byte more.
+    let long = [[1, 1].as_slice(), &[0; 16], &[0, 1, 1, 0, 0xfd, 0, 0, 0, 0, 0, 1, 0, 0]].concat();
+    let mut more = codec::encode(&ToAgent::Renew(args.job))?;
+    more.push(0);
+    let frames = [
+        frame(ToAgent::CAP + 1, &[1]),
+        frame(usize::MAX, &[]),
+        frame(long.len(), &long),
+        frame(more.len(), &more),
+    ];
+    while now() < until && !count.shut_out {
+        for bytes in &frames {
+            let opened = timeout(Duration::from_secs(2), mesh.open(agent)).await;
+            let Ok(Ok(mut stream)) = opened else { continue };
+            let hello = Hello { incarnation: Incarnation(1), role: Role::Coordinator };
+            if greet_agent(&mut stream, hello).await.is_err() {
+                continue;
+            }
+            count.tried += 1;
+            let (mut reader, mut writer) = stream.split();
+            let _ = writer.send_raw(bytes).await;
+            let after = timeout(Duration::from_secs(2), reader.recv::<FromAgent>()).await;
+            count.taken += u64::from(matches!(after, Err(_) | Ok(Ok(Some(_)))));
+        }
+        // Whoever is let in is answered.
+        let asked = timeout(Duration::from_secs(2), mesh.ask(agent, Question::Roster { from: 0 })).await;
+        count.shut_out = !matches!(asked, Ok(Ok(_)));
     }
     Ok(count)
 }
@@ -261,7 +320,7 @@ async fn streams(args: &Args, until: Instant) -> Result<Count> {
         }
         // A stranger's attempt is unknown: the answer is that it was cancelled, never a result.
         let answer = timeout(Duration::from_secs(1), reader.recv()).await;
-        count.taken += u64::from(matches!(answer, Ok(Ok(Some(tropa_proto::message::FromAgent::Done(..))))));
+        count.taken += u64::from(matches!(answer, Ok(Ok(Some(FromAgent::Done(..))))));
     }
     Ok(count)
 }

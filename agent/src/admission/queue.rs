@@ -1,16 +1,16 @@
 //! What waits at this install: whose turn it is, who finds a place, and what those that wait are told.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use tokio::time::Instant;
 use tropa_proto::{
     bounded::Text,
-    id::AgentId,
+    id::{AgentId, JobId},
     message::{Place, Refusal},
 };
 
 use super::{
-    Action, Admission, Key, MAX_PEERS, TURN,
+    Action, Admission, Key, MAX_JOBS, MAX_WAITING, TURN,
     state::{Lane, State},
 };
 
@@ -56,15 +56,22 @@ impl Admission {
         }
     }
 
-    /// Says whether an attempt of the peer finds a place: the peer's next, or one that becomes a running one as
-    /// soon as the devices are ours.
-    pub(super) fn has_place(&self, peer: AgentId, at_once: usize) -> bool {
-        let held = self.queues.get(&peer).map(VecDeque::len);
+    /// Says whether an attempt finds a place: its peer's next, or one that becomes a running one as soon as the
+    /// devices are ours; and whether so many may wait, of so many jobs.
+    pub(super) fn has_place(&self, (peer, attempt): &Key, at_once: usize) -> bool {
+        let held = self.queues.get(peer).map_or(0, VecDeque::len);
         let free_at_engine = self.width.min(at_once).saturating_sub(self.running.len());
-        match held {
-            Some(held) => held < 1 + free_at_engine,
-            None => self.queues.len() < MAX_PEERS,
-        }
+        let jobs = self.open_jobs(*peer);
+        held < 1 + free_at_engine
+            && self.queued() < MAX_WAITING
+            && (jobs.len() < MAX_JOBS || jobs.contains(&attempt.job))
+    }
+
+    /// The jobs of a coordinator of which something waits or runs.
+    fn open_jobs(&self, peer: AgentId) -> BTreeSet<JobId> {
+        let waiting = self.queues.get(&peer).into_iter().flatten();
+        let running = self.running.iter().filter(|key| key.0 == peer).map(|(_, attempt)| attempt);
+        waiting.chain(running).map(|attempt| attempt.job).collect()
     }
 
     pub(super) fn place_of_queued(&self) -> Place {

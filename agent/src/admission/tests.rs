@@ -251,16 +251,93 @@ fn an_attempt_that_could_not_start_is_given_back_and_the_locks_are_taken_anew() 
     assert!(!admission.knows(&key(1, 1)), "nothing was started, so it may come again");
 }
 
+/// An attempt that fails as it arrives.
+fn malformed(admission: &mut Admission, no: u32, at: Instant) -> Vec<Action> {
+    let runner = Err(failure(Reason::BadRequest, "x"));
+    admission.handle(Event::Run { key: key(1, no), incarnation: ME, runner, at_once: 1, room: true }, at)
+}
+
 #[test]
-fn known_attempts_are_bounded_and_the_earliest_end_is_forgotten_first() {
+fn what_is_acknowledged_is_forgotten_before_what_failed_and_what_runs_is_not() {
     let (mut admission, at) = busy(1);
-    let wrong = failure(Reason::BadRequest, "x");
-    for no in 2..u32::try_from(MAX_KNOWN).unwrap() + 4 {
-        let runner = Err(wrong.clone());
-        admission.handle(Event::Run { key: key(1, no), incarnation: ME, runner, at_once: 1, room: true }, at);
+    let known = u32::try_from(MAX_KNOWN).unwrap();
+    for no in 2..=known {
+        malformed(&mut admission, no, at);
     }
-    assert_eq!(admission.known.len(), MAX_KNOWN + 1, "the running one is not among the ended");
-    assert!(admission.knows(&key(1, 1)) && !admission.knows(&key(1, 2)));
+    assert_eq!(admission.known.len(), MAX_KNOWN);
+    assert!(admission.knows(&key(1, 2)), "as many as may be known are");
+    admission.handle(Event::Ack(key(1, 9)), at);
+    for (no, forgotten) in [(known + 1, 9), (known + 2, 2), (known + 3, 3)] {
+        assert!(admission.knows(&key(1, forgotten)));
+        assert!(matches!(malformed(&mut admission, no, at)[..], [Action::Fail(..)]));
+        assert!(!admission.knows(&key(1, forgotten)) && admission.knows(&key(1, no)), "{no}");
+        assert_eq!(admission.known.len(), MAX_KNOWN);
+    }
+    assert!(admission.knows(&key(1, 1)), "it runs");
+}
+
+#[test]
+fn results_that_wait_are_never_forgotten_and_at_the_cap_new_work_is_refused() {
+    let (mut admission, at) = busy(1);
+    let known = u32::try_from(MAX_KNOWN).unwrap();
+    for no in 1..known {
+        end(&mut admission, key(1, no), at);
+        renew(&mut admission, 1, at);
+        assert_eq!(started(&admission.handle(run(key(1, no + 1), "m"), at)), [key(1, no + 1)]);
+    }
+    end(&mut admission, key(1, known), at);
+    let refused = admission.handle(run(key(1, known + 1), "m"), at);
+    assert!(matches!(refused[..], [Action::Refuse(_, Refusal::Draining(_))]), "{refused:?}");
+    assert!(matches!(malformed(&mut admission, known + 2, at)[..], [Action::Refuse(..)]));
+    assert_eq!(admission.known.len(), MAX_KNOWN);
+    assert_eq!(admission.handle(Event::Fetch(key(1, 1)), at), [Action::Deliver(key(1, 1))]);
+    // A cancel of what never came is answered all the same.
+    assert!(matches!(admission.handle(Event::Cancel(key(1, known + 3)), at)[..], [Action::Fail(..)]));
+    admission.handle(Event::Ack(key(1, 1)), at);
+    assert_eq!(started(&admission.handle(run(key(1, known + 1), "m"), at)), [key(1, known + 1)]);
+}
+
+#[test]
+fn an_acknowledged_attempt_is_known_for_ten_minutes_and_another_for_longer() {
+    let (mut admission, at) = busy(1);
+    end(&mut admission, key(1, 1), at);
+    malformed(&mut admission, 2, at);
+    admission.handle(Event::Ack(key(1, 1)), at);
+    let tick = Event::Tick { someone_waits: false, displaced: false };
+    admission.handle(tick.clone(), at + KNOWN_AFTER_ACK - Duration::from_millis(1));
+    assert!(admission.knows(&key(1, 1)));
+    admission.handle(tick, at + KNOWN_AFTER_ACK);
+    assert!(!admission.knows(&key(1, 1)) && admission.knows(&key(1, 2)));
+}
+
+#[test]
+fn sixty_four_attempts_wait_and_eight_jobs_of_one_coordinator() {
+    let (mut admission, at) = busy(1);
+    let waiting = u8::try_from(MAX_WAITING).unwrap();
+    for peer in 2..=waiting + 1 {
+        assert_eq!(admission.handle(run(key(peer, 1), "m"), at), [Action::Accept(key(peer, 1), Place::Next)]);
+    }
+    let busy = [Action::Refuse(key(100, 1), Refusal::Busy { retry_ms: RETRY_MS })];
+    assert_eq!(admission.handle(run(key(100, 1), "m"), at), busy);
+    admission.handle(Event::Cancel(key(2, 1)), at);
+    assert_eq!(admission.handle(run(key(100, 1), "m"), at), [Action::Accept(key(100, 1), Place::Next)]);
+
+    let mut admission = Admission::new(ME, 32);
+    let of_job = |job: u8, no| {
+        let attempt = AttemptId { job: JobId([job; 16]), chunk: ChunkIndex(0), no };
+        (AgentId([1; 32]), attempt)
+    };
+    for job in 0..u8::try_from(MAX_JOBS).unwrap() {
+        assert!(
+            admission.handle(run(of_job(job, 1), "m"), at).iter().all(|a| !matches!(a, Action::Refuse(..)))
+        );
+    }
+    let ninth = of_job(100, 1);
+    assert_eq!(
+        admission.handle(run(ninth, "m"), at),
+        [Action::Refuse(ninth, Refusal::Busy { retry_ms: RETRY_MS })]
+    );
+    assert!(matches!(admission.handle(run(of_job(0, 2), "m"), at)[..], [Action::Accept(..)]));
 }
 
 /// What an observer of the actions believes, from scratch.
@@ -322,7 +399,8 @@ fn no_order_of_events_breaks_the_rules() {
         let (mut admission, mut at, mut seen) = (Admission::new(ME, width), now(), Observer::default());
         let mut checking = Vec::new();
         for _ in 0..400 {
-            at += Duration::from_millis(next(9_000));
+            // In all less than an acknowledged attempt is remembered, after which it would be a new one.
+            at += Duration::from_millis(next(2_500));
             let peer = u8::try_from(next(3)).unwrap();
             let some = key(peer, u32::try_from(next(60)).unwrap());
             let running = seen.at_engine.iter().next().copied();

@@ -54,11 +54,21 @@ pub struct Load {
     pub unsettled: bool,
 }
 
+/// Whose work or results are here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guests {
+    /// The coordinators.
+    pub peers: BTreeSet<AgentId>,
+    /// What their results take in memory, in bytes.
+    pub bytes: u64,
+}
+
 /// Where orders for an executor go. A clone is another way in.
 #[derive(Clone, Debug)]
 pub struct Orders {
     orders: mpsc::Sender<Order>,
     load: watch::Receiver<Load>,
+    guests: watch::Receiver<Guests>,
     policy: Policy,
 }
 
@@ -90,8 +100,13 @@ pub(super) struct RunOrder {
 }
 
 impl Orders {
-    pub(super) fn new(orders: mpsc::Sender<Order>, load: watch::Receiver<Load>, policy: Policy) -> Self {
-        Self { orders, load, policy }
+    pub(super) fn new(
+        orders: mpsc::Sender<Order>,
+        load: watch::Receiver<Load>,
+        guests: watch::Receiver<Guests>,
+        policy: Policy,
+    ) -> Self {
+        Self { orders, load, guests, policy }
     }
 
     /// Hands a `Run` over. Everything about the attempt is reported to `reports`, which should have room for
@@ -189,6 +204,12 @@ impl Orders {
     #[must_use]
     pub fn load(&self) -> watch::Receiver<Load> {
         self.load.clone()
+    }
+
+    /// Gives whose work and results are here, which also tells when that changes.
+    #[must_use]
+    pub fn guests(&self) -> watch::Receiver<Guests> {
+        self.guests.clone()
     }
 
     async fn send(&self, order: Order) -> Result<(), Ended> {

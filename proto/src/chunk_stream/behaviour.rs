@@ -7,10 +7,14 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
+use futures::task::AtomicWaker;
 use libp2p::{
     Multiaddr, PeerId, Stream, StreamProtocol,
     core::{Endpoint, transport::PortUse, upgrade::ReadyUpgrade},
@@ -28,10 +32,14 @@ use super::Place;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/tropa/work/1");
 
-/// Work streams that one connection may bring. A coordinator opens at most 64 at a time to one agent
-/// ([`crate::mesh::STREAMS_PER_AGENT`]); ours may still be open when it has dropped its end, so the bound is wider,
-/// and with the other protocols' streams it stays below the 512 at which yamux ends the whole connection.
-const ACCEPTED: usize = 256;
+/// Work streams of one connection that are served at once: as many as the other side opens at a time
+/// ([`crate::mesh::STREAMS_PER_AGENT`]), each with 256 KiB of yamux's buffers at most (`security.md` §6).
+const SERVED: usize = crate::mesh::STREAMS_PER_AGENT;
+
+/// Streams that wait for a place: the other side may have dropped its ends and opened as many anew before ours are
+/// dropped. More are reset; with the other protocols' streams that stays below the 512 at which yamux ends the whole
+/// connection.
+const WAITING: usize = SERVED;
 
 /// Says why a stream was not opened.
 #[derive(Debug)]
@@ -128,9 +136,9 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         peer: PeerId,
         _: ConnectionId,
-        (stream, place): THandlerOutEvent<Self>,
+        (stream, seat): THandlerOutEvent<Self>,
     ) {
-        self.events.push_back(ToSwarm::GenerateEvent(Inbound { peer, stream, place }));
+        self.events.push_back(ToSwarm::GenerateEvent(Inbound { peer, stream, place: Arc::new(seat) }));
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
@@ -142,15 +150,45 @@ impl NetworkBehaviour for Behaviour {
 #[derive(Default)]
 pub(crate) struct Handler {
     wanted: VecDeque<oneshot::Sender<Opened>>,
-    arrived: VecDeque<(Stream, Arc<()>)>,
-    /// Referred to once by every stream that has arrived and still lives.
-    accepted: Arc<()>,
+    arrived: VecDeque<Stream>,
+    seats: Arc<Seats>,
+    has_warned: bool,
     waker: Option<Waker>,
+}
+
+/// The places of the streams that are served.
+#[derive(Debug, Default)]
+struct Seats {
+    taken: AtomicUsize,
+    /// Who is to hear that one is free.
+    waker: AtomicWaker,
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Seat(Arc<Seats>);
+
+impl Seats {
+    fn take(self: &Arc<Self>) -> Option<Seat> {
+        // Only the handler takes places, so between the two nobody else does.
+        let free = self.taken.load(Ordering::Acquire) < SERVED;
+        free.then(|| {
+            self.taken.fetch_add(1, Ordering::AcqRel);
+            Seat(Arc::clone(self))
+        })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::AcqRel);
+        self.0.waker.wake();
+    }
 }
 
 impl ConnectionHandler for Handler {
     type FromBehaviour = Open;
-    type ToBehaviour = (Stream, Arc<()>);
+    type ToBehaviour = (Stream, Seat);
     type InboundProtocol = ReadyUpgrade<StreamProtocol>;
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
     type InboundOpenInfo = ();
@@ -169,8 +207,14 @@ impl ConnectionHandler for Handler {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, Self::OutboundOpenInfo, Self::ToBehaviour>> {
-        if let Some(stream) = self.arrived.pop_front() {
-            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(stream));
+        if !self.arrived.is_empty() {
+            // First, so that a place that becomes free meanwhile is not overlooked.
+            self.seats.waker.register(context.waker());
+            if let Some(seat) = self.seats.take()
+                && let Some(stream) = self.arrived.pop_front()
+            {
+                return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour((stream, seat)));
+            }
         }
         while let Some(reply) = self.wanted.pop_front() {
             if !reply.is_closed() {
@@ -189,11 +233,12 @@ impl ConnectionHandler for Handler {
     ) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
-                if Arc::strong_count(&self.accepted) <= ACCEPTED {
-                    self.arrived.push_back((stream, Arc::clone(&self.accepted)));
-                } else {
-                    // Dropping resets it.
-                    tracing::warn!(bound = ACCEPTED, "a peer opens too many work streams");
+                if self.arrived.len() < WAITING {
+                    self.arrived.push_back(stream);
+                } else if !self.has_warned {
+                    // Dropping resets it, and those that follow without another word.
+                    self.has_warned = true;
+                    tracing::warn!(bound = SERVED + WAITING, "a peer opens too many work streams");
                 }
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {

@@ -29,6 +29,8 @@ pub enum Code {
     GpuUuidConflict,
     /// One agent key in two kernels.
     ClonedAgentKey,
+    /// A machine has more agents than it may have.
+    TooManyAgents,
     /// One machine-id or MachineGuid on two kernels.
     ClonedImage,
     /// Two boards show one SMBIOS UUID.
@@ -125,6 +127,11 @@ impl Code {
                 "CLONED_AGENT_KEY",
                 "{} run with one key: the state directory was copied",
                 "delete it on the copy, or give each its own volume",
+            ),
+            Self::TooManyAgents => (
+                "TOO_MANY_AGENTS",
+                "{} are beyond the 64 agents that one machine may have; they get no work",
+                "stop agents of that machine that are not needed",
             ),
             Self::ClonedImage => (
                 "CLONED_IMAGE",

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{SocketAddr, TcpListener},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,14 +30,18 @@ use tokio::{
 use super::{
     Command, MeshConfig, MeshError, MeshEvent,
     dial::{Dialer, Present, Target},
-    gossip::Ledger,
+    door::{self, Guests, House},
+    gossip::{Ledger, Way},
+    marks::Marks,
     news::{Pulls, Said},
+    offences::{Complaints, Offences},
     outbox::Outbox,
     swarm::{self, Behaviour, multiaddr, peer_of},
 };
 use crate::{
     bounded::Blob,
     chunk_stream::behaviour::{OpenError, Opened},
+    hush::Hush,
     id::AgentId,
     message::{Answer, Question, Role},
     secret::{MeshSecret, public_prologue},
@@ -68,6 +73,13 @@ pub(super) struct Driver {
     pub(super) swarm: Swarm<Behaviour>,
     pub(super) outbox: Outbox,
     pub(super) ledger: Ledger,
+    pub(super) offences: Offences,
+    pub(super) complaints: Complaints,
+    /// Warnings about peers, by kind.
+    /// Since when incoming connections are in their handshake; as many as may be pending.
+    pub(super) knocks: BTreeMap<ConnectionId, Instant>,
+    pub(super) hush: Hush<(Option<AgentId>, &'static str)>,
+    marks: Marks,
     pub(super) dialer: Dialer,
     pub(super) links: Links,
     pub(super) flights: BTreeMap<ConnectionId, Flight>,
@@ -76,8 +88,8 @@ pub(super) struct Driver {
     pub(super) tickets: BTreeMap<u64, (InboundRequestId, ResponseChannel<Answer>)>,
     pub(super) next_ticket: u64,
     pub(super) pulls: Pulls,
-    /// Roster envelopes whose signatures are still to be checked.
-    pub(super) unchecked: VecDeque<Blob<4096>>,
+    /// Roster envelopes whose signatures are still to be checked, with who handed them over.
+    pub(super) unchecked: VecDeque<(AgentId, Blob<4096>)>,
     pub(super) listening: watch::Sender<Vec<SocketAddr>>,
     pub(super) role: Role,
     pub(super) key: Keypair,
@@ -143,6 +155,8 @@ impl Driver {
     pub(super) async fn start(
         config: MeshConfig,
         listening: watch::Sender<Vec<SocketAddr>>,
+        guests: Arc<Guests>,
+        complaints: Complaints,
     ) -> Result<Self, MeshError> {
         if clock_is_before_1970() {
             return Err(MeshError::Clock);
@@ -156,13 +170,21 @@ impl Driver {
         let me = super::agent_id(&config.key);
         let prologue = config.secret.as_ref().map_or_else(public_prologue, MeshSecret::prologue);
         let with_mdns = config.mdns && config.secret.is_some();
-        let (swarm, topic) = swarm::build(&key, &prologue, config.role, with_mdns)?;
+        let places = usize::try_from(swarm::places(config.role)).unwrap_or(usize::MAX);
+        let house = House { places, memory: config.memory, guests, resident: door::resident };
+        let (swarm, topic) = swarm::build(&key, &prologue, config.role, with_mdns, house)?;
         let now = clock();
+        let (marks, known) = Marks::open(config.marks, now);
         let random = getrandom::u64()?;
         let mut driver = Self {
             swarm,
             outbox: Outbox::default(),
-            ledger: Ledger::new(me),
+            ledger: Ledger::new(me, known, now),
+            offences: Offences::default(),
+            complaints,
+            knocks: BTreeMap::new(),
+            hush: Hush::default(),
+            marks,
             dialer: Dialer::new(me, config.role == Role::Coordinator, random),
             links: Links::default(),
             flights: BTreeMap::new(),
@@ -273,15 +295,58 @@ impl Driver {
         self.links.agents = self.ledger.present();
         for agent in self.ledger.expire(now) {
             self.dialer.forget(&agent);
+            self.swarm.behaviour_mut().door.went(&agent);
         }
-        for envelope in self.unchecked.drain(..self.unchecked.len().min(CHECKS)).collect::<Vec<_>>() {
-            self.hear(&envelope, None, now);
+        self.judge(now);
+        for (hand, envelope) in self.unchecked.drain(..self.unchecked.len().min(CHECKS)).collect::<Vec<_>>() {
+            self.hear(&envelope, Way { source: None, hand: Some(hand) }, now);
         }
         self.repeat(now);
-        for (target, addresses) in self.dialer.due(&self.links, now) {
-            self.launch(Some(target), &addresses, now);
-        }
+        self.dial(now);
         self.pull(now);
+        if self.marks.are_due(now)
+            && let Some(marks) = self.ledger.marks()
+        {
+            self.marks.save(marks, now);
+        }
+    }
+
+    /// Dials whom it is time to dial. Without memory to spare nobody is dialled that nobody asked for, but for the first.
+    fn dial(&mut self, now: Instant) {
+        let due = self.dialer.next_deadline(&self.links).is_some_and(|next| next <= now);
+        if !due {
+            return;
+        }
+        let crowded = !self.links.connected.is_empty() && self.swarm.behaviour().door.is_out_of_memory();
+        for (target, addresses) in self.dialer.due(&self.links, now) {
+            if crowded {
+                tracing::debug!(?target, "not dialled: this process uses as much memory as it may");
+                self.dialer.failed(&target, now);
+            } else {
+                self.launch(Some(target), &addresses, now);
+            }
+        }
+    }
+
+    /// Shuts out who has broken the rules too often, and lets in again whose time is over.
+    fn judge(&mut self, now: Instant) {
+        let over = self.offences.expire(now);
+        let complaints = self.complaints.take();
+        let banned: Vec<AgentId> =
+            complaints.into_iter().filter(|agent| self.offences.note(*agent, now)).collect();
+        for agent in &banned {
+            tracing::warn!(
+                peer = agent.short(),
+                "a peer broke the rules three times and is shut out for 10 min"
+            );
+            if let Some(peer) = peer_of(agent) {
+                // Fails only when it is not connected.
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+        }
+        if over || !banned.is_empty() {
+            self.swarm.behaviour_mut().door.ban(self.offences.all_banned());
+        }
     }
 
     fn next_deadline(&self, now: Instant) -> Instant {
@@ -398,6 +463,11 @@ impl Driver {
 
     /// Lets the last announcement out, then closes everything.
     async fn wind_down(&mut self) {
+        if let Some(marks) = self.ledger.marks() {
+            // After the last one, which was of less.
+            self.marks.finish().await;
+            self.marks.save(marks, clock());
+        }
         if self.said.ever && !self.links.connected.is_empty() {
             let goodbye = sleep(GOODBYE);
             tokio::pin!(goodbye);
@@ -421,5 +491,6 @@ impl Driver {
                 () = &mut closing => break,
             }
         }
+        self.marks.finish().await;
     }
 }

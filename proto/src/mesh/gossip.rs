@@ -2,7 +2,8 @@
 //!
 //! An announcement travels as a libp2p signed envelope, by gossip and in roster answers alike, so that second-hand
 //! news is as good as first-hand. The ledger keeps the latest of each agent and, for as long as there is room, the
-//! highest sequence number ever seen, so that nothing old comes back (`security.md` §5.2).
+//! highest sequence number ever seen, over restarts too (`marks.rs`), so that nothing old comes back
+//! (`security.md` §5.2).
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +17,7 @@ use libp2p::{
     identity::{Keypair, SigningError},
 };
 
-use super::swarm::agent_of_key;
+use super::{marks::Mark, swarm::agent_of_key};
 use crate::{
     bounded::{Blob, List},
     codec::{self, CodecError},
@@ -29,7 +30,7 @@ const DOMAIN: &str = "tropa-announcement-1";
 const PAYLOAD_TYPE: &[u8] = b"/tropa/announcement/1";
 
 /// Agents that a mesh may have (`security.md` §6).
-pub(super) const MEMBERS: usize = 1_024;
+pub const MEMBERS: usize = 1_024;
 
 /// Entries of one page of a roster answer: the bound of its field.
 const PAGE: usize = 512;
@@ -70,12 +71,25 @@ pub(super) struct Ledger {
     agents: BTreeMap<AgentId, Entry>,
     /// How many agents fit, this one included.
     room: usize,
+    /// Something was heard since the marks were last asked for.
+    is_changed: bool,
+}
+
+/// How an envelope came.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Way {
+    /// Who is said to have written it, where that is known: gossip names its source.
+    pub(super) source: Option<AgentId>,
+    /// Who handed it over on a connection, which its key has opened just now: nobody replays its own words.
+    pub(super) hand: Option<AgentId>,
 }
 
 #[derive(Debug)]
 struct Entry {
     /// The highest number seen. It rises over restarts too, so it alone tells new from old.
     seq: u64,
+    /// Nothing was heard in this life; the number is of an earlier one.
+    stored: bool,
     /// What the agent said, while it counts as present.
     present: Option<Present>,
     /// When the messages so far are paid for, at one per [`EVERY`].
@@ -99,27 +113,35 @@ struct Present {
 }
 
 impl Ledger {
-    pub(super) fn new(me: AgentId) -> Self {
-        Self { me, own: None, agents: BTreeMap::new(), room: MEMBERS }
+    /// Starts with nobody present, and with the marks of an earlier life.
+    pub(super) fn new(me: AgentId, marks: BTreeMap<AgentId, u64>, now: Instant) -> Self {
+        let entry = |seq| Entry { seq, stored: true, ..Entry::new(now) };
+        // Its own numbers are kept elsewhere, and another holder of its key is to be heard.
+        let others = marks.into_iter().filter(|(agent, _)| *agent != me).take(MEMBERS);
+        let agents = others.map(|(agent, seq)| (agent, entry(seq))).collect();
+        Self { me, own: None, agents, room: MEMBERS, is_changed: false }
+    }
+
+    /// Gives how far the numbers of all others have gone, if anything was heard since this was last asked.
+    pub(super) fn marks(&mut self) -> Option<BTreeMap<AgentId, Mark>> {
+        let others = self.agents.iter().filter(|(agent, _)| **agent != self.me);
+        let mark = |entry: &Entry| Mark { seq: entry.seq, heard: !entry.stored };
+        std::mem::take(&mut self.is_changed)
+            .then(|| others.map(|(agent, entry)| (*agent, mark(entry))).collect())
     }
 
     /// Takes what this node says of itself; a leaving node is no longer named to others.
     pub(super) fn say(&mut self, announcement: &Announcement, envelope: Vec<u8>, now: Instant) {
         self.own = (announcement.state != AgentState::Leaving).then_some(envelope);
-        let entry = self.agents.entry(self.me).or_insert(Entry {
-            seq: 0,
-            present: None,
-            paid: now,
-            flood: None,
-            banned_until: None,
-        });
+        let entry = self.agents.entry(self.me).or_insert_with(|| Entry::new(now));
         entry.seq = entry.seq.max(announcement.seq);
     }
 
-    /// Weighs an envelope. `source` is who is said to have written it, where that is known.
+    /// Weighs an envelope.
     ///
-    /// News from the own key means that another process holds this key.
-    pub(super) fn merge(&mut self, envelope: &[u8], source: Option<AgentId>, now: Instant) -> Merged {
+    /// News from the own key means that another process holds this key. What an agent hands over itself is news even
+    /// under a number below one of an earlier life: it was set back to an older disk.
+    pub(super) fn merge(&mut self, envelope: &[u8], Way { source, hand }: Way, now: Instant) -> Merged {
         if source.is_some_and(|source| self.too_often(&source, now)) || self.has(envelope) {
             return Merged::Stale;
         }
@@ -141,7 +163,8 @@ impl Ledger {
             Err(_) => return Merged::Forged("signed and no announcement"),
         };
         let known = self.agents.get(&agent);
-        if known.is_some_and(|entry| announcement.seq <= entry.seq) {
+        let set_back = |entry: &Entry| entry.stored && hand == Some(agent);
+        if known.is_some_and(|entry| announcement.seq <= entry.seq && !set_back(entry)) {
             return Merged::Stale;
         }
         if known.is_none() && !self.make_room() {
@@ -152,15 +175,10 @@ impl Ledger {
             addresses: announcement.addresses.to_vec(),
             gone_at: now + Duration::from_millis(u64::from(announcement.period_ms)) * SILENCE / 2,
         });
-        let entry = self.agents.entry(agent).or_insert(Entry {
-            seq: 0,
-            present: None,
-            paid: now,
-            flood: None,
-            banned_until: None,
-        });
-        entry.seq = announcement.seq;
+        let entry = self.agents.entry(agent).or_insert_with(|| Entry::new(now));
+        (entry.seq, entry.stored) = (announcement.seq, false);
         entry.present = present;
+        self.is_changed = true;
         Merged::News(agent, Box::new(announcement))
     }
 
@@ -237,6 +255,12 @@ impl Ledger {
     }
 }
 
+impl Entry {
+    fn new(now: Instant) -> Self {
+        Self { seq: 0, stored: false, present: None, paid: now, flood: None, banned_until: None }
+    }
+}
+
 /// Says why an announcement cannot be published.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SignError {
@@ -297,6 +321,10 @@ pub(super) mod tests {
         }
     }
 
+    fn by(source: AgentId) -> Way {
+        Way { source: Some(source), hand: None }
+    }
+
     struct Scene {
         ledger: Ledger,
         key: Keypair,
@@ -308,13 +336,14 @@ pub(super) mod tests {
     fn scene() -> Scene {
         let key = Keypair::generate_ed25519();
         let agent = agent_of_key(key.public()).unwrap();
-        Scene { ledger: Ledger::new(AgentId([0; 32])), key, agent, now: Instant::now() }
+        let now = Instant::now();
+        Scene { ledger: Ledger::new(AgentId([0; 32]), BTreeMap::new(), now), key, agent, now }
     }
 
     impl Scene {
         fn hear(&mut self, incarnation: u64, seq: u64, state: AgentState) -> Merged {
             let envelope = sign(&self.key, &announcement(incarnation, seq, state)).unwrap();
-            self.ledger.merge(&envelope, None, self.now)
+            self.ledger.merge(&envelope, Way::default(), self.now)
         }
 
         fn page(&self) -> usize {
@@ -341,19 +370,19 @@ pub(super) mod tests {
         for place in 0..envelope.len() {
             let mut touched = envelope.clone();
             touched[place] ^= 1;
-            let merged = scene.ledger.merge(&touched, None, scene.now);
+            let merged = scene.ledger.merge(&touched, Way::default(), scene.now);
             assert!(matches!(merged, Merged::Forged(_)), "byte {place}: {merged:?}");
         }
-        assert!(matches!(scene.ledger.merge(&envelope, None, scene.now), Merged::News(..)));
+        assert!(matches!(scene.ledger.merge(&envelope, Way::default(), scene.now), Merged::News(..)));
     }
 
     #[test]
     fn an_envelope_signed_by_another_than_its_source_is_forged() {
         let mut scene = scene();
         let envelope = sign(&scene.key, &announcement(1, 1, AgentState::Ready)).unwrap();
-        let merged = scene.ledger.merge(&envelope, Some(AgentId([9; 32])), scene.now);
+        let merged = scene.ledger.merge(&envelope, by(AgentId([9; 32])), scene.now);
         assert!(matches!(merged, Merged::Forged(_)));
-        assert!(matches!(scene.ledger.merge(&envelope, Some(scene.agent), scene.now), Merged::News(..)));
+        assert!(matches!(scene.ledger.merge(&envelope, by(scene.agent), scene.now), Merged::News(..)));
     }
 
     #[test]
@@ -363,7 +392,7 @@ pub(super) mod tests {
         for (domain, kind) in [("another", PAYLOAD_TYPE), (DOMAIN, b"/another".as_slice())] {
             let envelope =
                 SignedEnvelope::new(&scene.key, domain.to_owned(), kind.to_vec(), payload.clone()).unwrap();
-            let merged = scene.ledger.merge(&envelope.into_protobuf_encoding(), None, scene.now);
+            let merged = scene.ledger.merge(&envelope.into_protobuf_encoding(), Way::default(), scene.now);
             assert!(matches!(merged, Merged::Forged(_)));
         }
     }
@@ -375,7 +404,7 @@ pub(super) mod tests {
         let old = sign(&scene.key, &announcement(1, 2, AgentState::Ready)).unwrap();
         assert!(matches!(scene.hear(1, 3, AgentState::Leaving), Merged::News(..)));
         assert_eq!((scene.page(), scene.ledger.present()), (0, 0));
-        assert!(matches!(scene.ledger.merge(&old, None, scene.now), Merged::Stale));
+        assert!(matches!(scene.ledger.merge(&old, Way::default(), scene.now), Merged::Stale));
         assert_eq!(scene.page(), 0);
     }
 
@@ -395,7 +424,7 @@ pub(super) mod tests {
         let mut scene = scene();
         let mut talk = |seq, now| {
             let envelope = sign(&scene.key, &announcement(1, seq, AgentState::Ready)).unwrap();
-            matches!(scene.ledger.merge(&envelope, Some(scene.agent), now), Merged::News(..))
+            matches!(scene.ledger.merge(&envelope, by(scene.agent), now), Merged::News(..))
         };
         let heard = (1..=40).filter(|seq| talk(*seq, scene.now)).count();
         assert!((20..=22).contains(&heard), "{heard}");
@@ -412,7 +441,7 @@ pub(super) mod tests {
                 seq += 1;
                 let envelope = sign(&scene.key, &announcement(1, seq, AgentState::Ready)).unwrap();
                 let at = from + Duration::from_millis(100) * tenth;
-                let merged = scene.ledger.merge(&envelope, Some(scene.agent), at);
+                let merged = scene.ledger.merge(&envelope, by(scene.agent), at);
                 heard += u32::from(matches!(merged, Merged::News(..)));
             }
             heard
@@ -433,7 +462,7 @@ pub(super) mod tests {
         let mut scene = scene();
         let newcomer = |ledger: &mut Ledger, now| {
             let key = Keypair::generate_ed25519();
-            ledger.merge(&sign(&key, &announcement(1, 1, AgentState::Ready)).unwrap(), None, now)
+            ledger.merge(&sign(&key, &announcement(1, 1, AgentState::Ready)).unwrap(), Way::default(), now)
         };
         assert_eq!(scene.ledger.room, MEMBERS);
         scene.ledger.room = 3;
@@ -451,13 +480,13 @@ pub(super) mod tests {
         let mut scene = scene();
         let mine = announcement(1, 1, AgentState::Ready);
         let own = Keypair::generate_ed25519();
-        scene.ledger = Ledger::new(agent_of_key(own.public()).unwrap());
+        scene.ledger = Ledger::new(agent_of_key(own.public()).unwrap(), BTreeMap::new(), scene.now);
         scene.ledger.say(&mine, sign(&own, &mine).unwrap(), scene.now);
         let mut expected = std::collections::BTreeSet::from([sign(&own, &mine).unwrap()]);
         for _ in 0..PAGE {
             let key = Keypair::generate_ed25519();
             let envelope = sign(&key, &announcement(1, 1, AgentState::Ready)).unwrap();
-            scene.ledger.merge(&envelope, None, scene.now);
+            scene.ledger.merge(&envelope, Way::default(), scene.now);
             expected.insert(envelope);
         }
         let Answer::Roster { signed: first, more: true } = scene.ledger.page(0) else { panic!() };
@@ -465,5 +494,50 @@ pub(super) mod tests {
         assert_eq!((first.len(), rest.len()), (512, 1));
         let found = first.iter().chain(rest.iter()).map(|blob| blob.to_vec()).collect();
         assert_eq!(expected, found);
+    }
+
+    #[test]
+    fn what_was_said_before_a_restart_is_news_only_from_its_author_himself() {
+        let mut scene = scene();
+        let old = sign(&scene.key, &announcement(1, 5, AgentState::Ready)).unwrap();
+        scene.hear(1, 7, AgentState::Ready);
+        let marks = scene.ledger.marks().unwrap();
+        assert_eq!(marks, [(scene.agent, Mark { seq: 7, heard: true })].into());
+        assert_eq!(scene.ledger.marks(), None, "nothing new to save");
+        let stored: BTreeMap<_, _> = marks.into_iter().map(|(agent, mark)| (agent, mark.seq)).collect();
+        let restarted = || Ledger::new(AgentId([0; 32]), stored.clone(), scene.now);
+        let (other, author) = (Some(AgentId([9; 32])), Some(scene.agent));
+        for way in [
+            Way::default(),
+            Way { source: author, hand: None },
+            Way { source: author, hand: other },
+            Way { source: None, hand: other },
+        ] {
+            assert!(matches!(restarted().merge(&old, way, scene.now), Merged::Stale), "{way:?}");
+        }
+        let mut ledger = restarted();
+        assert_eq!(ledger.present(), 0, "a mark makes nobody present");
+        let by_hand = Way { source: None, hand: author };
+        assert!(matches!(ledger.merge(&old, by_hand, scene.now), Merged::News(..)));
+        // From then on its numbers rise again.
+        let older = sign(&scene.key, &announcement(1, 4, AgentState::Ready)).unwrap();
+        assert!(matches!(ledger.merge(&older, by_hand, scene.now), Merged::Stale));
+        assert_eq!(ledger.marks(), Some([(scene.agent, Mark { seq: 5, heard: true })].into()));
+    }
+
+    #[test]
+    fn marks_of_those_who_are_gone_make_room_and_the_own_is_none() {
+        let mut scene = scene();
+        let id = |number: u16| {
+            let mut id = [7; 32];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            AgentId(id)
+        };
+        let me = AgentId([0; 32]);
+        let marks = (0..u16::try_from(MEMBERS).unwrap()).map(|number| (id(number), 1)).chain([(me, 9)]);
+        scene.ledger = Ledger::new(me, marks.collect(), scene.now);
+        assert_eq!((scene.ledger.agents.len(), scene.ledger.agents.contains_key(&me)), (MEMBERS, false));
+        assert!(matches!(scene.hear(1, 1, AgentState::Ready), Merged::News(..)));
+        assert_eq!(scene.ledger.marks().unwrap().len(), MEMBERS);
     }
 }

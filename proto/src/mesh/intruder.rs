@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{AsyncReadExt as _, FutureExt as _, StreamExt as _};
 use libp2p::{
     Swarm,
     core::SignedEnvelope,
@@ -10,13 +10,14 @@ use libp2p::{
     identity::Keypair,
     swarm::SwarmEvent,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Mesh, MeshConfig, MeshEvent,
+    Mesh, MeshConfig, MeshEvent, STREAMS_PER_AGENT, WorkStream,
+    door::House,
     gossip::tests::{announcement, envelope},
     start,
-    swarm::{Behaviour, BehaviourEvent, agent_of_key, build, multiaddr},
+    swarm::{Behaviour, BehaviourEvent, agent_of_key, build, multiaddr, peer_of},
 };
 use crate::{
     id::AgentId,
@@ -35,7 +36,8 @@ impl Intruder {
     /// Joins by one peer, and waits until that listens to gossip.
     async fn join(peer: &Mesh) -> Self {
         let key = Keypair::generate_ed25519();
-        let (mut swarm, topic) = build(&key, &public_prologue(), Role::Agent, false).unwrap();
+        let house = House { places: 256, memory: None, guests: std::sync::Arc::default(), resident: || None };
+        let (mut swarm, topic) = build(&key, &public_prologue(), Role::Agent, false, house).unwrap();
         swarm.dial(multiaddr(peer.listening()[0])).unwrap();
         loop {
             let event = swarm.select_next_some().await;
@@ -113,4 +115,54 @@ async fn what_an_intruder_makes_up_reaches_neither_the_owner_nor_a_third_node() 
     assert_eq!(near, [(id, 5), (id, 6)]);
     // A third node may have missed the first one while the mesh formed.
     assert!(far == near || far == [(id, 6)], "{far:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_streams_of_a_connection_are_served_as_many_wait_and_more_are_reset() {
+    let (near, mut events) = start(MeshConfig::loopback([1; 32], Role::Agent)).await.unwrap();
+    let mut intruder = Intruder::join(&near).await;
+    let peer = peer_of(&near.me()).unwrap();
+    // Past the gate that an honest node holds itself to.
+    let all = 2 * STREAMS_PER_AGENT + 2;
+    let opened = (0..all).map(|_| {
+        let (reply, opened) = oneshot::channel();
+        intruder.swarm.behaviour_mut().work.open(peer, reply);
+        opened
+    });
+    let opened: Vec<_> = opened.collect();
+    let mut streams = intruder.meanwhile(futures::future::join_all(opened)).await;
+    let mut streams: Vec<_> = streams.drain(..).filter_map(|opened| opened.ok()?.ok()).collect();
+    let mut arrived = Vec::new();
+    intruder
+        .meanwhile(async {
+            while arrived.len() < STREAMS_PER_AGENT {
+                arrived.extend(incoming(events.recv().await));
+            }
+        })
+        .await;
+    // Those beyond are reset: reading ends, where it otherwise waits.
+    let reset = intruder
+        .meanwhile(async {
+            loop {
+                let reads = streams.iter_mut().map(|stream| {
+                    let mut byte = [0];
+                    stream.read(&mut byte).now_or_never().is_some()
+                });
+                let reset = reads.filter(|ended| *ended).count();
+                if reset + all - streams.len() >= 2 {
+                    return reset + all - streams.len();
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    assert_eq!(reset, 2);
+    assert!(events.try_recv().is_err(), "the sixty-fifth waits");
+    arrived.pop();
+    let next = intruder.meanwhile(async { incoming(events.recv().await) }).await;
+    assert!(next.is_some(), "and is served when another is over");
+}
+
+fn incoming(event: Option<MeshEvent>) -> Option<WorkStream> {
+    if let Some(MeshEvent::Incoming(_, stream)) = event { Some(stream) } else { None }
 }

@@ -9,7 +9,7 @@ use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::{StreamProtocol, request_response};
 
 use crate::{
-    codec::{self, Message},
+    codec::{self, CodecError, Message},
     message::{Answer, Question},
 };
 
@@ -49,6 +49,12 @@ impl request_response::Codec for QuestionCodec {
     {
         write(io, &answer).await
     }
+}
+
+/// Says whether reading failed because of what the peer sent; another version of the protocol is no ill will.
+pub(super) fn is_offence(error: &io::Error) -> bool {
+    let version = error.get_ref().and_then(|inner| inner.downcast_ref::<CodecError>());
+    error.kind() == io::ErrorKind::InvalidData && !matches!(version, Some(CodecError::Version { .. }))
 }
 
 async fn read<M: Message, T: AsyncRead + Unpin + Send>(io: &mut T) -> io::Result<M> {

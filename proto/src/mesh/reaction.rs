@@ -6,7 +6,7 @@ use libp2p::{
     PeerId,
     gossipsub::{self, MessageAcceptance},
     mdns, ping,
-    request_response::{self, OutboundFailure},
+    request_response::{self, InboundFailure, OutboundFailure},
     swarm::{ConnectionId, DialError, SwarmEvent},
 };
 
@@ -14,7 +14,8 @@ use super::{
     DialFailure, MeshError, MeshEvent, Ticket,
     dial::{Present as _, Target},
     driver::{Asking, Driver, Flight},
-    gossip::{MEMBERS, Merged},
+    gossip::{MEMBERS, Merged, Way},
+    question::is_offence,
     swarm::{BehaviourEvent, agent_of, socket},
 };
 use crate::{
@@ -73,25 +74,27 @@ impl Driver {
             SwarmEvent::ListenerClosed { reason: Err(error), .. } => {
                 tracing::warn!(%error, "a listener closed");
             }
-            SwarmEvent::IncomingConnectionError { error, .. } => {
-                tracing::debug!(?error, "a connection was not taken");
+            SwarmEvent::IncomingConnection { connection_id, .. } => {
+                self.knocks.insert(connection_id, now);
+            }
+            SwarmEvent::IncomingConnectionError { connection_id, error, .. } => {
+                let knocked = self.knocks.remove(&connection_id);
+                let took_us = knocked.map_or(0, |since| now.saturating_duration_since(since).as_micros());
+                tracing::debug!(took_us, ?error, "a connection was not taken");
             }
             _ => {}
         }
     }
 
     /// Weighs an envelope from gossip (with its source) or from a roster, and tells the owner what is new.
-    pub(super) fn hear(
-        &mut self,
-        envelope: &[u8],
-        source: Option<AgentId>,
-        now: Instant,
-    ) -> MessageAcceptance {
-        match self.ledger.merge(envelope, source, now) {
+    pub(super) fn hear(&mut self, envelope: &[u8], way: Way, now: Instant) -> MessageAcceptance {
+        match self.ledger.merge(envelope, way, now) {
             Merged::News(from, announcement) => {
                 if announcement.state == AgentState::Leaving {
                     self.dialer.forget(&from);
+                    self.swarm.behaviour_mut().door.went(&from);
                 } else {
+                    self.swarm.behaviour_mut().door.came(from);
                     let addresses: Vec<SocketAddr> =
                         announcement.addresses.iter().copied().filter(can_be_dialled).collect();
                     self.dialer.announced(from, &addresses, now);
@@ -101,11 +104,19 @@ impl Driver {
             }
             Merged::Stale => MessageAcceptance::Ignore,
             Merged::Full => {
-                tracing::warn!(bound = MEMBERS, "the mesh is full; an agent is ignored");
+                if let Some(more) = self.hush.warns(&(None, "full"), now) {
+                    tracing::warn!(
+                        bound = MEMBERS,
+                        more,
+                        "mesh.full: the mesh has as many members as it may; a newer agent is ignored"
+                    );
+                }
                 MessageAcceptance::Ignore
             }
             Merged::Forged(why) => {
-                tracing::warn!(why, ?source, "an announcement is not believed");
+                if let Some(more) = self.hush.warns(&(way.hand, "forged"), now) {
+                    tracing::warn!(why, ?way, more, "an announcement is not believed");
+                }
                 MessageAcceptance::Reject
             }
         }
@@ -153,7 +164,10 @@ impl Driver {
         match event {
             gossipsub::Event::Message { propagation_source, message_id, message } => {
                 let verdict = match message.source.as_ref().and_then(agent_of) {
-                    Some(source) => self.hear(&message.data, Some(source), now),
+                    Some(source) => {
+                        let way = Way { source: Some(source), hand: agent_of(&propagation_source) };
+                        self.hear(&message.data, way, now)
+                    }
                     None => MessageAcceptance::Reject,
                 };
                 self.swarm.behaviour_mut().gossip.report_message_validation_result(
@@ -182,7 +196,10 @@ impl Driver {
                     self.answered(request_id, response);
                 }
             },
-            QuestionEvent::OutboundFailure { request_id, error, .. } => {
+            QuestionEvent::OutboundFailure { peer, request_id, error, .. } => {
+                if let OutboundFailure::Io(error) = &error {
+                    self.weigh(&peer, error);
+                }
                 match self.questions.remove(&request_id) {
                     Some(Asking::Owner(agent, reply)) => {
                         let _ = reply.send(Err(unanswered(agent, &error)));
@@ -194,10 +211,20 @@ impl Driver {
                     None => {}
                 }
             }
-            QuestionEvent::InboundFailure { request_id, .. } => {
+            QuestionEvent::InboundFailure { peer, request_id, error, .. } => {
+                if let InboundFailure::Io(error) = &error {
+                    self.weigh(&peer, error);
+                }
                 self.tickets.retain(|_, (waiting, _)| *waiting != request_id);
             }
             QuestionEvent::ResponseSent { .. } => {}
+        }
+    }
+
+    /// What is no question and no answer is an offence; that it did not arrive is none.
+    fn weigh(&self, peer: &PeerId, error: &std::io::Error) {
+        if let Some(agent) = agent_of(peer).filter(|_| is_offence(error)) {
+            self.complaints.about(agent);
         }
     }
 
@@ -229,7 +256,7 @@ impl Driver {
                 self.pulls.flying -= 1;
                 let Answer::Roster { signed, more } = answer else { return };
                 let len = u32::try_from(signed.len()).unwrap_or(u32::MAX);
-                self.unchecked.extend(signed.into_vec());
+                self.unchecked.extend(signed.into_vec().into_iter().map(|envelope| (agent, envelope)));
                 // Whoever has more pages than members makes them up.
                 let next = from.saturating_add(len);
                 if more && len > 0 && usize::try_from(next).is_ok_and(|next| next <= MEMBERS) {
@@ -247,7 +274,8 @@ impl Driver {
 
     fn on_stream(&mut self, Inbound { peer, stream, place }: Inbound) {
         if let Some(agent) = agent_of(&peer) {
-            self.tell(MeshEvent::Incoming(agent, WorkStream::new(agent, stream, place)));
+            let stream = WorkStream::new(agent, stream, place, self.complaints.clone());
+            self.tell(MeshEvent::Incoming(agent, stream));
         }
     }
 
@@ -273,6 +301,7 @@ impl Driver {
 
     fn on_connected(&mut self, peer: PeerId, connection: ConnectionId, dialled: bool, now: Instant) {
         let flight = self.flights.remove(&connection);
+        self.knocks.remove(&connection);
         let Some(agent) = agent_of(&peer) else {
             // Another kind of key: nobody of ours.
             if let Some(target) = flight.and_then(|flight| flight.target) {

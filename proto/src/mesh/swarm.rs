@@ -21,8 +21,12 @@ use libp2p::{
     tcp, yamux,
 };
 
-use super::{MeshError, question::QuestionCodec};
-use crate::{chunk_stream::behaviour as work, id::AgentId, message::Role, secret::mesh_name};
+use super::{
+    MeshError,
+    door::{Door, House},
+    question::QuestionCodec,
+};
+use crate::{chunk_stream, chunk_stream::behaviour as work, id::AgentId, message::Role, secret::mesh_name};
 
 /// Gossip about who is there. A name of the mesh follows, so that two meshes never mix even when misconfigured.
 const TOPIC: &str = "tropa/announce/1/";
@@ -31,14 +35,16 @@ const QUESTIONS: StreamProtocol = StreamProtocol::new("/tropa/question/1");
 
 /// Connections per peer. `security.md` §6 says 2; with both taken by a mutual dial and both dead without knowing
 /// it, a peer that comes back would wait out the ping, so there is a third.
-const PER_PEER: u32 = 3;
+pub const PER_PEER: u32 = 3;
 
 /// Connections that are not through their handshake yet, in each direction (`security.md` §6).
-const PENDING: u32 = 32;
+pub const PENDING: u32 = 32;
 
-/// Connections of an agent, and of a coordinator, who needs one to each of 1,024 members (`security.md` §6).
-const ESTABLISHED_AGENT: u32 = 256;
-const ESTABLISHED_COORDINATOR: u32 = 1_100;
+/// Connections of an agent (`security.md` §6).
+pub const ESTABLISHED_AGENT: u32 = 256;
+
+/// Connections of a coordinator, who needs one to each of 1,024 members (`security.md` §6).
+pub const ESTABLISHED_COORDINATOR: u32 = 1_100;
 
 /// Streams of one connection that may negotiate at once (`security.md` §6).
 const NEGOTIATING: usize = 32;
@@ -50,7 +56,7 @@ const IDLE: Duration = Duration::from_secs(600);
 /// libp2p's free first failure a black hole is noticed after 21 to 25 s.
 const PING: Duration = Duration::from_secs(5);
 
-/// How long a handshake may take: a stranger must not hold a pending place for longer.
+/// How long a dial and its handshake may take: the network may lose a packet or two of it.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// An announcement is 1 KiB and its envelope less than 200 bytes; 16 KiB leave room for gossipsub's own.
@@ -65,6 +71,7 @@ const MDNS_QUERY: Duration = Duration::from_secs(15);
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     // Those that deny come first.
+    pub(super) door: Door,
     limits: connection_limits::Behaviour,
     ping: ping::Behaviour,
     identify: identify::Behaviour,
@@ -82,6 +89,7 @@ pub(super) fn build(
     prologue: &[u8; 32],
     role: Role,
     with_mdns: bool,
+    house: House,
 ) -> Result<(Swarm<Behaviour>, IdentTopic), MeshError> {
     let stack = |what: String| MeshError::Stack(what);
     let topic = IdentTopic::new(format!("{TOPIC}{}", mesh_name(prologue)));
@@ -90,9 +98,12 @@ pub(super) fn build(
         .upgrade(Version::V1Lazy)
         .authenticate(noise)
         .multiplex(yamux::Config::default())
-        .timeout(HANDSHAKE)
+        // Whoever comes has as long as for a `Hello`: a stranger must not hold a place for longer.
+        .inbound_timeout(chunk_stream::HELLO_LIMIT)
+        .outbound_timeout(HANDSHAKE)
         .boxed();
     let behaviour = Behaviour {
+        door: Door::new(house),
         limits: connection_limits::Behaviour::new(limits(role)),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING).with_timeout(PING)),
         identify: identify::Behaviour::new(
@@ -108,7 +119,7 @@ pub(super) fn build(
             [(QUESTIONS, request_response::ProtocolSupport::Full)],
             request_response::Config::default()
                 .with_request_timeout(QUESTION_LIMIT)
-                .with_max_concurrent_streams(256),
+                .with_max_concurrent_streams(super::STREAMS_PER_AGENT),
         ),
         work: work::Behaviour::default(),
     };
@@ -120,15 +131,19 @@ pub(super) fn build(
     Ok((swarm, topic))
 }
 
-fn limits(role: Role) -> connection_limits::ConnectionLimits {
-    let established = match role {
+/// Gives how many connections a node may have.
+pub(super) fn places(role: Role) -> u32 {
+    match role {
         Role::Agent => ESTABLISHED_AGENT,
         Role::Coordinator => ESTABLISHED_COORDINATOR,
-    };
+    }
+}
+
+fn limits(role: Role) -> connection_limits::ConnectionLimits {
     connection_limits::ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING))
         .with_max_pending_outgoing(Some(PENDING))
-        .with_max_established(Some(established))
+        .with_max_established(Some(places(role)))
         .with_max_established_per_peer(Some(PER_PEER))
 }
 
@@ -227,6 +242,11 @@ pub(super) fn socket(address: &Multiaddr) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use libp2p::{
+        core::{ConnectedPoint, Endpoint, transport::PortUse},
+        swarm::{ConnectionId, FromSwarm, behaviour::ConnectionEstablished},
+    };
+
     use super::*;
 
     #[test]
@@ -246,6 +266,61 @@ mod tests {
         }
         for text in ["/ip4/1.2.3.4/udp/1/quic-v1", "/dns4/a.example/tcp/1", "/ip4/1.2.3.4/tcp/1/ws"] {
             assert_eq!(socket(&text.parse().unwrap()), None, "{text}");
+        }
+    }
+
+    fn next_id() -> ConnectionId {
+        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        ConnectionId::new_unchecked(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// How many connections are taken one after the other, before the first that is not.
+    fn taken(role: Role, peer: impl Fn() -> PeerId) -> usize {
+        let mut limits = connection_limits::Behaviour::new(limits(role));
+        let address: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+        let endpoint = ConnectedPoint::Dialer {
+            address: address.clone(),
+            role_override: Endpoint::Dialer,
+            port_use: PortUse::Reuse,
+        };
+        let next = || {
+            let (peer_id, connection_id) = (peer(), next_id());
+            limits
+                .handle_established_outbound_connection(
+                    connection_id,
+                    peer_id,
+                    &address,
+                    Endpoint::Dialer,
+                    PortUse::Reuse,
+                )
+                .ok()?;
+            limits.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint: &endpoint,
+                failed_addresses: &[],
+                other_established: 0,
+            }));
+            Some(())
+        };
+        std::iter::from_fn(next).take(2_000).count()
+    }
+
+    #[test]
+    fn as_many_connections_are_taken_as_the_caps_say_and_not_one_more() {
+        let one = PeerId::random();
+        assert_eq!(taken(Role::Agent, || one), PER_PEER as usize);
+        assert_eq!(taken(Role::Agent, PeerId::random), ESTABLISHED_AGENT as usize);
+        assert_eq!(taken(Role::Coordinator, PeerId::random), ESTABLISHED_COORDINATOR as usize);
+        let mut limits = connection_limits::Behaviour::new(limits(Role::Agent));
+        let address: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+        for (number, taken) in [(PENDING, true), (1, false)] {
+            for _ in 0..number {
+                let id = next_id();
+                assert_eq!(limits.handle_pending_inbound_connection(id, &address, &address).is_ok(), taken);
+                let out = limits.handle_pending_outbound_connection(id, None, &[], Endpoint::Dialer);
+                assert_eq!(out.is_ok(), taken);
+            }
         }
     }
 }

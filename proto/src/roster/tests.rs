@@ -304,3 +304,37 @@ fn a_name_that_nothing_keeps_is_warned_of_unless_a_neighbour_on_the_kernel_keeps
     let mut carried = claimed(&[(1, 1, lost), (1, 1, MachineClaim::new(uid(1)))]);
     assert_eq!(codes(carried.view()), []);
 }
+
+#[test]
+fn of_more_than_sixty_four_agents_of_one_machine_the_newest_get_no_work() {
+    let many = u8::try_from(MAX_ON_ONE_MACHINE).unwrap();
+    for more in 0..=1 {
+        let mut roster = Roster::new(false);
+        // The agent that is heard last has the smallest id.
+        for n in (1..=many + more).rev() {
+            roster.announced(agent(n), announcement(1, 1), at(u64::from(many + more - n)));
+        }
+        roster.announced(agent(200), announcement(2, 1), at(500));
+        let view = roster.view();
+        let out: Vec<_> =
+            view.installs.iter().filter(|i| i.out == Some(Out::TooMany)).map(|i| i.agent).collect();
+        assert_eq!(out, vec![agent(1); usize::from(more)]);
+        let warned = view.fusion.as_ref().unwrap().warnings().iter().any(|w| w.code == Code::TooManyAgents);
+        assert_eq!(warned, more > 0);
+    }
+}
+
+#[test]
+fn of_more_than_1024_agents_the_newest_are_ignored() {
+    let mut roster = Roster::new(false);
+    let id = |n: usize| {
+        let mut id = [7; 32];
+        id[..2].copy_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
+        AgentId(id)
+    };
+    for n in 0..=MAX_AGENTS {
+        roster.announced(id(n), announcement(1, 1), at(0));
+    }
+    assert_eq!(roster.len(), MAX_AGENTS);
+    assert!(roster.knows(id(MAX_AGENTS - 1)) && !roster.knows(id(MAX_AGENTS)));
+}

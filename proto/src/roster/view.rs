@@ -75,6 +75,8 @@ pub enum Out {
     Draining,
     /// Two agents run with its key, and an order might reach either.
     Cloned,
+    /// Its machine has as many agents as it may, and this is one of the newest.
+    TooMany,
     /// Its evidence was declared by an operator, and this coordinator does not accept that.
     Declared,
     /// Its engine does not answer; says why.

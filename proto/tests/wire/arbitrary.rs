@@ -16,8 +16,8 @@ use tropa_proto::{
     id::{AttemptId, ChunkIndex, Incarnation, JobId},
     message::{
         AgentState, Announcement, Answer, Beat, Counters, Description, Endpoint, EngineState, Failure,
-        FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Open, Outcome, Place,
-        Question, Refusal, Role, Run, ToAgent,
+        FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, MAX_RESULT, Model, Open, Outcome,
+        Place, Question, Refusal, Role, Run, ToAgent,
     },
     uid::{Before, Change, MachineClaim, MachineUid},
 };
@@ -315,7 +315,8 @@ pub(crate) fn to_agent() -> impl Strategy<Value = ToAgent> {
 
 prop_compose! {
     fn outcome()(
-        (bytes, prompt_tokens, output_tokens, wait_ms) in any::<(u32, u32, u32, u32)>(),
+        bytes in 0..=MAX_RESULT as u32,
+        (prompt_tokens, output_tokens, wait_ms) in any::<(u32, u32, u32)>(),
         (sha256, digest) in any::<([u8; 32], [u8; 32])>(),
         done_reason in text(),
         reasoning_only in any::<bool>(),

@@ -190,6 +190,7 @@ impl Running {
             // Each a list of its own: they shall not find each other there.
             runtime: Some(RuntimePlaces::new(vec![at("run").join("agents")])),
             state: at("state"),
+            memory: None,
         };
         let agent = Agent::start(config).await.with_context(|| format!("starting agent {number}"))?;
         let address = agent.address();
