@@ -24,7 +24,10 @@ pub mod server_log;
 mod show;
 #[cfg(test)]
 mod tests;
+pub mod vram;
 pub mod windows;
+
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use tropa_proto::{
@@ -36,13 +39,15 @@ use tropa_proto::{
 
 pub use counters::read_counters;
 pub use files::Root;
-pub use lane::{LaneError, LaneSpec, vram_step};
+pub use lane::{LaneError, LaneSpec};
 pub use privileged::Privileged;
 pub use server_log::Logged;
 pub use show::{Shown, show, show_json};
+pub use vram::VramWatch;
 
 use lane::Clues;
 use nvidia::{Card, Library, NoLibrary, Nvml};
+use vram::Sample;
 
 /// What a reading needs beside the file system.
 #[derive(Clone, Debug, Default)]
@@ -55,23 +60,27 @@ pub struct Options {
     pub log: Option<String>,
     /// How the loaded model lies in memory, from `/api/ps`.
     pub loaded: Option<Loaded>,
-    /// The GPU that a step in memory gave away ([`vram_step`]), by its place.
-    pub stepped: Option<u16>,
+    /// The loaded models with their bytes on GPUs.
+    pub on_gpu: BTreeMap<String, u64>,
+    /// Whether the install is at work for us, so that a model may be half loaded.
+    pub busy: bool,
     /// What `TROPA_MACHINE` says.
     pub machine: Option<String>,
 }
 
 /// Reads everything. NVIDIA's library is asked on the machine's own root only.
 ///
-/// Reads files and may load a library: some milliseconds, up to a second with NVML; not for an async thread.
+/// Reads files and may load a library: some milliseconds, up to a second with NVML; not for an async thread. The
+/// watch is the same one for all readings of an install.
 #[must_use]
-pub fn read(root: &Root, options: &Options) -> Facts {
-    if root.is_declared() { read_with(root, options, &NoLibrary) } else { read_with(root, options, &Nvml) }
+pub fn read(root: &Root, options: &Options, watch: &mut VramWatch) -> Facts {
+    let library: &dyn Library = if root.is_declared() { &NoLibrary } else { &Nvml };
+    read_with(root, options, watch, library)
 }
 
 /// Reads everything, with cards from a given library.
 #[must_use]
-pub fn read_with(root: &Root, options: &Options, library: &dyn Library) -> Facts {
+pub fn read_with(root: &Root, options: &Options, watch: &mut VramWatch, library: &dyn Library) -> Facts {
     let mut facts = match os(root) {
         Os::Linux => linux::read(root),
         Os::Macos => macos::read(root),
@@ -85,12 +94,17 @@ pub fn read_with(root: &Root, options: &Options, library: &dyn Library) -> Facts
         nvidia::from_proc(root)
     });
     facts.gpus = gpus(root, &facts, &cards);
+    let stepped = watch.see(&Sample {
+        used: facts.gpus.iter().map(|gpu| used_memory(root, gpu, &cards)).collect(),
+        loaded: options.on_gpu.clone(),
+        busy: options.busy,
+    });
     let clues = Clues {
         named: options.lane.as_ref(),
         port: options.port,
         log: options.log.as_deref(),
         loaded: options.loaded,
-        stepped: options.stepped,
+        stepped: Some(&stepped),
         cards: &cards,
     };
     facts.lane = lane::claim(root, &facts, platform::read(root).wsl, &clues);
@@ -123,6 +137,14 @@ fn os(root: &Root) -> Os {
         None if root.is_declared() || cfg!(target_os = "linux") => Os::Linux,
         None if cfg!(target_os = "macos") => Os::Macos,
         None => Os::Windows,
+    }
+}
+
+/// Memory of a GPU that is in use by whomever, in bytes.
+fn used_memory(root: &Root, gpu: &Gpu<String>, cards: &[Card]) -> Option<u64> {
+    match &*gpu.vendor {
+        "nvidia" => nvidia::used_memory(cards, gpu),
+        _ => amd::used_memory(root, gpu.pci.as_deref()?),
     }
 }
 

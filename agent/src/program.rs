@@ -1,9 +1,12 @@
 //! `tropa-agent` as a program: what was typed, the signals that stop it, what it prints and the code that it ends with.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use clap::Parser as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -39,20 +42,26 @@ fn execute_args(args: Args) -> Result<(), (u8, anyhow::Error)> {
     if let Some(Command::Evidence { show_raw, json, privileged }) = args.command {
         let config = args.resolve().map_err(usage)?;
         if privileged {
-            let refused = |error: std::io::Error| {
-                let code = if error.kind() == std::io::ErrorKind::PermissionDenied { 77 } else { 74 };
+            let refused = |error: io::Error| {
+                let code = if error.kind() == io::ErrorKind::PermissionDenied { 77 } else { 74 };
                 (code, anyhow::Error::new(error).context("writing what only root can read failed"))
             };
             let file = stock::save_privileged(&config).map_err(refused)?;
             return print(&format!("wrote {}", file.display())).map_err(|error| (74, error.into()));
         }
-        return print(&stock::show(&config, show_raw, json)).map_err(|error| (74, error.into()));
+        let shown = runtime().and_then(|runtime| {
+            runtime.block_on(stock::show(&config, show_raw, json)).map_err(io::Error::other)
+        });
+        return shown.and_then(|text| print(&text)).map_err(|error| (74, error.into()));
     }
     let config = args.resolve().map_err(usage)?;
-    // One thread: an agent must cost next to nothing beside an engine that works.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| (74, error.into()))?;
+    let runtime = runtime().map_err(|error| (74, error.into()))?;
     runtime.block_on(serve_until_stopped(config)).map_err(|error| (74, error.into()))
+}
+
+/// One thread: an agent must cost next to nothing beside an engine that works.
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 async fn serve_until_stopped(config: Config) -> Result<(), AgentError> {
@@ -82,9 +91,9 @@ async fn serve_until_stopped(config: Config) -> Result<(), AgentError> {
     }
 }
 
-fn print(text: &str) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let mut stdout = std::io::stdout().lock();
+fn print(text: &str) -> io::Result<()> {
+    use io::Write as _;
+    let mut stdout = io::stdout().lock();
     writeln!(stdout, "{text}").and_then(|()| stdout.flush())
 }
 
@@ -97,12 +106,12 @@ fn log(verbose: u8) {
     let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
     let filter = EnvFilter::new(format!("error,tropa_agent={level},tropa_proto={level}"));
     // A second call, in a test, changes nothing.
-    use std::io::IsTerminal as _;
+    use io::IsTerminal as _;
     let ansi =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         .with_ansi(ansi)
         .try_init();
 }

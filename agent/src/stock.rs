@@ -3,7 +3,13 @@
 //! Taking stock costs the engine's machine a little, so it happens when the install begins or ceases to work, and
 //! else only while it is idle: an agent must cost next to nothing beside an engine that works.
 
-use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     task::JoinHandle,
@@ -19,8 +25,8 @@ use crate::{
     Config,
     clock::now,
     device_lock::{DeviceName, Occupies, occupied},
-    evidence::{self, LaneSpec, Options, Privileged, Root, Shown},
-    ollama::Ollama,
+    evidence::{self, LaneSpec, Options, Privileged, Root, Shown, VramWatch},
+    ollama::{ClientError, Ollama},
     runtime_dir::RuntimePlaces,
 };
 
@@ -62,6 +68,8 @@ struct Reading {
     machine: Option<String>,
     /// What root has read for us, if it has.
     privileged: Vec<PathBuf>,
+    /// Of all readings of this install.
+    watch: Arc<Mutex<VramWatch>>,
 }
 
 impl Stock {
@@ -69,7 +77,7 @@ impl Stock {
     pub(crate) async fn take(config: &Config, ollama: Arc<Ollama>) -> Self {
         let reading = Reading::new(config);
         let inventory = ollama.inventory().await;
-        let facts = reading.clone().read(&inventory).await;
+        let facts = reading.clone().read(&inventory, false).await;
         let description = Description { evidence: facts.keyed(&reading.key), inventory };
         let mut stock = Self {
             hashes: description.hashes(),
@@ -139,10 +147,11 @@ impl Stock {
 
     fn begin(&self) -> JoinHandle<(Option<Facts>, Inventory)> {
         let (ollama, reading) = (Arc::clone(&self.ollama), self.reading.clone());
+        let busy = self.busy;
         let evidence = !self.facts.gpus.is_empty() || self.evidence_due <= now();
         tokio::spawn(async move {
             let inventory = ollama.inventory().await;
-            let facts = if evidence { Some(reading.read(&inventory).await) } else { None };
+            let facts = if evidence { Some(reading.read(&inventory, busy).await) } else { None };
             (facts, inventory)
         })
     }
@@ -172,23 +181,32 @@ impl Reading {
             log: config.log.clone(),
             machine: config.machine.clone(),
             privileged: config.runtime.as_ref().map_or_else(Vec::new, RuntimePlaces::privileged),
+            watch: Arc::default(),
         }
     }
 
-    fn options(&self, loaded: Option<Loaded>) -> Options {
+    fn options(&self, inventory: &Inventory, busy: bool) -> Options {
+        let on_gpu = inventory
+            .models
+            .iter()
+            .filter_map(|model| Some((model.name.to_string(), model.loaded?.size_vram)));
         Options {
             lane: self.lane.clone(),
             port: self.port,
             log: self.log.clone(),
-            loaded,
-            stepped: None,
+            loaded: all_loaded(inventory),
+            // What another host loads does not show in the memory of this one.
+            on_gpu: if self.port.is_some() { on_gpu.collect() } else { BTreeMap::new() },
+            busy,
             machine: self.machine.clone(),
         }
     }
 
     /// Reads what this user may read, and takes over from root what it may not.
-    fn facts(&self, loaded: Option<Loaded>) -> Facts {
-        let mut facts = evidence::read(&self.root, &self.options(loaded));
+    fn facts(&self, options: &Options) -> Facts {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut facts = evidence::read(&self.root, options, &mut watch);
+        drop(watch);
         // Declared hardware is another than the one that root has read.
         for file in self.privileged.iter().filter(|_| !self.root.is_declared()) {
             match Privileged::load(file) {
@@ -202,9 +220,9 @@ impl Reading {
     }
 
     /// Reads in a thread of its own: it opens files and may load a library.
-    async fn read(self, inventory: &Inventory) -> Facts {
-        let loaded = all_loaded(inventory);
-        let read = tokio::task::spawn_blocking(move || self.facts(loaded)).await;
+    async fn read(self, inventory: &Inventory, busy: bool) -> Facts {
+        let options = self.options(inventory, busy);
+        let read = tokio::task::spawn_blocking(move || self.facts(&options)).await;
         match read {
             Ok(facts) => facts,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -236,13 +254,18 @@ pub(crate) fn save_privileged(config: &Config) -> io::Result<PathBuf> {
     Ok(file)
 }
 
-/// What `tropa-agent evidence` prints.
-pub(crate) fn show(config: &Config, raw: bool, json: bool) -> String {
+/// What `tropa-agent evidence` prints; the install is asked what it has loaded, for that tells where it works.
+///
+/// # Errors
+/// When there can be no client for the install.
+pub(crate) async fn show(config: &Config, raw: bool, json: bool) -> Result<String, ClientError> {
     let reading = Reading::new(config);
-    let facts = reading.facts(None);
+    let inventory = Ollama::with_policy(config.ollama.clone(), config.policy)?.inventory().await;
+    let options = reading.options(&inventory, false);
+    let facts = reading.clone().read(&inventory, false).await;
     let published = facts.keyed(&reading.key);
     let epoch = evidence::sample_epoch(&reading.root);
-    let log = evidence::read_server_log(&reading.root, &reading.options(None));
+    let log = evidence::read_server_log(&reading.root, &options);
     let shown = Shown { facts: &facts, evidence: &published, epoch: &epoch, log: &log };
-    if json { evidence::show_json(&shown, raw).to_string() } else { evidence::show(&shown, raw) }
+    Ok(if json { evidence::show_json(&shown, raw).to_string() } else { evidence::show(&shown, raw) })
 }

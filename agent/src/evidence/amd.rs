@@ -23,11 +23,27 @@ const MAX_CARDS: usize = 64;
 /// Reads the GPUs of AMD and Intel.
 #[must_use]
 pub fn gpus(root: &Root) -> Vec<Gpu<String>> {
-    let cards = root
-        .names(DRM)
-        .into_iter()
-        .filter(|name| name.strip_prefix("card").is_some_and(|number| number.parse::<u16>().is_ok()));
-    cards.take(MAX_CARDS).filter_map(|card| gpu(root, &card)).collect()
+    cards(root).iter().filter_map(|card| gpu(root, card)).collect()
+}
+
+/// Memory in use of the card at a PCI address, in bytes; AMD's driver alone tells.
+#[must_use]
+pub fn used_memory(root: &Root, pci: &str) -> Option<u64> {
+    let is_there = |card: &String| address(root, card).as_deref() == Some(pci);
+    let card = cards(root).into_iter().find(is_there)?;
+    root.line(&format!("{DRM}/{card}/device/mem_info_vram_used"))?.parse().ok()
+}
+
+fn cards(root: &Root) -> Vec<String> {
+    let names = root.names(DRM).into_iter();
+    let cards =
+        names.filter(|name| name.strip_prefix("card").is_some_and(|number| number.parse::<u16>().is_ok()));
+    cards.take(MAX_CARDS).collect()
+}
+
+fn address(root: &Root, card: &str) -> Option<Text<16>> {
+    let uevent = root.line(&format!("{DRM}/{card}/device/uevent"))?;
+    pci_address(uevent.lines().find_map(|line| line.strip_prefix("PCI_SLOT_NAME="))?)
 }
 
 fn gpu(root: &Root, card: &str) -> Option<Gpu<String>> {
@@ -38,8 +54,7 @@ fn gpu(root: &Root, card: &str) -> Option<Gpu<String>> {
         "0x8086" => "intel",
         _ => return None,
     };
-    let pci = read("uevent")
-        .and_then(|uevent| pci_address(uevent.lines().find_map(|line| line.strip_prefix("PCI_SLOT_NAME="))?));
+    let pci = address(root, card);
     let uuid = match vendor {
         "amd" => read("unique_id"),
         // What is no number is something else under this name.

@@ -4,7 +4,7 @@
 //! the GPUs, then its DRM file descriptors, then the log of the server, then its environment. Nothing decided:
 //! everything visible is reserved, which costs parallel work and never correctness.
 //!
-//! The step in GPU memory while a model loads needs an observer over time: [`vram_step`] decides, its caller watches.
+//! The step in GPU memory while a model loads needs an observer over time, [`super::vram`].
 //!
 //! Whether `dram` is occupied too depends on how the model lies in memory: it is, until `/api/ps` shows the loaded
 //! model whole on the GPU. On a host where no GPU is visible the claim is `dram` by the last rung, and there it is
@@ -26,6 +26,7 @@ use super::{
     nvidia::{Card, Process},
     process::{self, Server},
     server_log,
+    vram::CONTEXT,
 };
 
 /// Devices that an operator may name for one lane: as many as a bundle carries GPUs, and `dram`.
@@ -33,9 +34,6 @@ const MAX_NAMED: usize = 65;
 
 /// GPU memory that a client must hold to count as working there: opening a device takes a few MiB.
 const WORKING_KIB: u64 = 64 << 10;
-
-/// What a process holds on an NVIDIA GPU beside the model: the context of CUDA and its libraries.
-const CONTEXT: u64 = 1 << 30;
 
 /// The devices that the operator names: a comma list of `dram`, `dram-node<n>` and `gpu:<uuid, place or PCI
 /// address>`.
@@ -144,8 +142,8 @@ pub struct Clues<'a> {
     pub log: Option<&'a str>,
     /// How the loaded model lies in memory, where one is loaded.
     pub loaded: Option<Loaded>,
-    /// The GPU that a step in memory gave away, by its place ([`vram_step`]).
-    pub stepped: Option<u16>,
+    /// The GPUs that steps in memory gave away, by their places.
+    pub stepped: Option<&'a BTreeSet<u16>>,
     /// NVIDIA's cards, for their processes.
     pub cards: &'a [Card],
 }
@@ -174,28 +172,10 @@ pub fn claim(root: &Root, facts: &Facts, wsl: bool, clues: &Clues<'_>) -> LaneCl
     let climbed = climbed
         .or_else(|| Some((by_log(root, server, facts, clues)?, Attribution::ServerLog)))
         .or_else(|| Some((by_environment(&server?.environment, &facts.gpus)?, Attribution::Environment)));
-    let stepped = clues.stepped.filter(|place| usize::from(*place) < facts.gpus.len());
-    let climbed = climbed.or_else(|| Some((BTreeSet::from([stepped?]), Attribution::VramStep)));
+    let stepped = clues.stepped.filter(|places| !places.is_empty());
+    let climbed = climbed.or_else(|| Some((stepped?.clone(), Attribution::VramStep)));
     let (gpus, method) = climbed.unwrap_or_else(|| (all(&facts.gpus), Attribution::Everything));
     LaneClaim { dram: gpus.is_empty() || !on_gpu, gpus: list(gpus), numa_nodes: list(numa_nodes), method }
-}
-
-/// Says which GPU's used memory rose by `size_vram` ± 10 % while a model appeared with that size: exactly one, or
-/// nothing is decided. Both slices are bytes by place; `None` from different lengths or a size of 0.
-#[must_use]
-pub fn vram_step(before: &[u64], after: &[u64], size_vram: u64) -> Option<u16> {
-    if before.len() != after.len() || size_vram == 0 {
-        return None;
-    }
-    let tolerance = size_vram / 10;
-    let near = size_vram.saturating_sub(tolerance)..=size_vram.saturating_add(tolerance);
-    let mut rose = before
-        .iter()
-        .zip(after)
-        .enumerate()
-        .filter(|(_, (before, after))| near.contains(&after.saturating_sub(**before)));
-    let (place, _) = rose.next()?;
-    if rose.next().is_some() { None } else { u16::try_from(place).ok() }
 }
 
 /// Finds the runner on NVIDIA's cards. The driver may speak of the host's process ids inside a container, so a

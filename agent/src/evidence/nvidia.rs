@@ -34,6 +34,8 @@ pub struct Card {
     pub pci: String,
     /// Memory in bytes; `None` where the GPU has none of its own.
     pub memory: Option<u64>,
+    /// Memory in use by whomever, in bytes, where it is known.
+    pub used: Option<u64>,
     /// A virtual GPU inside a guest.
     pub is_virtual: bool,
     /// The slices, where MIG is on.
@@ -51,6 +53,8 @@ pub struct Slice {
     pub name: String,
     /// Memory in bytes; `None` where it is not known.
     pub memory: Option<u64>,
+    /// Memory in use by whomever, in bytes, where it is known.
+    pub used: Option<u64>,
     /// Who computes on it.
     pub processes: Vec<Process>,
 }
@@ -135,6 +139,18 @@ pub fn gpus(cards: &[Card]) -> Vec<Gpu<String>> {
     gpus
 }
 
+/// Memory in use of one entry of the bundle, in bytes.
+#[must_use]
+pub fn used_memory(cards: &[Card], gpu: &Gpu<String>) -> Option<u64> {
+    let is_it = |uuid: &str| gpu.uuid.is_some() && gpu_id(uuid) == gpu.uuid;
+    cards.iter().find_map(|card| {
+        if is_it(&card.uuid) || (gpu.uuid.is_none() && pci_address(&card.pci) == gpu.pci) {
+            return card.used;
+        }
+        card.slices.iter().find(|slice| is_it(&slice.uuid))?.used
+    })
+}
+
 /// Reads the cards from `/proc/driver/nvidia/gpus/*/information`, which the driver shows without its library.
 #[must_use]
 pub fn from_proc(root: &Root) -> Vec<Card> {
@@ -180,6 +196,7 @@ fn card(device: &nvml_wrapper::Device<'_>) -> Card {
             uuid: slice.uuid().unwrap_or_default(),
             name: slice.name().unwrap_or_default(),
             memory: slice.memory_info().ok().map(|memory| memory.total),
+            used: slice.memory_info().ok().map(|memory| memory.used),
             processes: processes(&slice),
         })
         .collect();
@@ -188,6 +205,7 @@ fn card(device: &nvml_wrapper::Device<'_>) -> Card {
         name: device.name().unwrap_or_default(),
         pci: device.pci_info().map(|pci| pci.bus_id).unwrap_or_default(),
         memory: device.memory_info().ok().map(|memory| memory.total),
+        used: device.memory_info().ok().map(|memory| memory.used),
         is_virtual: is_virtual(device),
         slices,
         processes: processes(device),

@@ -17,9 +17,13 @@ const BARE: [(&str, &str); 2] = [
     ("sys/class/dmi/id/sys_vendor", "Dell Inc.\n"),
 ];
 
+fn read_once(root: &Root, options: &Options) -> Facts {
+    read(root, options, &mut VramWatch::default())
+}
+
 fn facts(files: &[(&str, &str)]) -> Facts {
     let (_directory, root) = tree(files);
-    read(&root, &Options::default())
+    read_once(&root, &Options::default())
 }
 
 /// Adds a network card: its assign type, address, and where its device and driver links point.
@@ -114,13 +118,13 @@ fn each_condition_on_a_network_card_alone_lets_a_made_up_one_through() {
     card(directory.path(), "virtio", "0", "a0:36:9f:00:00:06", Some(("pci", "virtio_net")));
     card(directory.path(), "vmbus", "0", "a0:36:9f:00:00:07", Some(("vmbus", "hv_netvsc")));
     card(directory.path(), "vmxnet", "0", "a0:36:9f:00:00:08", Some(("pci", "vmxnet3")));
-    assert!(!read(&root, &Options::default()).macs.is_genuine());
+    assert!(!read_once(&root, &Options::default()).macs.is_genuine());
     card(directory.path(), "eth0", "0", "A0:36:9F:12:34:56", real);
     card(directory.path(), "dongle", "0", "00:e0:4c:12:34:56", Some(("usb", "r8152")));
-    let macs = read(&root, &Options::default()).macs;
+    let macs = read_once(&root, &Options::default()).macs;
     assert_eq!(&**macs.value().unwrap(), ["00:e0:4c:12:34:56", "a0:36:9f:12:34:56"]);
     std::fs::write(directory.path().join("proc/cpuinfo"), "flags : hypervisor\n").unwrap();
-    assert_eq!(read(&root, &Options::default()).macs, Reading::Absent, "in a guest none is hardware");
+    assert_eq!(read_once(&root, &Options::default()).macs, Reading::Absent, "in a guest none is hardware");
 }
 
 #[test]
@@ -217,7 +221,7 @@ fn hostile_files_in_every_place_are_readings_and_never_a_panic() {
             let mut files: Vec<(&str, &str)> = places.iter().map(|place| (*place, content)).collect();
             files.push(("tropa/os", os));
             let (_directory, root) = tree(&files);
-            let facts = read(&root, &Options { port: Some(1), ..Options::default() });
+            let facts = read_once(&root, &Options { port: Some(1), ..Options::default() });
             assert!(!facts.boot_id.is_genuine() && !facts.machine_id.is_genuine());
             assert!(!sample_epoch(&root).is_genuine());
         }
@@ -226,7 +230,7 @@ fn hostile_files_in_every_place_are_readings_and_never_a_panic() {
     for place in places {
         std::fs::create_dir_all(directory.path().join(place)).unwrap();
     }
-    assert!(is_rejected(&read(&root, &Options::default()).boot_id), "a directory");
+    assert!(is_rejected(&read_once(&root, &Options::default()).boot_id), "a directory");
 }
 
 struct Fake(Vec<Card>);
@@ -281,7 +285,7 @@ fn first_namespace(directory: &Path) {
 fn claim(root: &Root, cards: Vec<Card>, loaded: Option<(u64, u64)>) -> (Vec<u16>, bool, Attribution) {
     let loaded = loaded.map(|(size, size_vram)| Loaded { size, size_vram, context: 0 });
     let options = Options { port: Some(11434), loaded, ..Options::default() };
-    let lane = read_with(root, &options, &Fake(cards)).lane;
+    let lane = read_with(root, &options, &mut VramWatch::default(), &Fake(cards)).lane;
     (lane.gpus.to_vec(), lane.dram, lane.method)
 }
 
@@ -331,7 +335,7 @@ fn a_slice_is_found_and_its_parent_named() {
     let cards =
         vec![Card { slices: vec![slice("MIG-aaaa", 60), slice("MIG-bbbb", 51)], ..nvidia(1, vec![]) }];
     let options = Options { port: Some(11434), ..Options::default() };
-    let facts = read_with(&root, &options, &Fake(cards));
+    let facts = read_with(&root, &options, &mut VramWatch::default(), &Fake(cards));
     let [place] = *facts.lane.gpus.to_vec() else { panic!("{:?}", facts.lane) };
     assert_eq!(facts.gpus[usize::from(place)].uuid.as_deref(), Some("mig-bbbb"));
 }
@@ -404,11 +408,56 @@ fn a_drm_client_that_holds_memory_names_its_gpu() {
 }
 
 #[test]
+fn the_step_in_memory_is_the_last_sign_and_counts_cards_slices_and_amds_alike() {
+    let (directory, root) = served("");
+    let put = |path: &str, text: &str| {
+        let path = directory.path().join("sys/class/drm/card0/device").join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    put("vendor", "0x1002\n");
+    put("uevent", "PCI_SLOT_NAME=0000:09:00.0\n");
+    put("mem_info_vram_used", "0\n");
+    let mut watch = VramWatch::default();
+    let mut lane = |loaded: u64, card: u64, slice: u64| {
+        let loaded = (loaded > 0).then_some(loaded * GIB);
+        let options = Options {
+            port: Some(11434),
+            loaded: loaded.map(|bytes| Loaded { size: bytes, size_vram: bytes, context: 0 }),
+            on_gpu: loaded.map(|bytes| ("a".to_owned(), bytes)).into_iter().collect(),
+            ..Options::default()
+        };
+        let sliced = Slice { uuid: "MIG-a".into(), used: Some(slice * GIB), ..Slice::default() };
+        let cards = vec![
+            Card { used: Some(card * GIB), ..nvidia(1, vec![]) },
+            Card { slices: vec![sliced], ..nvidia(2, vec![]) },
+        ];
+        let lane = read_with(&root, &options, &mut watch, &Fake(cards)).lane;
+        (lane.gpus.to_vec(), lane.dram, lane.method)
+    };
+    assert_eq!(lane(0, 1, 1), (vec![0, 1, 2], true, Attribution::Everything));
+    assert_eq!(lane(5, 6, 1), (vec![0], false, Attribution::VramStep));
+    assert_eq!(lane(0, 1, 1).2, Attribution::Everything, "where the next one goes is not known");
+    assert_eq!(lane(5, 1, 6), (vec![1], false, Attribution::VramStep), "a slice");
+    lane(0, 1, 1);
+    put("mem_info_vram_used", &format!("{}\n", 5 * GIB));
+    assert_eq!(lane(5, 1, 1), (vec![2], false, Attribution::VramStep), "AMD's");
+    std::fs::remove_file(directory.path().join("sys/class/drm/card0/device/mem_info_vram_used")).unwrap();
+    assert_eq!(lane(5, 1, 1).2, Attribution::Everything, "one that does not tell may be the one");
+}
+
+#[test]
 fn the_operators_word_comes_first_and_an_unknown_gpu_reserves_everything() {
     let (_directory, root) = served("");
     let lane = |text: &str| {
         let options = Options { lane: Some(text.parse().unwrap()), ..Options::default() };
-        read_with(&root, &options, &Fake(vec![nvidia(1, vec![]), nvidia(2, vec![])])).lane
+        read_with(
+            &root,
+            &options,
+            &mut VramWatch::default(),
+            &Fake(vec![nvidia(1, vec![]), nvidia(2, vec![])]),
+        )
+        .lane
     };
     for name in ["gpu:1", "GPU:GPU-4a1c0000-0000-4000-8000-000000000002", "gpu:0000:02:00.0", "gpu:02:00.0"] {
         let lane = lane(name);
@@ -423,16 +472,6 @@ fn the_operators_word_comes_first_and_an_unknown_gpu_reserves_everything() {
     }
     let text = "dram,gpu:0";
     assert_eq!(text.parse::<LaneSpec>().unwrap().to_string(), text);
-}
-
-#[test]
-fn a_step_in_memory_counts_only_on_one_gpu() {
-    assert_eq!(vram_step(&[100, 50], &[100, 1050], 1000), Some(1));
-    assert_eq!(vram_step(&[100, 50], &[1100, 1050], 1000), None, "both rose");
-    assert_eq!(vram_step(&[100, 50], &[100, 1160], 1000), None, "by too much");
-    assert_eq!(vram_step(&[100, 5000], &[100, 50], 1000), None, "fell");
-    assert_eq!(vram_step(&[1], &[1, 2], 1), None);
-    assert_eq!(vram_step(&[1], &[1], 0), None);
 }
 
 #[test]
@@ -471,9 +510,9 @@ fn raw_values_are_shown_only_when_asked_for() {
 #[cfg(target_os = "linux")]
 fn this_machine_is_read_without_a_panic_and_twice_the_same() {
     let root = Root::live();
-    let facts = read(&root, &Options::default());
+    let facts = read_once(&root, &Options::default());
     assert!(!facts.declared && facts.cpus.host > 0 && facts.memory > 0);
-    assert_eq!(facts, read(&root, &Options::default()));
+    assert_eq!(facts, read_once(&root, &Options::default()));
     let (evidence, epoch) = (facts.keyed(&Key::new(&Salt::LOOPBACK)), sample_epoch(&root));
     let log = read_server_log(&root, &Options::default());
     println!("{}", show(&Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log }, false));
