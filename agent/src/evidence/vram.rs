@@ -125,6 +125,14 @@ mod tests {
     }
 
     #[test]
+    fn a_real_card_rises_by_the_model_and_the_context_of_its_runner() {
+        // Ollama 0.24.0 on an NVIDIA H200: MiB in use after a load from an idle card, and `size_vram`.
+        for (mebibytes, size_vram) in [(707, 34_393_088), (2723, 2_003_191_808), (2387, 1_732_659_200)] {
+            assert_eq!(vram_step(&[0], &[mebibytes << 20], size_vram), Some(0), "{mebibytes}");
+        }
+    }
+
+    #[test]
     fn what_was_seen_to_load_is_known_while_it_is_loaded() {
         let mut watch = VramWatch::default();
         assert_eq!(watch.see(&sample([1, 1], &[])), none());

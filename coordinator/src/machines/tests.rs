@@ -274,6 +274,13 @@ fn what_agents_remember_of_their_machines_is_said_with_what_to_do() {
 }
 
 #[test]
+fn two_installs_of_one_name_are_told_apart_in_a_pair() {
+    let text = report(&[made("nas", 1), made("nas", 1)]).text(true);
+    let names: Vec<String> = (1..=2).map(|n| format!("nas ({})", agent(n).short())).collect();
+    assert!(text.contains(&format!("{} and {}: same kernel", names[0], names[1])), "{text}");
+}
+
+#[test]
 fn no_kind_of_pairs_hides_the_others() {
     let list = || [[1; 50], [2; 50]].concat().into_iter().chain([3]).collect::<Vec<u8>>();
     assert_eq!(spread(list(), 200, |kind| *kind), list());

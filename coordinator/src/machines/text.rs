@@ -64,13 +64,13 @@ impl Report {
         text.push('\n');
         let pairs: Vec<&RelationRow> = self.relations.iter().collect();
         for relation in spread(pairs, PAIRS, |pair| pair.relation.clone()) {
-            let [a, b] = &relation.labels;
+            let [a, b] = relation.names();
             let score = relation.score.map_or_else(String::new, |score| format!(", {score:+.1}"));
             let _ = writeln!(
                 text,
                 "{} and {}: {} ({}{score}): {}",
-                escaped(a),
-                escaped(b),
+                escaped(&a),
+                escaped(&b),
                 relation.relation,
                 relation.confidence,
                 escaped(&relation.reasons.join(", "))

@@ -367,6 +367,21 @@ fn a_damaged_journal_is_a_reading_and_never_a_panic_nor_an_endless_walk() {
     }
 }
 
+/// As Ollama 0.24.0 wrote it beside a real NVIDIA H200.
+const RECORDED: &str = r#"[GIN-debug] POST   /v1/messages              --> github.com/ollama/ollama/server.(*Server).ChatHandler-fm (7 handlers)
+time=2026-11-28T19:28:03.234Z level=INFO source=routes.go:1864 msg="Listening on 127.0.0.1:11434 (version 0.24.0)"
+time=2026-11-28T19:28:03.235Z level=INFO source=runner.go:67 msg="discovering available GPUs..."
+time=2026-11-28T19:28:03.775Z level=INFO source=server.go:433 msg="starting runner" cmd="/usr/bin/ollama runner --ollama-engine --port 44975"
+time=2026-11-28T19:28:04.085Z level=INFO source=types.go:42 msg="inference compute" id=GPU-50f212bb-76a3-8c38-be3c-2a7a6e482111 filter_id="" library=CUDA compute=9.0 name=CUDA0 description="NVIDIA H200" libdirs=ollama,cuda_v13 driver=13.0 pci_id=0000:00:06.0 type=discrete total="140.4 GiB" available="139.8 GiB"
+time=2026-11-28T19:28:04.085Z level=INFO source=routes.go:1914 msg="vram-based default context" total_vram="140.4 GiB" default_num_ctx=262144
+[GIN] 2026/11/28 - 19:28:04 | 200 |      68.864us |       127.0.0.1 | GET      "/api/version"
+"#;
+
+#[test]
+fn a_log_from_a_real_card_is_read() {
+    assert_eq!(said(RECORDED), Ok(vec!["0000:00:06.0".to_owned()]));
+}
+
 #[test]
 fn the_hash_is_siphash_2_4() {
     let key: [u8; 16] = std::array::from_fn(|n| n as u8);
