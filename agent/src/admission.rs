@@ -92,6 +92,7 @@ pub struct Admission {
     /// Who was served last, and whose runner options have the turn since when.
     last: Option<AgentId>,
     turn: Option<(String, Instant)>,
+    turn_lasts: Duration,
 }
 
 impl Admission {
@@ -113,7 +114,14 @@ impl Admission {
             draining: None,
             last: None,
             turn: None,
+            turn_lasts: TURN,
         }
+    }
+
+    /// Makes turns last so long instead of [`TURN`].
+    #[must_use]
+    pub fn with_turns_of(self, turn_lasts: Duration) -> Self {
+        Self { turn_lasts, ..self }
     }
 
     /// Gives how many attempts are at the engine.
@@ -210,7 +218,7 @@ impl Admission {
             }
             Event::LaneHeld { .. } if !matches!(self.lane, Lane::Asked { .. }) => {}
             Event::LaneHeld { dirty } => {
-                self.lane = Lane::Held { since: now, idle: None, look: now + TURN };
+                self.lane = Lane::Held { since: now, idle: None, look: now + self.turn_lasts };
                 self.unsettled |= dirty;
             }
             Event::LaneFailed(why) => {
@@ -219,7 +227,7 @@ impl Admission {
             }
             Event::Settled => {
                 if let Lane::Settling { since } = self.lane {
-                    self.lane = Lane::Held { since, idle: None, look: (since + TURN).max(now) };
+                    self.lane = Lane::Held { since, idle: None, look: (since + self.turn_lasts).max(now) };
                 }
             }
             Event::NotStarted(key, why) => {
@@ -393,7 +401,7 @@ impl Admission {
 
     fn tick(&mut self, someone_waits: bool, displaced: bool, now: Instant) {
         let Lane::Held { since, look, .. } = &mut self.lane else { return };
-        if displaced || (now >= *since + TURN && someone_waits) {
+        if displaced || (now >= *since + self.turn_lasts && someone_waits) {
             self.lane = Lane::Yielding { since: *since };
         } else if now >= *look {
             *look = now + LOOK;
@@ -452,8 +460,10 @@ impl Admission {
         self.unqueue(key);
         let Some(State::Queued(queued)) = self.known.remove(&key) else { return };
         let waited = queued.waits.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        let goes_on =
-            self.turn.as_ref().is_some_and(|(runner, since)| *runner == queued.runner && now < *since + TURN);
+        let goes_on = self
+            .turn
+            .as_ref()
+            .is_some_and(|(runner, since)| *runner == queued.runner && now < *since + self.turn_lasts);
         if !goes_on {
             self.turn = Some((queued.runner.clone(), now));
         }

@@ -44,7 +44,7 @@ use self::{
     records::{network_namespace, warn_record},
 };
 use crate::{
-    admission::{Action, Admission, Event, Key},
+    admission::{Action, Admission, Event, Key, TURN},
     clock::now,
     device_lock::{Held, LockError, SettleRecord},
     ollama::{Completed, Ollama, Progress, Request, Unfinished},
@@ -111,8 +111,9 @@ impl Executor {
         let (load, load_receiver) = watch::channel(Load::default());
         let (guests, guests_receiver) = watch::channel(Guests::default());
         let policy = ollama.policy();
+        let turns = proof::number("TROPA_TEST_TURN_MS").map_or(TURN, Duration::from_millis);
         let executor = Self {
-            admission: Admission::new(settings.incarnation, settings.admits()),
+            admission: Admission::new(settings.incarnation, settings.admits()).with_turns_of(turns),
             ollama,
             settings,
             outbox: Outbox::default(),

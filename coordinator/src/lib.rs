@@ -20,6 +20,7 @@ pub mod journal;
 pub mod limits;
 pub mod live;
 pub mod liveness;
+pub mod locks;
 pub mod machines;
 pub mod map;
 pub mod members;

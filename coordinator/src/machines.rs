@@ -23,6 +23,7 @@ use tropa_proto::{
 
 use crate::{
     live::{self, LiveTests},
+    locks,
     plan::{at_work, installs, reason_out},
     rules::RulesReport,
 };
@@ -52,7 +53,7 @@ pub struct Report {
     pub relations_left_out: usize,
     /// What each line of evidence is worth, by which the `score` of a relation can be checked; `null` without `--why`.
     pub scores: Option<ScoreTable>,
-    /// What the evidence warns of.
+    /// What the evidence warns of, and devices that no common lock keeps.
     pub warnings: Vec<WarningRow>,
     /// The operator's rules and how they fare; `null` where there are none.
     pub rules: Option<RulesReport>,
@@ -149,7 +150,7 @@ impl RelationRow {
 }
 
 /// A warning.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WarningRow {
     /// Its stable code.
     pub code: &'static str,
@@ -390,7 +391,7 @@ fn warnings(view: &View, fusion: &Fusion) -> Vec<WarningRow> {
         fix: warning.code.fix(),
         information: warning.code.is_information(),
     });
-    rows.collect()
+    rows.chain(locks::splits(view)).collect()
 }
 
 /// A warning's text ends with what to do, which has its own place here.

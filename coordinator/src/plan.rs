@@ -17,7 +17,11 @@ use tropa_proto::{
     roster::{Install, Out, View},
 };
 
-use crate::schedule::{self, ModelIndex};
+use crate::{
+    locks,
+    machines::WarningRow,
+    schedule::{self, ModelIndex},
+};
 
 /// A model as the job uses it: one name, one fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +99,8 @@ pub struct Plan {
     pub at_once: usize,
     /// Every install of the roster, in the order of its agent's id.
     pub rows: Vec<Row>,
+    /// Devices that no common lock keeps from the work of another coordinator.
+    pub warnings: Vec<WarningRow>,
     /// One sentence: how it runs and what would make it faster.
     pub summary: String,
 }
@@ -244,6 +250,7 @@ pub fn plan(view: &View, items: u64, models: &[Pinned], contexts: &[u32]) -> Pla
         at_once,
         summary: summary(usable.len(), machines.len(), at_once, &rows),
         rows,
+        warnings: locks::splits(view),
     }
 }
 
@@ -295,6 +302,10 @@ impl Plan {
             if contexts.is_empty() { String::new() } else { format!(", num_ctx {}", contexts.join(", ")) };
         for (name, fingerprint) in &self.models {
             let _ = writeln!(text, "model {name} ({}){num_ctx}", &fingerprint[..12]);
+        }
+        for warning in &self.warnings {
+            let said = crate::terminal::escaped(&warning.text);
+            let _ = writeln!(text, "warn    {}    {said}\n        {}", warning.code, warning.fix);
         }
         let _ = writeln!(text, "{} items. {}", self.items, self.summary);
         text

@@ -15,6 +15,8 @@ use tropa_tests::ollama_double::Witness;
 pub(crate) struct Line {
     /// On the monotonic clock, which all processes share.
     pub(crate) at: Duration,
+    /// The program's process: for what agents write, the lane.
+    pub(crate) process: u32,
     pub(crate) kind: String,
     pub(crate) job: String,
     pub(crate) chunk: u32,
@@ -69,6 +71,20 @@ impl Book {
         self.of(kind).find(|line| line.at >= since && holds(line)).map(|line| line.at - since)
     }
 
+    /// What was done for one job.
+    pub(crate) fn of_job(self, job: &str) -> Self {
+        Self(self.0.into_iter().filter(|line| line.job == job).collect())
+    }
+
+    /// The attempts that were at an engine at a moment, with the process of their agent.
+    pub(crate) fn open_at(&self, moment: Duration) -> Vec<((u32, u32), u32)> {
+        let open = self.of("exec_start").filter(|start| {
+            let ended = self.of("exec_end").any(|end| end.is_of(start) && end.at <= moment);
+            start.at <= moment && !ended
+        });
+        open.map(|line| ((line.chunk, line.no), line.process)).collect()
+    }
+
     /// How many chunks are committed.
     pub(crate) fn commits(&self) -> usize {
         self.of("commit").count()
@@ -104,6 +120,13 @@ impl Book {
     }
 }
 
+impl Line {
+    /// Whether both are about one attempt.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        (&self.job, self.chunk, self.no) == (&other.job, other.chunk, other.no)
+    }
+}
+
 impl Figures {
     /// Prints the row, and holds it against what every row must keep: nothing lost, nothing doubled, no overlap.
     #[expect(clippy::print_stdout, reason = "the figures of the catalogue")]
@@ -129,10 +152,10 @@ impl Figures {
 fn line(text: &str) -> Option<Line> {
     let mut parts = text.splitn(5, ' ');
     let at = Duration::from_micros(parts.next()?.parse().ok()?);
-    let _process = parts.next()?;
+    let process = parts.next()?.parse().ok()?;
     let kind = parts.next()?.to_owned();
     let mut ids = parts.next()?.split('/');
     let job = ids.next()?.to_owned();
     let (chunk, no) = (ids.next()?.parse().ok()?, ids.next()?.parse().ok()?);
-    Some(Line { at, kind, job, chunk, no, more: parts.next().unwrap_or_default().to_owned() })
+    Some(Line { at, process, kind, job, chunk, no, more: parts.next().unwrap_or_default().to_owned() })
 }

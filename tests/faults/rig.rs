@@ -93,6 +93,11 @@ impl Rig {
         self.dir.path().join(name)
     }
 
+    /// Where agents on the hardware of this number have their locks.
+    fn lanes(&self, hardware: usize) -> PathBuf {
+        self.path(&format!("lanes-{hardware}"))
+    }
+
     /// A program at a host; 0 is the coordinator's.
     fn command(&self, host: usize, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
@@ -140,13 +145,38 @@ impl Rig {
 
     /// An agent on the hardware of this number, with its locks, beside the double at this port.
     pub(crate) fn agent_on(&self, host: usize, hardware: usize, port: u16) -> Program {
+        self.agent_with(host, hardware, port, &[])
+    }
+
+    /// The same, with these variables.
+    pub(crate) fn agent_with(
+        &self,
+        host: usize,
+        hardware: usize,
+        port: u16,
+        env: &[(&str, &str)],
+    ) -> Program {
+        let mut command = self.command(host, Path::new(env!("CARGO_BIN_EXE_tropa-agent-under-test")));
+        command.envs(env.iter().copied());
+        self.start_agent(command, host, hardware, port)
+    }
+
+    /// The same in a mount namespace of its own, where the directory of its locks is another than everybody else's.
+    pub(crate) fn agent_apart(&self, host: usize, hardware: usize, port: u16) -> Program {
+        let lanes = self.lanes(hardware);
+        fs::create_dir_all(&lanes).unwrap();
+        let mount = format!("mount -t tmpfs -o mode=700 none {} && exec \"$@\"", lanes.display());
+        let mut command = self.command(host, Path::new("unshare"));
+        command.args(["--mount", "sh", "-c", &mount, "sh", env!("CARGO_BIN_EXE_tropa-agent-under-test")]);
+        self.start_agent(command, host, hardware, port)
+    }
+
+    fn start_agent(&self, mut command: Command, host: usize, hardware: usize, port: u16) -> Program {
         let root = self.path(&format!("hardware-{hardware}"));
         declare(&root, u8::try_from(hardware).unwrap()).unwrap();
-        let mut command = self.command(host, Path::new(env!("CARGO_BIN_EXE_tropa-agent-under-test")));
-        let run = self.path(&format!("run-{host}"));
-        fs::create_dir_all(&run).unwrap();
+        fs::create_dir_all(self.path(&format!("run-{host}"))).unwrap();
         command.arg("--evidence-root").arg(root);
-        command.arg("--lane-lock-dir").arg(self.path(&format!("lanes-{hardware}")));
+        command.arg("--lane-lock-dir").arg(self.lanes(hardware));
         command.arg("--state-dir").arg(self.path(&format!("state-{host}-{port}")));
         let listen = format!("{}:{}", address(host), port + 200);
         command.args(["--ollama", &format!("http://127.0.0.1:{port}"), "--listen", &listen]);
@@ -157,11 +187,17 @@ impl Rig {
         self.start(command, &format!("agent-{host}-{port}"), "listening")
     }
 
-    /// A `tropa` command at the coordinator's host.
+    /// A `tropa` command at the coordinator's host, which knows every agent.
     pub(crate) fn tropa(&self, arguments: &[&str]) -> Command {
+        let peers = self.peers.borrow().join(",");
+        self.tropa_that_knows(&peers, arguments)
+    }
+
+    fn tropa_that_knows(&self, peers: &str, arguments: &[&str]) -> Command {
         let mut command = self.command(0, Path::new(env!("CARGO_BIN_EXE_tropa-under-test")));
         command.args(arguments).args(["--allow-declared", "--no-mdns", "--progress", "never", "-v"]);
-        command.args(["--peer", &self.peers.borrow().join(",")]);
+        // Everybody is here, and on a loaded machine late to say what he has.
+        command.args(["--peer", peers, "--wait", "60"]);
         command
     }
 
@@ -179,24 +215,36 @@ impl Rig {
 
     /// Starts a job.
     pub(crate) fn run(&self, input: &Path, more: &[&str]) -> Job {
-        let out = self.path("out.jsonl");
-        let arguments = [&["run", input.to_str().unwrap(), "-o", out.to_str().unwrap()], more].concat();
-        self.begin(self.tropa(&arguments))
+        self.run_to(input, "out", more, &[])
     }
 
-    /// Starts a job among others, with an output of its own.
-    pub(crate) fn run_to(&self, input: &Path, name: &str, more: &[&str]) -> Job {
-        let out = self.path(&format!("{name}.jsonl"));
-        let arguments = [&["run", input.to_str().unwrap(), "-o", out.to_str().unwrap()], more].concat();
-        let job = self.begin(self.tropa(&arguments));
-        Job { out, ..job }
+    /// Starts a job among others, with an output of its own and these variables.
+    pub(crate) fn run_to(&self, input: &Path, name: &str, more: &[&str], env: &[(&str, &str)]) -> Job {
+        let mut command = self.tropa(&[&["run", input.to_str().unwrap()], more].concat());
+        command.envs(env.iter().copied());
+        self.begin_to(command, name)
+    }
+
+    /// Starts a job whose coordinator knows one agent only.
+    pub(crate) fn run_beside(&self, input: &Path, name: &str, host: usize, port: u16) -> Job {
+        let peer = format!("{}:{}", address(host), port + 200);
+        self.begin_to(self.tropa_that_knows(&peer, &["run", input.to_str().unwrap()]), name)
     }
 
     /// Goes on with the only job there is.
     pub(crate) fn resume(&self, more: &[&str]) -> Job {
-        let id = self.job();
-        let out = self.path("out.jsonl");
-        self.begin(self.tropa(&[&["resume", &id, "-o", out.to_str().unwrap()], more].concat()))
+        self.resume_to(&self.job(), "out", more)
+    }
+
+    /// Goes on with a job that has an output of its own.
+    pub(crate) fn resume_to(&self, id: &str, name: &str, more: &[&str]) -> Job {
+        self.begin_to(self.tropa(&[&["resume", id], more].concat()), name)
+    }
+
+    fn begin_to(&self, mut command: Command, name: &str) -> Job {
+        let out = self.path(&format!("{name}.jsonl"));
+        command.arg("-o").arg(&out);
+        Job { out, ..self.begin(command) }
     }
 
     pub(crate) fn begin(&self, mut command: Command) -> Job {
@@ -208,9 +256,15 @@ impl Rig {
 
     /// The id of the only job.
     pub(crate) fn job(&self) -> String {
+        self.jobs().remove(0)
+    }
+
+    /// The ids of all jobs.
+    pub(crate) fn jobs(&self) -> Vec<String> {
         let listed = self.tropa(&["jobs", "--json"]).output().unwrap();
         let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-        listed["jobs"][0]["id"].as_str().unwrap().to_owned()
+        let jobs = listed["jobs"].as_array().unwrap();
+        jobs.iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
     }
 
     /// What the programs did so far.
@@ -298,6 +352,11 @@ impl Job {
 
 fn address(host: usize) -> String {
     format!("10.96.0.{}", 10 + host)
+}
+
+/// Lets time pass until a moment of the clock of the event lines: what a fault of a given length is.
+pub(crate) fn pass(moment: Duration) {
+    until(PATIENCE, "time passes", || super::now() >= moment);
 }
 
 /// Waits until something holds.

@@ -10,7 +10,7 @@ use tropa_proto::{
 };
 
 use super::{
-    Action, Admission, Key, MAX_JOBS, MAX_WAITING, TURN,
+    Action, Admission, Key, MAX_JOBS, MAX_WAITING,
     state::{Lane, State},
 };
 
@@ -26,7 +26,7 @@ impl Admission {
         let heads = after.chain(before).filter_map(|(peer, queue)| Some((*peer, *queue.front()?)));
         let heads: Vec<(Key, &str)> = heads.filter_map(|key| Some((key, self.runner_of(&key)?))).collect();
         let same = self.turn.as_ref().and_then(|(runner, since)| {
-            let lasts = now < *since + TURN;
+            let lasts = now < *since + self.turn_lasts;
             heads.iter().find(|(_, wanted)| lasts && wanted == runner)
         });
         let (key, wanted) = same.or(heads.first())?;

@@ -116,7 +116,7 @@ fn roster(agents: &[Made]) -> Roster {
                 core,
                 sampled_ms_ago: 0,
                 machine: of.claim.unwrap_or_else(|| claim(of.kernel)),
-                locks: List::default(),
+                locks: List::new(vec![of.kernel.to_be_bytes().repeat(2).try_into().unwrap()]).unwrap(),
                 width: 1,
                 bundle,
                 inventory,
