@@ -3,6 +3,8 @@
 //! `TROPA_SEEDS=N` runs N seeds instead of the few of a quick run; a failure names its seed, and `TROPA_SEED=S` runs
 //! that one alone. `cargo run --release -p tropa-tests --bin simulate -- --seeds N` runs many.
 
+mod rows;
+
 use std::time::Duration;
 
 use tropa_proto::failure::Class;

@@ -19,11 +19,11 @@ mod world;
 
 use std::{panic, time::Duration};
 
-use crate::history::Violation;
+use crate::history::{Event, Violation};
 
-use self::{faults::Planned, world::World};
+use self::world::World;
 pub use self::{
-    faults::{Kinds, Network, Profile},
+    faults::{Fault, Kinds, Network, Planned, Profile},
     world::Place,
 };
 
@@ -110,6 +110,13 @@ impl Scenario {
 #[must_use]
 pub fn run(seed: u64, scenario: &Scenario) -> Run {
     run_with(seed, scenario, &faults::plan(seed, scenario))
+}
+
+/// Runs a seed with these faults and no others of the kinds that are planned, and keeps what happened: coordinator `n`
+/// is peer `100 + n`, agents and their installs are peers from 0. A panic is the caller's.
+#[must_use]
+pub fn staged(seed: u64, scenario: &Scenario, faults: &[Planned]) -> (Run, Vec<Event>) {
+    World::new(seed, scenario.clone(), faults.to_vec()).run_and_keep()
 }
 
 fn run_with(seed: u64, scenario: &Scenario, plan: &[Planned]) -> Run {

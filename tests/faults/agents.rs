@@ -188,19 +188,22 @@ fn fault_f04_the_device_of_a_frozen_agent_goes_to_nobody_and_its_late_result_is_
     assert!(figures.again <= 1, "only what the frozen one held may run again");
 }
 
-/// Hosts 1 and 2 of four, out of the coordinator's reach for a while.
+/// When hosts 1 and 2 of four were out of the coordinator's reach.
 struct Parted {
     cut: Duration,
     healed: Duration,
 }
 
-/// Parts half of a mesh from its coordinator, holds the row against its targets, and gives its book with the attempts
-/// that were at the engines of the parted half when the cut was made.
-fn parted(
-    shape: &str,
-    chunks: u32,
-    part: impl Fn(&Rig) -> Result<Parted, String>,
-) -> Option<(book::Book, Parted, Vec<(u32, u32)>)> {
+/// What came of it.
+struct Outcome {
+    times: Parted,
+    book: book::Book,
+    /// What was at the engines of the parted half when the cut was made.
+    held: Vec<(u32, u32)>,
+}
+
+/// Parts half of a mesh from its coordinator, and holds the row against its targets.
+fn parted(shape: &str, chunks: u32, part: impl Fn(&Rig) -> Result<Parted, String>) -> Option<Outcome> {
     let mut mesh = Working::new(4, chunks, SECOND)?;
     let in_flight = open_at(&mesh.rig).len();
     let times = match part(&mesh.rig) {
@@ -221,7 +224,7 @@ fn parted(
     assert!(figures.again <= in_flight, "only what was in flight at the cut runs again");
     let held = book.open_at(times.cut).into_iter().map(|(attempt, _)| attempt);
     let held = held.filter(|attempt| isolated.contains(&sent_to(&mesh.rig, *attempt))).collect();
-    Some((book, times, held))
+    Some(Outcome { times, book, held })
 }
 
 /// Nothing passes for so long, in both directions or not towards the coordinator.
@@ -234,16 +237,13 @@ fn cut_for(rig: &Rig, both: bool, lasts: Duration) -> Result<Parted, String> {
 }
 
 /// What the parted ones had at work they finished, and kept until it was acknowledged after the heal.
-fn kept((book, Parted { cut, healed }, held): &(book::Book, Parted, Vec<(u32, u32)>)) {
+fn kept(Outcome { times: Parted { cut, healed }, book, held }: &Outcome) {
     assert!(!held.is_empty(), "they worked when the cut was made");
     for hit in held {
         let of = |line: &book::Line| (line.chunk, line.no) == *hit;
         let ended = book.after(*cut, "exec_end", of).unwrap_or_else(|| panic!("{hit:?} was not finished"));
         assert!(*cut + ended < *healed, "{hit:?} was finished without the coordinator");
-        assert!(
-            book.after(*healed, "forget", of).is_some(),
-            "{hit:?} was kept, and acknowledged after the heal"
-        );
+        assert!(book.after(*healed, "forget", of).is_some(), "{hit:?} was kept until the heal");
     }
 }
 
@@ -252,8 +252,8 @@ fn fault_f06_half_a_mesh_that_is_cut_off_for_a_minute_finishes_keeps_and_comes_b
     let minute = Duration::from_secs(60);
     let Some(found) = parted("both ways", 170, |rig| cut_for(rig, true, minute)) else { return };
     kept(&found);
-    let (book, Parted { cut, healed }, _) = &found;
-    let on = book.of("commit").filter(|line| (*cut + DEAD..*healed).contains(&line.at)).count();
+    let Parted { cut, healed } = &found.times;
+    let on = found.book.of("commit").filter(|line| (*cut + DEAD..*healed).contains(&line.at)).count();
     assert!(on > 50, "the rest works on: {on} commits");
 }
 
@@ -268,13 +268,12 @@ fn fault_f06_half_a_mesh_that_cannot_answer_is_cut_off_as_well() {
 fn fault_f06_links_that_come_and_go_cost_no_more_than_what_was_in_flight() {
     let flaps = |rig: &Rig| {
         let two = Duration::from_secs(2);
-        let first = cut_for(rig, true, two)?;
-        let mut last = Parted { ..first };
+        let Parted { cut, mut healed } = cut_for(rig, true, two)?;
         for _ in 0..4 {
-            rig::pass(last.healed + two);
-            last = cut_for(rig, true, two)?;
+            rig::pass(healed + two);
+            healed = cut_for(rig, true, two)?.healed;
         }
-        Ok(Parted { cut: first.cut, healed: last.healed })
+        Ok(Parted { cut, healed })
     };
     let _ = parted("2 s on and 2 s off", 100, flaps);
 }

@@ -44,10 +44,19 @@ pub(super) struct Link {
     /// A later connection has another number.
     pub(super) number: u64,
     pub(super) cuts: u32,
+    /// How often what the agent says is kept from the coordinator.
+    pub(super) mutes: u32,
     /// The coordinator believes that it is there.
     pub(super) believed: bool,
     /// When this life of the coordinator last believed that.
     pub(super) left_at: Option<Duration>,
+}
+
+impl Link {
+    /// What the agent says arrives.
+    pub(super) fn is_heard(&self) -> bool {
+        self.cuts == 0 && self.mutes == 0
+    }
 }
 
 /// A coordinator with its job, its disk and its connections.

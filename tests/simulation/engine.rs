@@ -23,9 +23,14 @@ pub(super) fn lingers(random: &mut Random) -> Duration {
     if random.one_in(6) { random.ms(2_000, 28_000) } else { random.ms(10, 1_000) }
 }
 
+/// How long an answer takes.
+pub(super) fn answer(random: &mut Random) -> Duration {
+    if random.one_in(10) { random.ms(2_000, 20_000) } else { random.ms(20, 1_500) }
+}
+
 /// Chooses a course; `faulty` where anything may go wrong.
 pub(super) fn course(random: &mut Random, faulty: bool) -> Course {
-    let takes = if random.one_in(10) { random.ms(2_000, 20_000) } else { random.ms(20, 1_500) };
+    let takes = answer(random);
     let fine = Course { takes, fails: None, lingers: Duration::ZERO };
     if !faulty || !random.one_in(12) {
         return fine;
@@ -50,6 +55,11 @@ pub(super) fn course(random: &mut Random, faulty: bool) -> Course {
     if matches!(reason, Reason::TooLong | Reason::BadRequest | Reason::ResultTooLarge) && !random.one_in(4) {
         reason = Reason::RunnerCrash;
     }
+    fails_with(random, reason, takes)
+}
+
+/// The course of a request that fails for this reason; `takes` where that is as long as an answer.
+pub(super) fn fails_with(random: &mut Random, reason: Reason, takes: Duration) -> Course {
     let takes = match reason {
         Reason::Stalled => random.ms(60_000, 61_000),
         Reason::Deadline => Duration::from_secs(15 * 60),

@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use tropa_proto::failure::Reason;
+
 use super::{Scenario, random::Random};
 
 /// Which kinds of faults are planned.
@@ -59,8 +61,12 @@ pub struct Profile {
     pub engines: bool,
     /// Clocks disagree.
     pub clocks: bool,
-    /// Every chunk whose index is a multiple of this crashes each runner; 0: none.
+    /// Every chunk whose index is a multiple of this fails at each engine; 0: none.
     pub poison: u32,
+    /// How those fail.
+    pub poison_by: Reason,
+    /// Each coordinator asks for runner options of its own, so that a change of turns loads the model anew.
+    pub other_options: bool,
 }
 
 impl Profile {
@@ -74,6 +80,8 @@ impl Profile {
             engines: false,
             clocks: false,
             poison: 0,
+            poison_by: Reason::RunnerCrash,
+            other_options: false,
         }
     }
 
@@ -86,23 +94,38 @@ impl Profile {
 
 /// One thing that goes wrong, for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub enum Fault {
+    /// SIGKILL; it is started again at the end.
     KillAgent(usize),
+    /// SIGSTOP, and SIGCONT at the end.
     StopAgent(usize),
-    /// No byte passes between these two.
+    /// SIGTERM: it finishes what runs and takes nothing new; a new one is started at the end.
+    Leave(usize),
+    /// No byte passes between this coordinator and this agent.
     Cut(usize, usize),
+    /// Nothing that the agent says reaches the coordinator.
+    Mute(usize, usize),
+    /// SIGKILL of a coordinator, which is started again at the end.
     KillSide(usize),
+    /// SIGSTOP of a coordinator, and SIGCONT at the end.
     StopSide(usize),
+    /// There is no room for the journal.
     DiskFull(usize),
+    /// The install does not have the model.
     ModelGone(usize),
+    /// Whatever starts at the install fails like this.
+    Ill(usize, Reason),
 }
 
 /// A fault with its time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Planned {
-    pub(super) fault: Fault,
-    pub(super) from: Duration,
-    pub(super) until: Duration,
+pub struct Planned {
+    /// What.
+    pub fault: Fault,
+    /// From when on.
+    pub from: Duration,
+    /// When it is over.
+    pub until: Duration,
 }
 
 impl fmt::Display for Planned {

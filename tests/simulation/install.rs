@@ -6,7 +6,10 @@ use std::{
 };
 
 use tropa_agent::admission::{Admission, Event, Key};
-use tropa_proto::id::{AgentId, Incarnation};
+use tropa_proto::{
+    failure::Reason,
+    id::{AgentId, Incarnation},
+};
 
 use super::{clock::Clock, world::Place};
 
@@ -38,6 +41,8 @@ pub(super) struct Install {
     pub(super) tick_at: Option<Duration>,
     /// The model is there.
     pub(super) model: bool,
+    /// Whatever starts fails like this.
+    pub(super) ill: Option<Reason>,
 }
 
 /// What reaches the agent's loop.
@@ -76,6 +81,7 @@ impl Install {
             settles: Vec::new(),
             tick_at: None,
             model: true,
+            ill: None,
         }
     }
 
@@ -83,13 +89,14 @@ impl Install {
     pub(super) fn restart(&mut self) {
         let (life, incarnation) = (self.life + 1, Incarnation(self.incarnation.0 + 1));
         let admission = Admission::new(incarnation, self.place.width);
-        let (idle_at, model) = (self.idle_at, self.model);
+        let (idle_at, model, ill) = (self.idle_at, self.model, self.ill);
         *self = Self {
             life,
             incarnation,
             admission,
             idle_at,
             model,
+            ill,
             ..Self::new(self.place.clone(), self.clock)
         };
     }

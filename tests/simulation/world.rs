@@ -205,6 +205,8 @@ pub(super) struct World {
     /// Waiting for the locks of a kernel, the first first.
     waiting: Vec<usize>,
     judge: Judge,
+    /// What happened, where somebody wants to look at it afterwards.
+    kept: Option<Vec<Event>>,
     hash: Sha256,
     events: u64,
 }
@@ -273,14 +275,20 @@ impl World {
             records: BTreeSet::new(),
             waiting: Vec::new(),
             judge: Judge::new(expect),
+            kept: None,
             hash: Sha256::new(),
             events: 0,
             scenario,
             plan,
         };
         for number in 0..world.plan.len() {
-            let Planned { from, until, .. } = world.plan[number];
-            world.at(from, What::Begins(number));
+            let Planned { fault, from, until } = world.plan[number];
+            // What is wrong from the beginning is so before anybody starts.
+            if from.is_zero() {
+                world.fault_begins(fault);
+            } else {
+                world.at(from, What::Begins(number));
+            }
             world.at(until, What::Ends(number));
         }
         for side in 0..world.sides.len() {
@@ -289,8 +297,19 @@ impl World {
         world
     }
 
+    /// The same, and keeps what happened.
+    pub(super) fn run_and_keep(mut self) -> (Run, Vec<Event>) {
+        self.kept = Some(Vec::new());
+        let run = self.go();
+        (run, self.kept.unwrap_or_default())
+    }
+
     /// Goes on until every chunk is on disk, or a rule is broken.
     pub(super) fn run(mut self) -> Run {
+        self.go()
+    }
+
+    fn go(&mut self) -> Run {
         let mut stuck = None;
         while self.open() > 0 && self.judge.violations().is_empty() {
             let next = self.coming.pop_first().filter(|((at, _), _)| *at < self.quiet + ENDS_WITHIN);
@@ -306,10 +325,10 @@ impl World {
         let (done, executions, forgotten) =
             (self.judge.done(), self.judge.executions(), self.judge.forgotten());
         let failed = self.judge.failures().map(|((_, chunk), class)| (chunk, class)).collect();
-        let hash = hex(&self.hash.finalize());
+        let hash = hex(&std::mem::take(&mut self.hash).finalize());
         let mut violations = match (stuck, self.judge.violations()) {
             (None, [_, ..]) => self.judge.violations().to_vec(),
-            (None | Some(_), _) => self.judge.finish(),
+            (None | Some(_), _) => std::mem::take(&mut self.judge).finish(),
         };
         if let (Some(at), true) = (stuck, violations.is_empty()) {
             let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
@@ -328,6 +347,7 @@ impl World {
         let event = Event { at, by, what };
         self.hash.update(format!("{event:?}\n"));
         self.judge.take(&event);
+        self.kept.iter_mut().for_each(|kept| kept.push(event.clone()));
     }
 
     /// A wait of a process begins; it ends within the limit, or later by as long as a process can be stopped.

@@ -45,7 +45,8 @@ impl World {
                     agent.streams.insert(key, stream);
                 }
                 self.say(install, key, Said::Hello);
-                Arrived::Run { key, incarnation, runner: Ok("m".to_owned()), at_once: 64, room: true }
+                let options = if self.scenario.profile.other_options { side_of(key.0) } else { 0 };
+                Arrived::Run { key, incarnation, runner: Ok(format!("m{options}")), at_once: 64, room: true }
             }
             Arrival::Cancel(stream, key) => {
                 if self.streams.contains_key(&stream) {
@@ -146,7 +147,10 @@ impl World {
         let faulty = self.scenario.profile.engines && self.is_bad();
         let course = if poison > 0 && key.1.chunk.0.is_multiple_of(poison) {
             let takes = self.random.ms(20, 1_500);
-            Course { takes, fails: Some(Reason::RunnerCrash), lingers: Duration::ZERO }
+            engine::fails_with(&mut self.random, self.scenario.profile.poison_by, takes)
+        } else if let Some(reason) = self.installs[install].ill {
+            let takes = engine::answer(&mut self.random);
+            engine::fails_with(&mut self.random, reason, takes)
         } else if self.installs[install].model {
             engine::course(&mut self.random, faulty)
         } else {

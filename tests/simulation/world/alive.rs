@@ -109,7 +109,7 @@ impl World {
             return;
         }
         let (up, stopped) = (self.installs[install].up, self.installs[install].stopped);
-        let cut = self.sides[side].links[install].cuts > 0;
+        let cut = !self.sides[side].links[install].is_heard();
         if !up && !cut {
             self.forget_control(side, install);
             return self.alive(side, Input::Broken { agent: agent(install), gone: true });
@@ -226,6 +226,6 @@ impl World {
     fn can_be_heard(&self, side: usize, install: usize, number: u64) -> bool {
         let link = &self.sides[side].links[install];
         let current = |control: Control| control.number == number && control.link == link.number;
-        self.control(side, install).is_some_and(current) && link.cuts == 0
+        self.control(side, install).is_some_and(current) && link.is_heard()
     }
 }

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use tropa_agent::admission::Event as Arrived;
 use tropa_coordinator::liveness::Input;
 
-use super::{super::faults::Fault, Happened, SIDES, World, peer};
+use super::{
+    super::{faults::Fault, install::Arrival},
+    Happened, SIDES, World, peer,
+};
 
 /// The coordinator's loop turns so often.
 const TURN: Duration = Duration::from_millis(250);
@@ -19,6 +23,15 @@ impl World {
                     self.disconnect_all(install, 25_000);
                 }
             }
+            Fault::Leave(install) => {
+                let life = self.installs[install].life;
+                self.arrive(install, life, Arrival::Own(Arrived::Drain("it is to end".to_owned())));
+            }
+            Fault::Mute(side, install) => {
+                self.sides[side].links[install].mutes += 1;
+                self.disconnect(side, install, 25_000);
+            }
+            Fault::Ill(install, reason) => self.installs[install].ill = Some(reason),
             Fault::Cut(side, install) => {
                 self.sides[side].links[install].cuts += 1;
                 self.disconnect(side, install, 25_000);
@@ -41,7 +54,10 @@ impl World {
 
     pub(super) fn fault_ends(&mut self, fault: Fault) {
         match fault {
-            Fault::KillAgent(install) => {
+            Fault::KillAgent(install) | Fault::Leave(install) => {
+                if matches!(fault, Fault::Leave(_)) {
+                    self.kill_agent(install);
+                }
                 if !self.installs[install].up {
                     self.installs[install].restart();
                     self.connect_all(install);
@@ -56,6 +72,11 @@ impl World {
                     self.connect_all(install);
                 }
             }
+            Fault::Mute(side, install) => {
+                self.sides[side].links[install].mutes -= 1;
+                self.connect(side, install);
+            }
+            Fault::Ill(install, _) => self.installs[install].ill = None,
             Fault::Cut(side, install) => {
                 self.sides[side].links[install].cuts -= 1;
                 self.connect(side, install);

@@ -62,7 +62,7 @@ impl World {
     fn works(&self, side: usize, install: usize) -> bool {
         let agent = &self.installs[install];
         let there = self.sides[side].up.is_some() && !self.sides[side].stopped;
-        agent.up && !agent.stopped && there && self.sides[side].links[install].cuts == 0
+        agent.up && !agent.stopped && there && self.sides[side].links[install].is_heard()
     }
 
     pub(super) fn notice(&mut self, side: usize, install: usize, number: u64) {
@@ -331,7 +331,7 @@ impl World {
     pub(super) fn hear(&mut self, side: usize, id: u64, said: Said) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let link = &self.sides[side].links[stream.install];
-        if link.number != stream.link || link.cuts > 0 {
+        if link.number != stream.link || !link.is_heard() {
             return;
         }
         let first = !std::mem::replace(&mut stream.heard, true);
