@@ -401,7 +401,9 @@ fn fault_f19_simulated_two_coordinators_share_machines_evenly_by_chunks_or_by_tu
                     }
                 }
                 let share = f64::from(shares[0]) / f64::from(shares[0] + shares[1]);
-                assert!((0.4..=0.6).contains(&share), "{what}: one of two got {share:.2}");
+                // Of a few turns of a minute one is more or less than half.
+                let fair = if other_options { 0.35..=0.65 } else { 0.4..=0.6 };
+                assert!(fair.contains(&share), "{what}: one of two got {share:.2}");
                 Some((None, Some(most)))
             },
         );
