@@ -95,6 +95,35 @@ impl EpochTrack {
         self.samples.iter().map(|(_, ns)| *ns)
     }
 
+    /// Says what comparing any two of many agents comes to, in time that grows with the agents and not with their
+    /// pairs: `Equal`, every pair is; `NotComparable`, no pair is different; `None` where pairs must be looked at.
+    #[must_use]
+    pub fn agreement<'a>(tracks: impl Iterator<Item = &'a Self>) -> Option<EpochComparison> {
+        let (mut every_has_one, mut epochs, mut latest) = (true, None, None);
+        let wider = |range: Option<(i64, i64)>, low: i64, high: i64| {
+            range.map_or((low, high), |(lowest, highest)| (lowest.min(low), highest.max(high)))
+        };
+        for track in tracks {
+            every_has_one &= !track.samples.is_empty();
+            for &(_, ns) in &track.samples {
+                epochs = Some(wider(epochs, ns, ns));
+            }
+            let at = track.samples.back().and_then(|(at, _)| i64::try_from(at.as_nanos()).ok());
+            every_has_one &= at.is_some();
+            latest = at.map(|at| wider(latest, at, at)).or(latest);
+        }
+        let within = |range: Option<(i64, i64)>, limit: u128| {
+            range.is_none_or(|(low, high)| u128::from(low.abs_diff(high)) <= limit)
+        };
+        if !within(epochs, u128::from(EQUAL_WITHIN_NS)) {
+            None
+        } else if every_has_one && within(latest, COMPARABLE_WITHIN.as_nanos()) {
+            Some(EpochComparison::Equal)
+        } else {
+            Some(EpochComparison::NotComparable)
+        }
+    }
+
     /// Compares two agents. Symmetric.
     #[must_use]
     pub fn compare(&self, other: &Self) -> EpochComparison {

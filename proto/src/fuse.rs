@@ -11,6 +11,7 @@
 //! somebody asks for it. So fusion stays near linear in the number of agents. The rules are those of `identity.md`
 //! §5, §6, §7, §13 and §14; all its numbers are judgement (§18) and stand in one table, `score.rs`.
 
+mod candidates;
 mod groups;
 mod judge;
 mod kernels;

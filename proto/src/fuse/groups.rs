@@ -33,8 +33,12 @@ impl Groups {
         for &member in &moved {
             self.of[member] = keep;
         }
-        self.members[keep].extend(moved);
-        self.members[keep].sort_unstable();
+        let members = &mut self.members[keep];
+        let in_order = members.last() < moved.first();
+        members.extend(moved);
+        if !in_order {
+            members.sort_unstable();
+        }
     }
 
     /// All groups in the order of their names.

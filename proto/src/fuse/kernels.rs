@@ -3,16 +3,17 @@
 //! A live test that passed is a proof and joins at once. Ids join where nothing separates the two groups. What ids
 //! and tests say against each other is a conflict, which is unknown and not a choice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{
     Code,
+    candidates::{Candidates, candidates},
     groups::Groups,
     relate::{KernelRelation, Verdict, relate},
     warnings::Warnings,
     world::World,
 };
-use crate::{epoch::EQUAL_WITHIN_NS, evidence::Tag, id::AgentId};
+use crate::id::AgentId;
 
 /// The kernels. They are numbered in the order of their smallest agents.
 #[derive(Clone, Debug)]
@@ -26,13 +27,20 @@ pub(super) struct Kernels {
     pub(super) refused: BTreeSet<(usize, usize)>,
     /// Agent pairs in conflict: by `KERNEL_CONFLICT`, or refused.
     pub(super) conflicts: BTreeSet<(usize, usize)>,
-    /// Pairs that share an id of the kernel, or about which something is known; sorted.
+    /// The pairs that were looked at: those that share an id of the kernel, or about which something is known, but for
+    /// what [`candidates`] leaves out; sorted.
     pub(super) related: Vec<(usize, usize, KernelRelation)>,
 }
 
 impl Kernels {
     /// Forms the kernels: by proofs, then by ids, in the order of (smaller, larger) agent id.
     pub(super) fn form(world: &World, warnings: &mut Warnings) -> Self {
+        Self::of_pairs(world, candidates(world), warnings)
+    }
+
+    /// Forms the kernels by looking at these pairs.
+    pub(super) fn of_pairs(world: &World, candidates: Candidates, warnings: &mut Warnings) -> Self {
+        let Candidates { pairs, agreed } = candidates;
         let n = world.agents.len();
         let mut kernels = Self {
             groups: Groups::singletons(n),
@@ -44,7 +52,7 @@ impl Kernels {
             related: Vec::new(),
         };
         let related: Vec<(usize, usize, KernelRelation)> =
-            candidates(world).into_iter().map(|(i, j)| (i, j, relate(world, i, j))).collect();
+            pairs.into_iter().map(|(i, j)| (i, j, relate(world, i, j))).collect();
         for (i, j, relation) in &related {
             kernels.note(world, *i, *j, relation, warnings);
         }
@@ -52,12 +60,20 @@ impl Kernels {
             let wanted = Verdict::Same { proof };
             related.iter().filter(move |(_, _, relation)| relation.verdict == wanted)
         };
-        for (i, j, _) in same(true) {
-            kernels.join_by_proof(world, *i, *j, warnings);
+        for &(i, j, _) in same(true) {
+            if agreed[i] {
+                kernels.groups.join(i, j);
+            } else {
+                kernels.join_by_proof(world, i, j, warnings);
+            }
         }
         kernels.proofs = kernels.groups.clone();
-        for (i, j, _) in same(false) {
-            kernels.join_by_id(world, *i, *j, warnings);
+        for &(i, j, _) in same(false) {
+            if agreed[i] {
+                kernels.groups.join(i, j);
+            } else {
+                kernels.join_by_id(world, i, j, warnings);
+            }
         }
         kernels.number(n);
         kernels.related = related;
@@ -151,37 +167,4 @@ impl Kernels {
             }
         }
     }
-}
-
-/// All pairs that may be one kernel or in conflict: those with facts, and those that share an id. Sorted.
-fn candidates(world: &World) -> Vec<(usize, usize)> {
-    let mut pairs: Vec<(usize, usize)> = world.pairs().map(|(i, j, _)| (i, j)).collect();
-    let mut by_id: BTreeMap<(u8, Tag), Vec<usize>> = BTreeMap::new();
-    let mut by_epoch: Vec<(i64, usize)> = Vec::new();
-    for (at, agent) in world.agents.iter().enumerate() {
-        for (kind, id) in [(0, agent.boot), (1, agent.platform), (2, agent.guid)] {
-            if let Some(id) = id {
-                by_id.entry((kind, id)).or_default().push(at);
-            }
-        }
-        by_epoch.extend(agent.epoch.epochs().map(|epoch| (epoch, at)));
-    }
-    for members in by_id.values() {
-        for (at, &i) in members.iter().enumerate() {
-            pairs.extend(members[at + 1..].iter().map(|&j| (i, j)));
-        }
-    }
-    by_epoch.sort_unstable();
-    by_epoch.dedup();
-    for (at, &(epoch, i)) in by_epoch.iter().enumerate() {
-        let near =
-            by_epoch[at + 1..].iter().take_while(|(other, _)| other.abs_diff(epoch) <= EQUAL_WITHIN_NS);
-        // Those of one boot are pairs already.
-        let boot = world.agents[i].boot;
-        let new = |j: usize| j != i && (boot.is_none() || world.agents[j].boot != boot);
-        pairs.extend(near.filter(|(_, j)| new(*j)).map(|&(_, j)| (i.min(j), i.max(j))));
-    }
-    pairs.sort_unstable();
-    pairs.dedup();
-    pairs
 }
