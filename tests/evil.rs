@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    net::SocketAddr,
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
 };
 
@@ -13,6 +15,16 @@ use crate::jobs::{said, world};
 
 /// Of an agent under attack (S3), in KiB.
 const RSS: u64 = 128 << 10;
+
+/// Starts a peer that troubles an agent in one way, within its mesh where it has the secret.
+pub(crate) fn evil(target: SocketAddr, mode: &str, secret: Option<&PathBuf>, more: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evil-peer"));
+    command.args(["--target", &target.to_string(), "--mode", mode]).args(more);
+    if let Some(secret) = secret {
+        command.arg("--secret-file").arg(secret);
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
 
 struct Scene {
     world: World,
@@ -36,12 +48,8 @@ impl Scene {
     }
 
     fn evil(&self, mode: &str, inside: bool, more: &[&str]) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_evil-peer"));
-        command.args(["--target", &self.agent.address.to_string(), "--mode", mode]).args(more);
-        if inside {
-            command.arg("--secret-file").arg(self.world.path("home/.config/tropa/mesh.secret"));
-        }
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        let secret = self.world.path("home/.config/tropa/mesh.secret");
+        evil(self.agent.address, mode, inside.then_some(&secret), more)
     }
 
     /// An honest job, to its end.

@@ -32,6 +32,8 @@ mod lan;
 mod live;
 mod map;
 mod planted;
+#[cfg(target_os = "linux")]
+mod policy;
 mod privileged;
 mod real_engine;
 mod real_jobs;

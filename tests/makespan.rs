@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use tropa_coordinator::schedule::{Action, Event, Install, ModelIndex, Pace, Sample, Schedule, Work};
+use tropa_coordinator::schedule::{
+    Action, Event, Install, Largest, ModelIndex, Pace, Sample, Schedule, Work,
+};
 use tropa_proto::{
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId, MachineId},
@@ -225,6 +227,7 @@ impl World {
             machine: MachineId(agent(n)),
             width: lane.of.width,
             models: models.clone(),
+            largest: Largest::default(),
             warm: BTreeSet::new(),
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),

@@ -9,7 +9,7 @@ use std::{
 
 use proptest::prelude::*;
 use tropa_coordinator::schedule::{
-    Action, Doubt, Event, History, Install, Left, ModelIndex, Reattached, Schedule,
+    Action, Doubt, Event, History, Install, Kind, Largest, Left, ModelIndex, Reattached, Schedule, Work,
 };
 use tropa_proto::{
     failure::{Class, Reason},
@@ -33,6 +33,7 @@ fn roster(devices: &[BTreeSet<u8>], widths: &[usize]) -> Vec<Install> {
             machine: MachineId(agent(devices[n].first().copied().unwrap_or(0) as usize)),
             width: widths[n],
             models: BTreeSet::from([ModelIndex(0)]),
+            largest: Largest::default(),
             warm: BTreeSet::new(),
             rivals: (0..devices.len()).filter(|other| shares(n, *other)).map(agent).collect(),
             unguarded: (0..devices.len()).filter(|other| shares(n, *other)).map(agent).collect(),
@@ -393,7 +394,60 @@ fn an_attempt_of_an_agent_that_never_comes_back_is_lost_and_runs_elsewhere() {
 fn a_model_that_no_install_has_leaves_the_job_stuck_and_says_so() {
     let mut schedule = Schedule::new(JOB, vec![ModelIndex(1)]);
     let _ = schedule.handle(Event::Roster(roster(&[BTreeSet::from([0])], &[1])), Duration::ZERO);
-    assert_eq!(schedule.stuck(Duration::ZERO), BTreeSet::from([ModelIndex(1)]));
+    assert_eq!(schedule.stuck(Duration::ZERO), BTreeSet::from([Kind { model: ModelIndex(1), context: 0 }]));
+}
+
+/// Two installs on devices of their own; what they permit is the first's.
+fn permitting(largest: Largest) -> Vec<Install> {
+    let mut installs = roster(&[BTreeSet::from([0]), BTreeSet::from([1])], &[1, 1]);
+    installs[0].largest = largest;
+    installs
+}
+
+fn recorded_for(actions: &[Action]) -> BTreeSet<AgentId> {
+    let by = |action: &Action| if let Action::Record(_, by, _) = action { Some(*by) } else { None };
+    actions.iter().filter_map(by).collect()
+}
+
+#[test]
+fn chunks_above_what_an_agent_permits_go_elsewhere_and_nowhere_where_all_deny_them() {
+    let work = |context, output_tokens| Work { context, output_tokens, ..Work::default() };
+    for (largest, permitted) in [
+        (Largest { context: 4096, answer: 0 }, true),
+        (Largest { context: 4095, answer: 0 }, false),
+        (Largest { context: 0, answer: 200 }, true),
+        (Largest { context: 0, answer: 199 }, false),
+    ] {
+        // The longest answer of a kind counts for all of it.
+        let mut schedule = Schedule::of(JOB, vec![work(4096, 10), work(4096, 200), work(4096, 10)]);
+        let actions = schedule.handle(Event::Roster(permitting(largest)), Duration::ZERO);
+        assert_eq!(recorded_for(&actions).contains(&agent(0)), permitted, "{largest:?}");
+        assert!(recorded_for(&actions).contains(&agent(1)));
+        let mut alone = Schedule::of(JOB, vec![work(4096, 200)]);
+        let first = permitting(largest).into_iter().take(1).collect();
+        let _ = alone.handle(Event::Roster(first), Duration::ZERO);
+        assert_eq!(alone.stuck(Duration::ZERO).is_empty(), permitted, "{largest:?}");
+    }
+}
+
+#[test]
+fn a_denial_that_was_not_foreseen_ends_with_the_run_of_the_agent() {
+    let mut schedule = Schedule::new(JOB, vec![ModelIndex(0)]);
+    let mut installs = roster(&[BTreeSet::from([0])], &[1]);
+    let actions = schedule.handle(Event::Roster(installs.clone()), Duration::ZERO);
+    let Some(Action::Record(attempt, ..)) = actions.first() else { panic!("{actions:?}") };
+    let _ = schedule.handle(Event::Recorded(*attempt), Duration::ZERO);
+    let denied = Refusal::Denied(tropa_proto::bounded::Text::cut("images: pictures are not permitted"));
+    let actions = schedule.handle(Event::Refused(*attempt, denied), Duration::ZERO);
+    assert!(actions.contains(&Action::End(*attempt, Class::Denied)));
+    assert!(recorded_for(&actions).is_empty());
+    assert!(!schedule.stuck(Duration::ZERO).is_empty());
+    // The same run, described anew, has the same policy; another run may have another.
+    let actions = schedule.handle(Event::Roster(installs.clone()), Duration::from_secs(1));
+    assert!(recorded_for(&actions).is_empty());
+    installs[0].incarnation = Incarnation(2);
+    let actions = schedule.handle(Event::Roster(installs), Duration::from_secs(2));
+    assert_eq!(recorded_for(&actions), BTreeSet::from([agent(0)]));
 }
 
 /// A world in which everything that was recorded has been sent.

@@ -30,7 +30,7 @@ use tropa_proto::{
 };
 
 pub use self::{
-    event::{Action, Event, Holding, Key},
+    event::{Action, Event, Holding, Key, Unfit},
     lease::LEASE,
 };
 use self::{
@@ -289,7 +289,7 @@ impl Admission {
         &mut self,
         key: Key,
         incarnation: Incarnation,
-        asked: Result<(String, usize), Failure>,
+        asked: Result<(String, usize), Unfit>,
         room: bool,
         now: Instant,
         actions: &mut Vec<Action>,
@@ -305,7 +305,9 @@ impl Admission {
             return;
         }
         let at_once = asked.as_ref().map_or(1, |(_, at_once)| *at_once);
-        let refusal = if let Some(why) = &self.draining {
+        let refusal = if let Err(Unfit::Denied(denial)) = &asked {
+            Some(Refusal::Denied(denial.text()))
+        } else if let Some(why) = &self.draining {
             Some(Refusal::Draining(Text::cut(why)))
         } else if !room {
             Some(Refusal::Draining(Text::cut("results wait to be fetched, and no more fit in memory")))
@@ -324,7 +326,8 @@ impl Admission {
         }
         let runner = match asked {
             Ok((runner, _)) => runner,
-            Err(failure) => return self.fail(key, failure, actions),
+            Err(Unfit::Failed(failure)) => return self.fail(key, failure, actions),
+            Err(Unfit::Denied(_)) => return,
         };
         let waits = (!matches!(self.lane, Lane::Held { .. })).then_some(now);
         self.known.insert(key, State::Queued(Queued { runner, at_once, waits }));

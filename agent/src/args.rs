@@ -8,13 +8,16 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use etcetera::base_strategy::{BaseStrategy as _, Xdg};
-use tropa_proto::{mesh::AGENT_MEMORY, secret::MeshSecret};
+use tropa_proto::{
+    bounded::List, mesh::AGENT_MEMORY, message::ModelName, permit::Permit, secret::MeshSecret,
+};
 
 use crate::{
     Config,
     device_lock::LockPlaces,
     evidence::{LaneError, LaneSpec, Root},
-    ollama::{OllamaUrl, Policy, UrlError},
+    ollama::{OllamaUrl, UrlError, full_name},
+    policy::{Network, NetworkError, Policy},
     runtime_dir::RuntimePlaces,
 };
 
@@ -76,6 +79,21 @@ pub struct Args {
     /// Let models run in Ollama's cloud: their prompts leave this machine
     #[arg(long)]
     pub allow_remote_models: bool,
+    /// Run only this model (repeatable); one that ends in * stands for all that begin so [default: every model]
+    #[arg(long, value_name = "NAME", env = "TROPA_ONLY_MODEL", value_delimiter = ',')]
+    pub only_model: Vec<String>,
+    /// Run nothing with a larger context, in tokens
+    #[arg(long, value_name = "N", env = "TROPA_MAX_NUM_CTX", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_num_ctx: Option<u32>,
+    /// Run nothing that may answer with more tokens
+    #[arg(long, value_name = "N", env = "TROPA_MAX_NUM_PREDICT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_num_predict: Option<u32>,
+    /// Run only what comes from this network (repeatable), such as 127.0.0.0/8 [default: the whole mesh]
+    #[arg(long, value_name = "ADDR[/BITS]", env = "TROPA_ONLY_FROM", value_delimiter = ',')]
+    pub only_from: Vec<String>,
+    /// Take prompts with pictures, whose decoders have had more holes than those of text
+    #[arg(long)]
+    pub allow_images: bool,
     /// Log what happens to stderr; twice for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -118,6 +136,12 @@ pub enum ArgsError {
     /// The log of Ollama cannot be read where it was named.
     #[error("--ollama-log {0} cannot be used: {1}")]
     Log(PathBuf, String),
+    /// A name of a model is none, or there are too many.
+    #[error("--only-model {0} cannot be used: {1}")]
+    OnlyModel(String, String),
+    /// A network cannot be read.
+    #[error("--only-from cannot be used")]
+    OnlyFrom(#[source] NetworkError),
     /// The secret cannot be read.
     #[error("reading the mesh secret failed")]
     Secret(#[source] tropa_proto::secret::SecretError),
@@ -146,7 +170,13 @@ impl ArgsError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Secret(_) => 77,
-            Self::Home(_) | Self::Ollama(..) | Self::Exposed(_) | Self::Lane(_) | Self::Log(..) => 64,
+            Self::Home(_)
+            | Self::Ollama(..)
+            | Self::Exposed(_)
+            | Self::Lane(_)
+            | Self::Log(..)
+            | Self::OnlyModel(..)
+            | Self::OnlyFrom(_) => 64,
         }
     }
 }
@@ -165,6 +195,7 @@ impl Args {
             return Err(ArgsError::Exposed(*exposed));
         }
         let ollama = self.ollama_url()?;
+        let policy = self.policy()?;
         let lane = self.lane.as_deref().map(str::parse::<LaneSpec>).transpose().map_err(ArgsError::Lane)?;
         let root = self.evidence_root.map_or_else(Root::live, Root::declared);
         let log = self.ollama_log.map(|path| log_below(&root, path)).transpose()?;
@@ -179,10 +210,7 @@ impl Args {
         Ok(Config {
             mdns: secret.is_some() && !self.no_mdns,
             ollama,
-            policy: Policy {
-                allow_remote_models: self.allow_remote_models,
-                allow_old: self.allow_old_ollama,
-            },
+            policy,
             listen: self.listen,
             peers: self.peer,
             secret,
@@ -208,6 +236,27 @@ impl Args {
                 .find(|path| path.exists()),
         };
         file.map(|path| MeshSecret::read(&path)).transpose().map_err(ArgsError::Secret)
+    }
+
+    fn policy(&self) -> Result<Policy, ArgsError> {
+        let models: Vec<ModelName> =
+            self.only_model.iter().map(|name| model_pattern(name)).collect::<Result<_, _>>()?;
+        let many = |_| {
+            let why = format!("there are more than {} of them", List::<ModelName, 64>::MAX);
+            ArgsError::OnlyModel(self.only_model.join(","), why)
+        };
+        let networks = self.only_from.iter().map(|network| network.parse::<Network>());
+        Ok(Policy {
+            allow_remote_models: self.allow_remote_models,
+            allow_old: self.allow_old_ollama,
+            permit: Permit {
+                models: List::new(models).map_err(many)?,
+                num_ctx: self.max_num_ctx.unwrap_or(0),
+                num_predict: self.max_num_predict.unwrap_or(0),
+                images: self.allow_images,
+            },
+            only_from: networks.collect::<Result<_, _>>().map_err(ArgsError::OnlyFrom)?,
+        })
     }
 
     fn ollama_url(&self) -> Result<OllamaUrl, ArgsError> {
@@ -237,4 +286,18 @@ fn log_below(root: &Root, path: PathBuf) -> Result<String, ArgsError> {
         None => Ok(text),
         Some(why) => Err(refused(format!("{why}; name a file that this user may read"))),
     }
+}
+
+/// A model as a permit names it: completed as Ollama does, or up to its `*`.
+fn model_pattern(name: &str) -> Result<ModelName, ArgsError> {
+    let refused = |why: &str| ArgsError::OnlyModel(name.to_owned(), why.to_owned());
+    if name.is_empty() || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(refused("it is not a name as `ollama list` shows them"));
+    }
+    let stars = name.matches('*').count();
+    if stars > 1 || (stars == 1 && !name.ends_with('*')) {
+        return Err(refused("a * stands at the end only"));
+    }
+    let full = if stars == 1 { name.to_lowercase() } else { full_name(name) };
+    ModelName::new(full).map_err(|_| refused("it is longer than any name of a model"))
 }

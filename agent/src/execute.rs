@@ -110,7 +110,7 @@ impl Executor {
         let (order_sender, orders) = mpsc::channel(MAX_ORDERS);
         let (load, load_receiver) = watch::channel(Load::default());
         let (guests, guests_receiver) = watch::channel(Guests::default());
-        let policy = ollama.policy();
+        let policy = Arc::new(ollama.policy().clone());
         let turns = proof::number("TROPA_TEST_TURN_MS").map_or(TURN, Duration::from_millis);
         let executor = Self {
             admission: Admission::new(settings.incarnation, settings.admits()).with_turns_of(turns),

@@ -16,6 +16,7 @@ mod live_test;
 pub mod machine;
 pub mod ollama;
 pub mod outbox;
+pub mod policy;
 mod program;
 mod renewal;
 pub mod runtime_dir;
@@ -38,6 +39,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tropa_proto::{
+    bounded::Text,
     evidence::Core,
     hush::Hush,
     id::{AgentId, Incarnation},
@@ -55,7 +57,8 @@ use crate::{
     joining::Joining,
     live_test::LiveTests,
     machine::{Here, Machine},
-    ollama::{Ollama, OllamaUrl, Policy},
+    ollama::{Ollama, OllamaUrl},
+    policy::Policy,
     runtime_dir::{Presence, RuntimePlaces},
     state::State,
     stock::Stock,
@@ -158,6 +161,7 @@ pub struct Agent {
     incarnation: Incarnation,
     config_label: String,
     width: u16,
+    policy: Policy,
     root: Root,
     locks: Option<Arc<DeviceLocks>>,
     stock: Stock,
@@ -183,7 +187,7 @@ impl Agent {
     pub async fn start(config: Config) -> Result<Self, AgentError> {
         let peers = resolve(&config.peers).await?;
         let incarnation = Incarnation::started(since_1970())?;
-        let ollama = Arc::new(Ollama::with_policy(config.ollama.clone(), config.policy)?);
+        let ollama = Arc::new(Ollama::with_policy(config.ollama.clone(), config.policy.clone())?);
         let stock = Stock::take(&config, Arc::clone(&ollama)).await;
         let (host, port) = config.ollama.host_and_port();
         let mut state = State::open(&config.state, &host, port, stock.facts())?;
@@ -235,6 +239,7 @@ impl Agent {
             config_label: config.label,
             width: config.width,
             live_tests: LiveTests::new(config.root.clone(), incarnation),
+            policy: config.policy,
             root: config.root,
             locks,
             stock,
@@ -358,8 +363,10 @@ impl Agent {
             MeshEvent::Asked { ticket, question: Question::LiveTest { id, step }, .. } => {
                 self.live_tests.take(&self.mesh, ticket, id, step);
             }
-            MeshEvent::Asked { ticket, .. } => {
-                let description = Box::new(self.stock.description().clone());
+            MeshEvent::Asked { ticket, at, .. } => {
+                let mut description = Box::new(self.stock.description().clone());
+                let denial = self.policy.denies_sender(at);
+                description.denied = denial.map_or_else(Text::default, |denial| denial.text());
                 self.mesh.answer(ticket, Answer::Description(description)).await;
             }
             MeshEvent::DialFailed { address, why } => {

@@ -50,7 +50,7 @@ pub use self::{
     shapes::{full_name, is_cloud_name},
     url::{OllamaUrl, UrlError},
 };
-use crate::clock::now;
+use crate::{clock::now, policy::Policy};
 
 /// The least time between two questions to `/api/ps` for verification. The first after a pause is asked at once;
 /// in a burst, fifty a second serve any number of attempts, and the lane does not wait for them.
@@ -62,15 +62,6 @@ const MAX_NAMES: usize = 2048;
 /// Bytes of prompt from which on an answer shows how many bytes a token has: in a shorter one the template counts
 /// for more than the text.
 const CALIBRATES: u64 = 256;
-
-/// What the operator permits beyond the default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Models that run in Ollama's cloud may be used: prompts then leave the machine.
-    pub allow_remote_models: bool,
-    /// Versions down to 0.6.4 may be used, which may cut prompts.
-    pub allow_old: bool,
-}
 
 /// One install.
 #[derive(Debug)]
@@ -127,8 +118,8 @@ impl Ollama {
 
     /// Gives what the operator permits.
     #[must_use]
-    pub fn policy(&self) -> Policy {
-        self.policy
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// Says whether the install answers, and its version; empty where there is none. Takes at most 2 s.
@@ -149,7 +140,7 @@ impl Ollama {
     pub async fn inventory(&self) -> Inventory {
         let base = self.client.base();
         let port = if base.is_loopback() { base.host_and_port().1 } else { 0 };
-        Inventory { port, ..self.take_stock().await }
+        Inventory { port, permit: self.policy.permit.clone(), ..self.take_stock().await }
     }
 
     async fn take_stock(&self) -> Inventory {

@@ -5,6 +5,8 @@
 //!
 //! The end of the stream ends this task and nothing else: only a `Cancel` cancels (`reliability.md` §3).
 
+use std::net::IpAddr;
+
 use tokio::sync::mpsc;
 use tropa_proto::{
     id::AgentId,
@@ -20,6 +22,7 @@ const REPORTS: usize = 16;
 
 /// Serves the stream until either side closes it.
 pub(crate) async fn serve(from: AgentId, mut stream: WorkStream, hello: Hello, orders: Orders) {
+    let at = stream.opened_from();
     match greet_coordinator(&mut stream, hello).await {
         Ok(theirs) if theirs.role == Role::Coordinator => proof::greeted(&from),
         Ok(_) => return,
@@ -31,7 +34,7 @@ pub(crate) async fn serve(from: AgentId, mut stream: WorkStream, hello: Hello, o
     let (reader, writer) = stream.split();
     let (reports, reported) = mpsc::channel(REPORTS);
     let ended = tokio::select! {
-        ended = obey(from, reader, &orders, &reports) => ended,
+        ended = obey((from, at), reader, &orders, &reports) => ended,
         ended = report(reported, writer) => ended,
     };
     if let Err(error) = ended {
@@ -40,7 +43,7 @@ pub(crate) async fn serve(from: AgentId, mut stream: WorkStream, hello: Hello, o
 }
 
 async fn obey(
-    from: AgentId,
+    (from, at): (AgentId, Option<IpAddr>),
     mut reader: WorkReader,
     orders: &Orders,
     reports: &mpsc::Sender<FromAgent>,
@@ -48,7 +51,7 @@ async fn obey(
     while let Some(order) = reader.recv::<ToAgent>().await? {
         let taken = match order {
             ToAgent::Hello(_) => Ok(()),
-            ToAgent::Run(run) => orders.run(from, *run, reports.clone()).await,
+            ToAgent::Run(run) => orders.run((from, at), *run, reports.clone()).await,
             ToAgent::Cancel(attempt) => orders.cancel(from, attempt, reports.clone()).await,
             ToAgent::Ack(attempt) => orders.ack(from, attempt).await,
             ToAgent::Fetch { attempt, offset } => orders.fetch(from, attempt, offset, reports.clone()).await,

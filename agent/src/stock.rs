@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tropa_proto::{
+    bounded::Text,
     evidence::{Facts, Key, Salt},
     message::{Description, EngineState, Inventory, Loaded},
     roster::Hashes,
@@ -78,7 +79,8 @@ impl Stock {
         let reading = Reading::new(config);
         let inventory = ollama.inventory().await;
         let facts = reading.clone().read(&inventory, false).await;
-        let description = Description { evidence: facts.keyed(&reading.key), inventory };
+        let description =
+            Description { evidence: facts.keyed(&reading.key), inventory, denied: Text::default() };
         let mut stock = Self {
             hashes: description.hashes(),
             reading,
@@ -260,7 +262,7 @@ pub(crate) fn save_privileged(config: &Config) -> io::Result<PathBuf> {
 /// When there can be no client for the install.
 pub(crate) async fn show(config: &Config, raw: bool, json: bool) -> Result<String, ClientError> {
     let reading = Reading::new(config);
-    let inventory = Ollama::with_policy(config.ollama.clone(), config.policy)?.inventory().await;
+    let inventory = Ollama::with_policy(config.ollama.clone(), config.policy.clone())?.inventory().await;
     let options = reading.options(&inventory, false);
     let facts = reading.clone().read(&inventory, false).await;
     let published = facts.keyed(&reading.key);

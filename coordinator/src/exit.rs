@@ -20,7 +20,7 @@ pub enum Exit {
     Io = 74,
     /// Busy or locked: another coordinator works on the job.
     Busy = 75,
-    /// Not authorised: a wrong mesh secret.
+    /// Not authorised: a wrong mesh secret, or the policy of every agent that could run it denies it.
     NotAuthorised = 77,
     /// Stopped by ctrl-c; the job can be resumed.
     Interrupted = 130,

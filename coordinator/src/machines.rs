@@ -24,7 +24,7 @@ use tropa_proto::{
 use crate::{
     live::{self, LiveTests},
     locks,
-    plan::{at_work, installs, reason_out},
+    plan::{at_work, installs, permitted, reason_out},
     rules::RulesReport,
 };
 
@@ -111,6 +111,8 @@ pub struct AgentRow {
     pub models: Vec<String>,
     /// Its GPUs, by name.
     pub gpus: Vec<String>,
+    /// What its policy permits, in a few words each; empty: everything.
+    pub permits: Vec<String>,
     /// Why it gets no work; empty where it does.
     pub out: String,
     /// What would change that.
@@ -275,6 +277,7 @@ fn agent_row(install: &Install) -> AgentRow {
         models: models
             .map(|model| format!("{}{}", &*model.name, if model.loaded.is_some() { "*" } else { "" }))
             .collect(),
+        permits: inventory.map_or_else(Vec::new, |inventory| permitted(&inventory.permit)),
         gpus: install.evidence.gpus.iter().map(|gpu| gpu.name.to_string()).collect(),
         out,
         remedy,

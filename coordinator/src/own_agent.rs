@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use tokio::{sync::oneshot, task::JoinHandle};
-use tropa_agent::{Agent, Config, evidence::Root, ollama::Policy};
+use tropa_agent::{Agent, Config, evidence::Root, policy::Policy};
 
 use crate::{
     exit::{Exit, Failed, OrExit as _},

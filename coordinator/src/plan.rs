@@ -4,6 +4,8 @@
 //! the same code that the job uses to choose its models and to tell the scheduler who is whose rival, so the plan
 //! cannot promise what the job does not do.
 
+mod pin;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -13,70 +15,21 @@ use serde::Serialize;
 use tropa_proto::{
     failure::Class,
     id::{AgentId, MachineId, hex},
-    message::{EngineState, Fingerprint, Model},
+    message::Model,
+    permit::{Asks, Permit, Rule},
     roster::{Install, Out, View},
 };
 
+pub use self::pin::{Need, PinError, Pinned, default_model, full_name, pin};
 use crate::{
+    exit::Exit,
     locks,
     machines::WarningRow,
-    schedule::{self, ModelIndex},
+    schedule::{self, Largest, ModelIndex},
 };
 
-/// A model as the job uses it: one name, one fingerprint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pinned {
-    /// The full name with its tag.
-    pub name: String,
-    /// What makes it the same everywhere.
-    pub fingerprint: Fingerprint,
-    /// The trained context in tokens; 0 where no install says.
-    pub context: u32,
-}
-
-/// What a job asks of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
-    /// To chat or to complete.
-    Completion,
-    /// To embed.
-    Embedding,
-}
-
-/// Says why no model can be chosen, and what there is.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PinError {
-    /// There is no install that works.
-    #[error("no install answers")]
-    NoInstall,
-    /// The installs have no model that can do it.
-    #[error("no install has a model that can {0}; get one with: ollama pull NAME")]
-    NoModels(&'static str),
-    /// There are several and none was named.
-    #[error("which model? --model takes one of: {0}")]
-    Several(String),
-    /// Nobody has the one that was named.
-    #[error(
-        "model.missing: no install has the model {name}; take one of {there}, or get it: ollama pull {name}"
-    )]
-    Missing {
-        /// What was asked for.
-        name: String,
-        /// What there is.
-        there: String,
-    },
-    /// It is there and cannot do it.
-    #[error("the model {name} cannot {what}")]
-    Unable {
-        /// What was asked for.
-        name: String,
-        /// What it cannot do.
-        what: &'static str,
-    },
-    /// It runs in Ollama's cloud.
-    #[error("the model {0} runs in Ollama's cloud: its prompts would leave the machine and no lane is used")]
-    Remote(String),
-}
+/// What agents have denied by rules that they had not told, as they said it.
+pub type Denials = BTreeMap<AgentId, String>;
 
 /// A plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -132,72 +85,10 @@ pub enum Part {
     Works,
     /// It stands in for an install with which it shares a device, and adds nothing.
     StandsIn,
+    /// Its agent's policy denies the job.
+    Denied,
     /// It gets no work.
     Out,
-}
-
-/// Chooses the model that a job uses where its items name none: the one that is loaded on most machines, else the
-/// only one.
-///
-/// # Errors
-/// Says which models there are when that does not decide.
-pub fn default_model(view: &View, need: Need) -> Result<String, PinError> {
-    if !view.installs.iter().any(|install| install.out.is_none()) {
-        return Err(PinError::NoInstall);
-    }
-    let mut loaded: BTreeMap<&str, BTreeSet<MachineId>> = BTreeMap::new();
-    let mut names: BTreeSet<&str> = BTreeSet::new();
-    for (install, model) in models(view).filter(|(_, model)| able(model, need) && !model.remote) {
-        names.insert(&model.name);
-        if model.loaded.is_some() {
-            loaded.entry(&model.name).or_default().insert(install.machine);
-        }
-    }
-    // Most machines; then the first name.
-    let most = loaded.iter().max_by_key(|(name, machines)| (machines.len(), std::cmp::Reverse(**name)));
-    match (most, names.len()) {
-        (Some((name, _)), _) => Ok((*name).to_owned()),
-        (None, 0) => Err(PinError::NoModels(need.verb())),
-        (None, 1) => Ok(names.into_iter().collect()),
-        (None, _) => Err(PinError::Several(names.into_iter().collect::<Vec<_>>().join(", "))),
-    }
-}
-
-/// Pins a model: of the fingerprints that go by this name the one that most machines have; then the smallest.
-///
-/// # Errors
-/// When nobody has it, it cannot do what the job needs, or it runs in the cloud.
-pub fn pin(view: &View, name: &str, need: Need) -> Result<Pinned, PinError> {
-    let name = full_name(name);
-    if is_cloud_name(&name) {
-        return Err(PinError::Remote(name));
-    }
-    if !view.installs.iter().any(|install| install.out.is_none()) {
-        return Err(PinError::NoInstall);
-    }
-    let named: Vec<_> = models(view).filter(|(_, model)| model.name.eq_ignore_ascii_case(&name)).collect();
-    let there = || {
-        let names: BTreeSet<&str> = models(view).map(|(_, model)| &*model.name).collect();
-        names.into_iter().collect::<Vec<_>>().join(", ")
-    };
-    if named.is_empty() {
-        return Err(PinError::Missing { there: there(), name });
-    }
-    if named.iter().all(|(_, model)| model.remote) {
-        return Err(PinError::Remote(name));
-    }
-    let mut votes: BTreeMap<Fingerprint, (BTreeSet<MachineId>, u32)> = BTreeMap::new();
-    for (install, model) in named.iter().filter(|(_, model)| able_if_named(model, need) && !model.remote) {
-        let vote = votes.entry(model.fingerprint).or_default();
-        vote.0.insert(install.machine);
-        vote.1 = vote.1.max(model.context);
-    }
-    let chosen =
-        votes.iter().max_by_key(|(print, (machines, _))| (machines.len(), std::cmp::Reverse(**print)));
-    let Some((fingerprint, (_, context))) = chosen else {
-        return Err(PinError::Unable { name, what: need.verb() });
-    };
-    Ok(Pinned { name, fingerprint: *fingerprint, context: *context })
 }
 
 /// Tells the scheduler what the roster says: who can run which models of the job, and who is whose rival.
@@ -208,6 +99,7 @@ pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
         let having = |loaded: bool| {
             let held = (0..).zip(models).filter(|(_, pinned)| {
                 find(install, pinned).is_some_and(|model| !loaded || model.loaded.is_some())
+                    && denial(install, pinned).is_none()
             });
             held.map(|(index, _)| ModelIndex(index)).collect()
         };
@@ -217,6 +109,10 @@ pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
             machine: install.machine,
             width: usize::from(install.width),
             models: having(false),
+            largest: install.inventory.as_ref().map_or_else(Largest::default, |inventory| Largest {
+                context: inventory.permit.num_ctx,
+                answer: inventory.permit.num_predict,
+            }),
             warm: having(true),
             rivals: install.rivals.clone(),
             unguarded: unguarded(view, install),
@@ -233,10 +129,18 @@ fn unguarded(view: &View, install: &Install) -> BTreeSet<AgentId> {
 /// Plans a job of so many items with these models, whose requests ask for these contexts, rising.
 #[must_use]
 pub fn plan(view: &View, items: u64, models: &[Pinned], contexts: &[u32]) -> Plan {
+    plan_without(view, items, models, contexts, &Denials::new())
+}
+
+/// Plans what is left of a job, without the agents that have denied it.
+#[must_use]
+pub fn plan_without(view: &View, items: u64, models: &[Pinned], contexts: &[u32], denials: &Denials) -> Plan {
     let mut usable = installs(view, models);
     usable.retain(|install| models.is_empty() || !install.models.is_empty());
+    usable.retain(|install| !denials.contains_key(&install.agent));
     let at_work = at_work(&usable);
-    let rows: Vec<Row> = view.installs.iter().map(|install| row(view, install, models, &at_work)).collect();
+    let row = |install| row(view, install, models, &at_work, denials);
+    let rows: Vec<Row> = view.installs.iter().map(row).collect();
     let machines: BTreeSet<MachineId> = usable.iter().map(|install| install.machine).collect();
     let at_once = usable.iter().filter(|i| at_work.contains(&i.agent)).map(|i| i.width.max(1)).sum();
     Plan {
@@ -269,13 +173,6 @@ pub fn at_work(installs: &[schedule::Install]) -> BTreeSet<AgentId> {
     chosen
 }
 
-/// A name as Ollama completes it: `llama3.2` means `llama3.2:latest`.
-#[must_use]
-pub fn full_name(name: &str) -> String {
-    let last = name.rsplit('/').next().unwrap_or(name);
-    if last.contains(':') { name.to_owned() } else { format!("{name}:latest") }
-}
-
 impl Plan {
     /// Writes the plan for people, as `conventions.md` §4 shows.
     #[must_use]
@@ -286,6 +183,7 @@ impl Plan {
             let part = match row.part {
                 Part::Works => "works",
                 Part::StandsIn => "stands in",
+                Part::Denied => "denied",
                 Part::Out => "out",
             };
             table.row([&format!("{} ({})", row.label, row.agent), &row.machine, &row.lane, part, &row.why]);
@@ -310,20 +208,48 @@ impl Plan {
         let _ = writeln!(text, "{} items. {}", self.items, self.summary);
         text
     }
-}
 
-impl Need {
-    fn verb(self) -> &'static str {
-        match self {
-            Self::Completion => "chat",
-            Self::Embedding => "embed",
+    /// How a command ends that runs nothing else: with [`Exit::NotAuthorised`] where the only installs that could do it
+    /// deny it.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match (self.at_once, self.is_denied()) {
+            (0, true) => Exit::NotAuthorised,
+            (0, false) => Exit::NothingCanRun,
+            (_, _) => Exit::Done,
         }
+    }
+
+    /// Nobody works, and whoever could denies it.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.at_once == 0 && self.rows.iter().any(|row| row.part == Part::Denied)
+    }
+
+    /// Says why nothing can run: as the whole plan, or where all deny it, who denies it by which rule and what would
+    /// change that.
+    #[must_use]
+    pub fn why_nothing(&self) -> String {
+        if !self.is_denied() {
+            return self.text(true);
+        }
+        let mut table = crate::table::Table::new(["MACHINE", "INSTALL", "RULE", "REMEDY"]);
+        for row in self.rows.iter().filter(|row| row.part == Part::Denied) {
+            let install = format!("{} ({})", row.label, row.agent);
+            table.row([&row.machine, &install, row.why.trim_start_matches(DENIED), &row.remedy]);
+        }
+        format!("the policy of every agent that could run it denies it:\n{table}\n")
     }
 }
 
+/// What stands before the rule of a policy.
+const DENIED: &str = "its agent's policy denies it: ";
+
 impl Part {
-    fn of(install: &Install, has_model: bool, at_work: &BTreeSet<AgentId>) -> Self {
-        if install.out.is_some() || !has_model {
+    fn of(install: &Install, has_model: bool, denied: bool, at_work: &BTreeSet<AgentId>) -> Self {
+        if denied {
+            Self::Denied
+        } else if install.out.is_some() || !has_model {
             Self::Out
         } else if at_work.contains(&install.agent) {
             Self::Works
@@ -333,15 +259,31 @@ impl Part {
     }
 }
 
-fn row(view: &View, install: &Install, models: &[Pinned], at_work: &BTreeSet<AgentId>) -> Row {
-    let missing: Vec<&Pinned> = models.iter().filter(|pinned| find(install, pinned).is_none()).collect();
-    let has_model = models.is_empty() || missing.len() < models.len();
-    let part = Part::of(install, has_model, at_work);
-    let (why, remedy) = match (&install.out, part) {
-        (Some(out), _) => reason_out(out, &install.label),
-        (None, Part::Out) => reason_no_model(install, &missing),
-        (None, Part::Works) => ("own hardware".to_owned(), String::new()),
-        (None, Part::StandsIn) => reason_shared(view, install, at_work),
+fn row(
+    view: &View,
+    install: &Install,
+    models: &[Pinned],
+    at_work: &BTreeSet<AgentId>,
+    denials: &Denials,
+) -> Row {
+    let (had, missing): (Vec<&Pinned>, Vec<&Pinned>) =
+        models.iter().partition(|pinned| find(install, pinned).is_some());
+    let has_model = models.is_empty() || !had.is_empty();
+    let rules: Vec<String> = had.iter().filter_map(|pinned| denial(install, pinned)).collect();
+    let denied = match &install.out {
+        Some(Out::Denied(rule)) if has_model => Some(rule),
+        None if has_model => {
+            denials.get(&install.agent).or(rules.first().filter(|_| rules.len() == had.len()))
+        }
+        Some(_) | None => None,
+    };
+    let part = Part::of(install, has_model, denied.is_some(), at_work);
+    let (why, remedy) = match (denied, &install.out, part) {
+        (Some(rule), ..) => reason_denied(rule, &install.label),
+        (None, Some(out), _) => reason_out(out, &install.label),
+        (None, None, Part::Out | Part::Denied) => reason_no_model(install, &missing),
+        (None, None, Part::Works) => ("own hardware".to_owned(), String::new()),
+        (None, None, Part::StandsIn) => reason_shared(view, install, at_work),
     };
     Row {
         agent: install.agent.short(),
@@ -381,6 +323,7 @@ pub fn reason_out(out: &Out, label: &str) -> (String, String) {
             "in a testbed, pass --allow-declared; elsewhere start its agent without --evidence-root"
                 .to_owned(),
         ),
+        Out::Denied(rule) => reason_denied(rule, label),
         Out::Down(why) => {
             (format!("its Ollama does not answer: {why}"), format!("start Ollama on {label}: ollama serve"))
         }
@@ -393,6 +336,58 @@ pub fn reason_out(out: &Out, label: &str) -> (String, String) {
             format!("give the agent on {label} the right --ollama"),
         ),
     }
+}
+
+/// By which rule a policy denies something, and what would change that.
+fn reason_denied(rule: &str, label: &str) -> (String, String) {
+    let agent = |change: &str| format!("start the agent on {label} {change}");
+    let remedy = match Rule::of(rule) {
+        Some(Rule::Coordinator) => {
+            agent("with a --only-from that holds this machine, or submit from one that it holds")
+        }
+        Some(Rule::Model) => {
+            format!("name a permitted one with --model, or {}", agent("with another --only-model"))
+        }
+        Some(Rule::NumCtx) => {
+            format!("ask for less with --num-ctx, or {}", agent("with a larger --max-num-ctx"))
+        }
+        Some(Rule::NumPredict) => {
+            format!("ask for less with --max-tokens, or {}", agent("with a larger --max-num-predict"))
+        }
+        Some(Rule::Images) => agent("with --allow-images"),
+        None => format!("ask whoever runs the agent on {label}"),
+    };
+    (format!("{DENIED}{rule}"), remedy)
+}
+
+/// The rule by which an install denies every chunk of a model; of several sizes, that of the smallest.
+fn denial(install: &Install, pinned: &Pinned) -> Option<String> {
+    let permit = &install.inventory.as_ref()?.permit;
+    let denies = |(num_ctx, num_predict)| {
+        permit.denies(&Asks { model: &pinned.name, num_ctx, num_predict, images: false })
+    };
+    let mut sizes = pinned.asks.iter().map(|(num_ctx, longest)| (u64::from(*num_ctx), u64::from(*longest)));
+    let first = denies(sizes.next().unwrap_or_default())?;
+    sizes.all(|size| denies(size).is_some()).then(|| first.to_string())
+}
+
+/// What an install permits, in a few words each; empty where it permits everything.
+#[must_use]
+pub fn permitted(permit: &Permit) -> Vec<String> {
+    let mut rules = Vec::new();
+    if !permit.models.is_empty() {
+        let models: Vec<&str> = permit.models.iter().map(|model| &**model).collect();
+        rules.push(format!("only {}", models.join(", ")));
+    }
+    for (most, what) in [(permit.num_ctx, "num_ctx"), (permit.num_predict, "num_predict")] {
+        if most > 0 {
+            rules.push(format!("{what} at most {most}"));
+        }
+    }
+    if !permit.images {
+        rules.push("no pictures".to_owned());
+    }
+    rules
 }
 
 fn reason_no_model(install: &Install, missing: &[&Pinned]) -> (String, String) {
@@ -452,14 +447,6 @@ fn summary(installs: usize, machines: usize, at_once: usize, rows: &[Row]) -> St
     )
 }
 
-fn models(view: &View) -> impl Iterator<Item = (&Install, &Model)> {
-    let able = view.installs.iter().filter(|install| install.out.is_none());
-    able.flat_map(|install| {
-        let inventory = install.inventory.iter().filter(|inventory| inventory.engine == EngineState::Up);
-        inventory.flat_map(|inventory| inventory.models.iter()).map(move |model| (install, model))
-    })
-}
-
 /// The install's own entry of a pinned model. The name must be the same as well: it stands in the body, whose bytes
 /// are sent unchanged.
 fn find<'a>(install: &'a Install, pinned: &Pinned) -> Option<&'a Model> {
@@ -469,22 +456,4 @@ fn find<'a>(install: &'a Install, pinned: &Pinned) -> Option<&'a Model> {
             && model.fingerprint == pinned.fingerprint
             && model.name.eq_ignore_ascii_case(&pinned.name)
     })
-}
-
-/// Any model that writes also embeds where a user asks it to, and nobody gets its vectors unasked.
-fn able_if_named(model: &Model, need: Need) -> bool {
-    able(model, need) || (need == Need::Embedding && model.completion)
-}
-
-fn able(model: &Model, need: Need) -> bool {
-    match need {
-        Need::Completion => model.completion,
-        Need::Embedding => model.embedding,
-    }
-}
-
-/// From 0.18.0 such names run remotely without being installed (`ollama-api.md` §5).
-fn is_cloud_name(name: &str) -> bool {
-    let tag = name.rsplit(':').next().unwrap_or(name).to_ascii_lowercase();
-    tag == "cloud" || tag.ends_with("-cloud")
 }

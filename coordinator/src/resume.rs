@@ -18,7 +18,7 @@ use crate::{
     plan::Pinned,
     progress::Progress,
     report::{Destination, Form, Output, Remarks, Summary},
-    run::{End, Runner},
+    run::{End, Runner, Stuck},
     schedule::{Doubt, History, Left, ModelIndex, Schedule, Work},
     settings::Settings,
     speeds::Speeds,
@@ -189,12 +189,12 @@ fn conclude(end: End, journal: &Journal) -> Outcome {
             );
             Err(error).or_exit(Exit::Interrupted)
         }
-        End::Stuck(why) => {
+        End::Stuck(Stuck { why, exit }) => {
             let id = journal.job().id.short();
             let error = anyhow!(
                 "nothing here can run the rest of the job; what is done is kept\n{why}go on with: tropa resume {id}"
             );
-            Err(error).or_exit(Exit::NothingCanRun)
+            Err(error).or_exit(exit)
         }
     }
 }
@@ -309,7 +309,7 @@ fn pinned(model: &crate::submit::SpecModel) -> Result<Pinned, Failed> {
     let fingerprint: Fingerprint = unhex(&model.fingerprint)
         .with_context(|| format!("the journal's fingerprint of {} is none", model.name))
         .or_exit(Exit::Io)?;
-    Ok(Pinned { name: model.name.clone(), fingerprint, context: model.context })
+    Ok(Pinned { name: model.name.clone(), fingerprint, context: model.context, asks: BTreeMap::new() })
 }
 
 fn same_input(input: &std::path::Path, spec: &Spec) -> Result<(), Failed> {

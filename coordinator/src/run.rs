@@ -31,10 +31,10 @@ use crate::{
     journal::{Cancel, Committed, Journal, Named, Step, Token, Writer},
     liveness::{Input, Liveness},
     members::{Change, Members},
-    plan::{self, Pinned},
+    plan::{self, Denials, Pinned},
     progress::{MachineProgress, Progress, Snapshot},
     report::Output,
-    schedule::{Event, Install, ModelIndex, Schedule},
+    schedule::{Event, Install, Kind, ModelIndex, Schedule},
     speeds::Speeds,
     stop::{Stop, Stopped},
 };
@@ -63,8 +63,17 @@ pub enum End {
     Stopped(Stopped),
     /// The user gave it up; what ran has ended.
     Cancelled,
-    /// No install can ever run what is left; says why, install by install.
-    Stuck(String),
+    /// No install can ever run what is left.
+    Stuck(Stuck),
+}
+
+/// Why nothing can run what is left of a job.
+#[derive(Debug)]
+pub struct Stuck {
+    /// Install by install; ends with a line break.
+    pub why: String,
+    /// [`Exit::NotAuthorised`] where whoever could run it denies it, else [`Exit::NothingCanRun`].
+    pub exit: Exit,
 }
 
 /// A job at work.
@@ -113,6 +122,8 @@ struct Loop<'a> {
     details: BTreeMap<AttemptId, (Option<Reason>, String)>,
     /// What each agent said last when it did not bring a result, for a job that gets stuck.
     last_words: BTreeMap<AgentId, String>,
+    /// What agents have denied in their present run.
+    denials: Denials,
     installs: BTreeMap<AgentId, Install>,
     lanes: BTreeMap<AgentId, String>,
     snapshot: Snapshot,
@@ -159,7 +170,10 @@ impl Runner<'_> {
     ///
     /// # Errors
     /// When the journal or the output cannot be written any more.
-    pub async fn run(self, schedule: Schedule, stop: &mut Stop) -> Result<End, Failed> {
+    pub async fn run(mut self, schedule: Schedule, stop: &mut Stop) -> Result<End, Failed> {
+        for (index, pinned) in (0..).zip(&mut self.models) {
+            pinned.asks = schedule.asks(ModelIndex(index));
+        }
         let (writer, mut committed) = self.journal.writer().or_exit(Exit::Io)?;
         let (reports, mut reported) = mpsc::channel(REPORTS);
         let total = u64::from(self.journal.job().chunks);
@@ -188,6 +202,7 @@ impl Runner<'_> {
             results: BTreeMap::new(),
             details: BTreeMap::new(),
             last_words: BTreeMap::new(),
+            denials: Denials::new(),
             installs: BTreeMap::new(),
             lanes: BTreeMap::new(),
             snapshot: Snapshot { total, ..Snapshot::default() },
@@ -269,6 +284,10 @@ impl Loop<'_> {
                 }
                 let new = installs.iter().map(|install| install.agent);
                 let new: Vec<AgentId> = new.filter(|agent| !self.installs.contains_key(agent)).collect();
+                self.denials.retain(|agent, _| {
+                    let now = installs.iter().find(|install| install.agent == *agent);
+                    now.map(|now| now.incarnation) == self.installs.get(agent).map(|known| known.incarnation)
+                });
                 self.installs = installs.iter().map(|install| (install.agent, install.clone())).collect();
                 self.recall_speeds(&new)?;
                 self.tell(Event::Roster(installs))
@@ -372,23 +391,33 @@ impl Loop<'_> {
         Ok(Some(End::Stuck(self.why_stuck(&stuck))))
     }
 
-    fn why_stuck(&mut self, stuck: &BTreeSet<ModelIndex>) -> String {
+    fn why_stuck(&mut self, stuck: &BTreeSet<Kind>) -> Stuck {
         let items = self.snapshot.total - self.snapshot.done - self.snapshot.failed;
+        let left = |pinned: &Pinned, index| {
+            let of_model = stuck.iter().filter(|kind| kind.model == ModelIndex(index));
+            let asked = |kind: &Kind| Some((kind.context, *pinned.asks.get(&kind.context)?));
+            Pinned { asks: of_model.filter_map(asked).collect(), ..pinned.clone() }
+        };
         let wanted: Vec<Pinned> = (0..)
             .zip(&self.run.models)
-            .filter(|(index, _)| stuck.contains(&ModelIndex(*index)))
-            .map(|(_, pinned)| pinned.clone())
+            .filter(|(index, _)| stuck.iter().any(|kind| kind.model == ModelIndex(*index)))
+            .map(|(index, pinned)| left(pinned, index))
             .collect();
         let view = self.run.members.view();
         if view.installs.is_empty() {
-            return "no agent is left; start one beside an Ollama: tropa-agent".to_owned();
+            let why = "no agent is left; start one beside an Ollama: tropa-agent\n".to_owned();
+            return Stuck { why, exit: Exit::NothingCanRun };
         }
-        let mut text = plan::plan(view, items, &wanted, &[]).text(true);
+        let plan = plan::plan_without(view, items, &wanted, &[], &self.denials);
+        let mut why = plan.why_nothing();
+        if plan.is_denied() {
+            return Stuck { why, exit: Exit::NotAuthorised };
+        }
         let refused: BTreeSet<&String> = self.last_words.values().collect();
         for detail in refused.into_iter().filter(|detail| !detail.is_empty()).take(4) {
-            text.push_str(&format!("{}\n", crate::terminal::escaped(detail)));
+            why.push_str(&format!("{}\n", crate::terminal::escaped(detail)));
         }
-        text
+        Stuck { why, exit: Exit::NothingCanRun }
     }
 
     fn next_turn(&self) -> Duration {

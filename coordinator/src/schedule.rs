@@ -81,14 +81,25 @@ pub struct Install {
     pub machine: MachineId,
     /// How many chunks it may work on at once, as its operator declared; 0: that is measured during the job.
     pub width: usize,
-    /// The models of the job that it has.
+    /// The models of the job that it has, and whose use its agent does not deny.
     pub models: BTreeSet<ModelIndex>,
+    /// The largest chunks that its agent permits.
+    pub largest: Largest,
     /// The models of the job that are loaded, which saves a load.
     pub warm: BTreeSet<ModelIndex>,
     /// The installs that share a device with it, itself not included. Symmetric over a roster.
     pub rivals: BTreeSet<AgentId>,
     /// Those rivals that no kernel lock keeps from it, because they cannot see one file.
     pub unguarded: BTreeSet<AgentId>,
+}
+
+/// The most that an agent's policy permits a chunk to ask; 0: any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Largest {
+    /// The context, in tokens.
+    pub context: u32,
+    /// The answer, in tokens.
+    pub answer: u32,
 }
 
 /// What happened.
@@ -178,6 +189,8 @@ pub struct Schedule {
     job: JobId,
     status: Vec<Status>,
     works: Vec<Work>,
+    /// The longest answer that a chunk of each kind asks for, in tokens.
+    longest: BTreeMap<Kind, u32>,
     /// Chunks that have not been tried.
     waiting: Waiting,
     /// Chunks that run again, and what has happened to chunks that were tried.
@@ -251,8 +264,14 @@ impl Schedule {
         for (index, work) in (0..).zip(&works) {
             waiting.add((Reverse(0), ChunkIndex(index)), work);
         }
+        let mut longest = BTreeMap::new();
+        for work in &works {
+            let most: &mut u32 = longest.entry(work.kind()).or_default();
+            *most = work.output_tokens.max(*most);
+        }
         Self {
             job,
+            longest,
             status: vec![Status::Open; works.len()],
             waiting,
             sizes: Sizes::default(),
@@ -395,19 +414,26 @@ impl Schedule {
         self.holdings.is_empty() && self.finishing == 0 && !self.needs.is_filling()
     }
 
-    /// Nothing runs, and the open chunks of these models have no install that could ever take them as the roster
+    /// What the chunks of a model ask: contexts in tokens, and the longest answer at each.
+    #[must_use]
+    pub fn asks(&self, model: ModelIndex) -> BTreeMap<u32, u32> {
+        let of_model = self.longest.iter().filter(|(kind, _)| kind.model == model);
+        of_model.map(|(kind, longest)| (kind.context, *longest)).collect()
+    }
+
+    /// Nothing runs, and the open chunks of these kinds have no install that could ever take them as the roster
     /// is now. Empty while anything runs, waits for a pause to end or may still be adopted.
     #[must_use]
-    pub fn stuck(&self, now: Duration) -> BTreeSet<ModelIndex> {
+    pub fn stuck(&self, now: Duration) -> BTreeSet<Kind> {
         if !self.is_idle() || !self.orphans.is_empty() || self.paused || self.stopped {
             return BTreeSet::new();
         }
-        let queued = self.waiting.kinds().map(|(kind, _)| kind.model);
-        let retried = self.retries.iter().map(|chunk| self.model_of(*chunk));
+        let queued = self.waiting.kinds().map(|(kind, _)| kind);
+        let retried = self.retries.iter().map(|chunk| self.work(*chunk).kind());
         let wanted: BTreeSet<_> = queued.chain(retried).collect();
         let later = |standing: &Standing| standing.pause_until > now && standing.closed_for.is_none();
         let some_later = self.standing.values().any(later);
-        wanted.into_iter().filter(|model| !some_later && self.eligible(*model).next().is_none()).collect()
+        wanted.into_iter().filter(|kind| !some_later && self.eligible(*kind).next().is_none()).collect()
     }
 
     /// The model of a chunk.

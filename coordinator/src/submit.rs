@@ -101,7 +101,10 @@ pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outc
     let prepared = prepare(&args.input, options(&args.job), incoming.copy()).await?;
     say_skipped(&prepared, settings);
     let mut assembly = Assembly::gather(settings, passing_key()?, clock).await?;
-    let outcome = choose(&mut assembly, &prepared, &args.job).map(|(_, models)| {
+    let outcome = choose(&mut assembly, &prepared, &args.job).map(|(_, mut models)| {
+        for model in &mut models {
+            model.asks = prepared.contexts().iter().map(|context| (*context, prepared.longest())).collect();
+        }
         plan::plan(assembly.members.view(), u64::from(prepared.items()), &models, prepared.contexts())
     });
     assembly.finish().await;
@@ -111,7 +114,7 @@ pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outc
     } else {
         print(&plan.text(args.why))?
     }
-    Ok(if plan.at_once == 0 { Exit::NothingCanRun } else { Exit::Done })
+    Ok(plan.exit())
 }
 
 /// Reads the input once: every item is checked and measured before anything starts.
@@ -195,6 +198,10 @@ pub(crate) fn choose(
 
 /// Says why no model can be pinned, and what there is.
 fn refusal(error: &PinError, view: &View, own: bool) -> Failed {
+    if let PinError::Denied(pinned) = error {
+        let why = plan::plan(view, 0, std::slice::from_ref(&**pinned), &[]).why_nothing();
+        return Failed { exit: Exit::NotAuthorised, error: anyhow!("{error}\n{why}") };
+    }
     let why = plan::plan(view, 0, &[], &[]);
     let nobody = *error == PinError::NoInstall;
     let mut text = error.to_string();

@@ -14,6 +14,7 @@ use std::{
     fmt,
     future::{Future as _, poll_fn},
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Poll, ready},
@@ -83,6 +84,7 @@ pub struct WorkWriter {
 #[derive(Clone, Debug)]
 struct Ends {
     peer: AgentId,
+    at: Option<IpAddr>,
     _place: Place,
     /// Who hears that the other side broke the rules.
     complaints: Complaints,
@@ -135,12 +137,18 @@ pub enum WorkError {
 }
 
 impl WorkStream {
-    pub(crate) fn new<S>(peer: AgentId, stream: S, place: Place, complaints: Complaints) -> Self
+    pub(crate) fn new<S>(
+        peer: AgentId,
+        at: Option<IpAddr>,
+        stream: S,
+        place: Place,
+        complaints: Complaints,
+    ) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (from, to) = stream.split();
-        let ends = Ends { peer, _place: place, complaints };
+        let ends = Ends { peer, at, _place: place, complaints };
         Self {
             reader: WorkReader {
                 from: Box::pin(from),
@@ -157,6 +165,12 @@ impl WorkStream {
     #[must_use]
     pub fn peer(&self) -> AgentId {
         self.reader.ends.peer
+    }
+
+    /// The address from which the other side has opened it; `None` where it was opened here, or its connection is gone.
+    #[must_use]
+    pub fn opened_from(&self) -> Option<IpAddr> {
+        self.reader.ends.at
     }
 
     /// Sends one message, as [`WorkWriter::send`].

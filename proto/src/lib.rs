@@ -32,6 +32,7 @@ pub mod fuse;
 pub mod hush;
 pub mod id;
 pub mod message;
+pub mod permit;
 pub mod proof;
 pub mod roster;
 pub mod secret;

@@ -27,7 +27,7 @@ mod swarm;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -131,6 +131,8 @@ pub enum MeshEvent {
     Asked {
         /// Who asks.
         from: AgentId,
+        /// The address that the question came from; `None` where its connection is gone.
+        at: Option<IpAddr>,
         /// What.
         question: Question,
         /// What [`Mesh::answer`] needs, within 10 s.
@@ -318,7 +320,9 @@ impl Mesh {
         let (reply, opened) = oneshot::channel();
         self.command(Command::Open(agent, reply)).await?;
         match opened.await {
-            Ok(Ok(stream)) => Ok(WorkStream::new(agent, stream, Arc::new(place), self.complaints.clone())),
+            Ok(Ok(stream)) => {
+                Ok(WorkStream::new(agent, None, stream, Arc::new(place), self.complaints.clone()))
+            }
             Ok(Err(OpenError::NotConnected)) => Err(MeshError::NotConnected(agent)),
             Ok(Err(OpenError::Refused)) => Err(MeshError::Refused(agent)),
             Ok(Err(OpenError::Timeout)) => Err(MeshError::Timeout(agent)),

@@ -13,6 +13,7 @@ use crate::{
     evidence::{Core, Evidence, Reading},
     failure::Reason,
     id::{AttemptId, ChunkIndex, Incarnation, JobId},
+    permit::Permit,
     uid::MachineClaim,
 };
 
@@ -187,6 +188,8 @@ pub struct Description {
     pub evidence: Evidence,
     /// What the install has.
     pub inventory: Inventory,
+    /// The rule by which whoever asked may submit nothing here; empty: none. Behind no hash: others are told otherwise.
+    pub denied: Text<128>,
 }
 
 /// What one install has.
@@ -203,6 +206,8 @@ pub struct Inventory {
     /// The port of the install on the agent's own host, for people who know it by its address; 0 where it is on
     /// another host. Decides nothing.
     pub port: u16,
+    /// What of it may be used.
+    pub permit: Permit,
 }
 
 /// Whether an install can be worked with.

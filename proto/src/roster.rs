@@ -68,6 +68,8 @@ struct Entry {
     first_heard: Duration,
     evidence: Arc<Evidence>,
     inventory: Option<Arc<Inventory>>,
+    /// The rule by which this coordinator may submit nothing there; empty: none.
+    denied: String,
     described: Option<Hashes>,
     runs: Runs,
 }
@@ -115,6 +117,7 @@ impl Roster {
                     first_heard: now,
                     evidence: Arc::new(Evidence::from_core(&announcement.core)),
                     inventory: None,
+                    denied: String::new(),
                     described: None,
                     announcement,
                     runs,
@@ -129,6 +132,7 @@ impl Roster {
         if let Some(entry) = self.entries.get_mut(&agent) {
             entry.evidence = Arc::new(description.evidence);
             entry.inventory = Some(Arc::new(description.inventory));
+            entry.denied = description.denied.to_string();
             entry.described = Some(hashes);
             self.view = None;
         }
@@ -375,6 +379,7 @@ impl Roster {
             return Some(Out::Unreachable);
         }
         match &inventory.engine {
+            EngineState::Up if !entry.denied.is_empty() => Some(Out::Denied(entry.denied.clone())),
             EngineState::Up => None,
             EngineState::Down(why) => Some(Out::Down(why.to_string())),
             EngineState::TooOld => Some(Out::TooOld(inventory.version.to_string())),

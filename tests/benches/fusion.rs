@@ -21,6 +21,7 @@ use tropa_proto::{
     fuse::{Fusion, Input, Member, fuse},
     id::{AgentId, Incarnation},
     message::{AgentState, Announcement, Description, EngineState, Inventory},
+    permit::Permit,
     roster::{Install, Roster},
     uid::{MachineClaim, MachineUid},
 };
@@ -99,8 +100,9 @@ fn view(members: &[Member]) -> (Duration, usize) {
             models: List::default(),
             cut: false,
             port: 11434,
+            permit: Permit::default(),
         };
-        roster.described(member.id, hashes, Description { evidence, inventory });
+        roster.described(member.id, hashes, Description { evidence, inventory, denied: Text::default() });
     }
     let mut best = Duration::MAX;
     for _ in 0..RUNS {

@@ -3,8 +3,9 @@
 //! Modes of who is outside: `garbage` (bytes that are no handshake), `drip` (a handshake of one byte a second),
 //! `connects` (100 connections a second), `stranger` (another secret, or none). Modes of who is inside: `flood` (1,000
 //! valid announcements a second), `identities` (many keys that claim to be agents), `silent` (streams without a hello),
-//! `thief` (asks for, cancels and acknowledges what others sent), `replay` (one announcement under lower numbers),
-//! `oversize` (frames above their cap, lengths of 2⁴⁰, bytes after the message).
+//! `thief` (asks for, cancels and acknowledges what others sent), `orders` (proper orders, whoever denies them),
+//! `replay` (one announcement under lower numbers), `oversize` (frames above their cap, lengths of 2⁴⁰, bytes after the
+//! message).
 //!
 //! Prints one line of JSON: what it tried, what was taken, how long a refusal took, and whether it is shut out.
 
@@ -19,13 +20,13 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use tokio::{sync::mpsc, time::timeout};
 use tropa_proto::{
-    bounded::{List, Text},
+    bounded::{Blob, List, Text},
     chunk_stream::greet_agent,
     codec::{self, Message as _},
     evidence::{Core, Hypervisor, Os, Reading},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     mesh::{Mesh, MeshConfig, MeshEvent, start},
-    message::{AgentState, Announcement, FromAgent, Hello, Question, Role, ToAgent},
+    message::{AgentState, Announcement, Endpoint, FromAgent, Hello, Question, Refusal, Role, Run, ToAgent},
     secret::MeshSecret,
     uid::{MachineClaim, MachineUid},
 };
@@ -64,6 +65,7 @@ enum Mode {
     Identities,
     Silent,
     Thief,
+    Orders,
     Replay,
     Oversize,
 }
@@ -95,7 +97,7 @@ async fn main() -> Result<()> {
         Mode::Stranger => stranger(&args).await?,
         Mode::Flood | Mode::Replay => talk(&args, until).await?,
         Mode::Identities => identities(&args, until).await?,
-        Mode::Silent | Mode::Thief => streams(&args, until).await?,
+        Mode::Silent | Mode::Thief | Mode::Orders => streams(&args, until).await?,
         Mode::Oversize => oversize(&args, until).await?,
     };
     let refused = count.refused_us.map_or("null".to_owned(), |us| us.to_string());
@@ -142,6 +144,7 @@ fn raw(target: SocketAddr, mode: Mode, until: Instant) -> Result<Count> {
             | Mode::Identities
             | Mode::Silent
             | Mode::Thief
+            | Mode::Orders
             | Mode::Replay
             | Mode::Oversize => {
                 held.push(stream);
@@ -309,12 +312,18 @@ async fn streams(args: &Args, until: Instant) -> Result<Count> {
             continue;
         }
         let hello = Hello { incarnation: Incarnation(1), role: Role::Coordinator };
-        if greet_agent(&mut stream, hello).await.is_err() {
-            continue;
-        }
+        let Ok(theirs) = greet_agent(&mut stream, hello).await else { continue };
         let chunk = ChunkIndex(u32::try_from(count.tried % 16).unwrap_or(0));
         let attempt = AttemptId { job: args.job, chunk, no: 1 };
         let (mut reader, mut writer) = stream.split();
+        if matches!(args.mode, Mode::Orders) {
+            let attempt = AttemptId { no: u32::try_from(count.tried).unwrap_or(u32::MAX), ..attempt };
+            let _ = writer.send(&ToAgent::Run(Box::new(order(attempt, theirs.incarnation)))).await;
+            let answer = timeout(Duration::from_secs(1), reader.recv()).await;
+            let denied = matches!(answer, Ok(Ok(Some(FromAgent::Refused(_, Refusal::Denied(_))))));
+            count.taken += u64::from(!denied);
+            continue;
+        }
         for order in [ToAgent::Cancel(attempt), ToAgent::Ack(attempt)] {
             let _ = writer.send(&order).await;
         }
@@ -323,6 +332,25 @@ async fn streams(args: &Args, until: Instant) -> Result<Count> {
         count.taken += u64::from(matches!(answer, Ok(Ok(Some(FromAgent::Done(..))))));
     }
     Ok(count)
+}
+
+/// An attempt with which nothing is wrong.
+fn order(attempt: AttemptId, incarnation: Incarnation) -> Run {
+    let body = r#"{"model":"tiny:latest","messages":[{"role":"user","content":"a llama"}],"stream":true,"truncate":false,
+        "shift":false,"keep_alive":"60s","think":false,"options":{"num_ctx":1024,"num_predict":10}}"#;
+    Run {
+        attempt,
+        incarnation,
+        endpoint: Endpoint::Chat,
+        model: Text::cut("tiny:latest"),
+        fingerprint: [0; 32],
+        deadline_ms: 20_000,
+        first_token_ms: 10_000,
+        idle_ms: 10_000,
+        show_text: false,
+        at_once: 1,
+        body: Blob::new(body.into()).unwrap_or_else(|_| unreachable!("a few bytes fit")),
+    }
 }
 
 fn announcement(seq: u64, mesh: &Mesh) -> Announcement {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tropa_proto::{
     id::{AgentId, AttemptId, Incarnation, JobId},
     message::{Failure, Place, Refusal},
+    permit::Denial,
 };
 
 /// An attempt of one sender.
@@ -19,8 +20,8 @@ pub enum Event {
         key: Key,
         /// The incarnation that it is meant for.
         incarnation: Incarnation,
-        /// What tells runners apart, or why its body is refused.
-        runner: Result<String, Failure>,
+        /// What tells runners apart, or why it cannot run.
+        runner: Result<String, Unfit>,
         /// It starts only while fewer attempts than this are at the engine; at least 1.
         at_once: usize,
         /// The outbox can take another result.
@@ -67,6 +68,15 @@ pub enum Event {
         /// The lock files are no longer where they were locked.
         displaced: bool,
     },
+}
+
+/// Why a `Run` that arrived cannot run here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// Its body is not one that may reach an engine: the attempt has failed.
+    Failed(Failure),
+    /// The policy denies it: nothing of it is kept.
+    Denied(Denial),
 }
 
 /// What is held of one job.

@@ -1,6 +1,9 @@
 //! Admission as lists of events, and as a random world with a check that did not decide.
 
-use tropa_proto::id::{ChunkIndex, JobId};
+use tropa_proto::{
+    id::{ChunkIndex, JobId},
+    permit::{Denial, Rule},
+};
 
 use super::*;
 use crate::clock::now;
@@ -227,8 +230,13 @@ fn stale_full_and_malformed_are_refused_without_a_start() {
         Event::Run { key: key(1, 1), incarnation: ME, runner: Ok(String::new()), at_once: 1, room: false };
     assert!(matches!(admission.handle(full, at)[..], [Action::Refuse(_, Refusal::Draining(_))]));
     let wrong = failure(Reason::BadRequest, "x");
-    let malformed =
-        Event::Run { key: key(1, 1), incarnation: ME, runner: Err(wrong.clone()), at_once: 1, room: true };
+    let malformed = Event::Run {
+        key: key(1, 1),
+        incarnation: ME,
+        runner: Err(Unfit::Failed(wrong.clone())),
+        at_once: 1,
+        room: true,
+    };
     assert_eq!(admission.handle(malformed, at), [Action::Fail(key(1, 1), wrong)]);
 }
 
@@ -253,7 +261,7 @@ fn an_attempt_that_could_not_start_is_given_back_and_the_locks_are_taken_anew() 
 
 /// An attempt that fails as it arrives.
 fn malformed(admission: &mut Admission, no: u32, at: Instant) -> Vec<Action> {
-    let runner = Err(failure(Reason::BadRequest, "x"));
+    let runner = Err(Unfit::Failed(failure(Reason::BadRequest, "x")));
     admission.handle(Event::Run { key: key(1, no), incarnation: ME, runner, at_once: 1, room: true }, at)
 }
 
@@ -496,4 +504,15 @@ fn a_fetch_reads_the_present_state_and_starts_nothing() {
     assert_eq!(fetch(&mut admission, thief), [Action::Refuse(thief, Refusal::Unknown)]);
     admission.handle(Event::Ack(key(1, 1)), at);
     assert_eq!(fetch(&mut admission, key(1, 1)), [Action::Refuse(key(1, 1), Refusal::Unknown)]);
+}
+
+#[test]
+fn what_the_policy_denies_is_refused_before_anything_else_and_not_kept() {
+    let denial = Denial { rule: Rule::Model, why: "big is asked, permitted: tiny".to_owned() };
+    let (mut admission, at) = busy(1);
+    let runner = Err(Unfit::Denied(denial.clone()));
+    let order = Event::Run { key: key(1, 9), incarnation: ME, runner, at_once: 1, room: false };
+    let actions = admission.handle(order, at);
+    assert_eq!(actions, [Action::Refuse(key(1, 9), Refusal::Denied(denial.text()))], "busy or not");
+    assert!(!admission.knows(&key(1, 9)));
 }

@@ -1,17 +1,18 @@
 //! The way into an executor, and what can be seen of it from outside.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 use tropa_proto::{
     id::{AgentId, AttemptId, Incarnation, JobId},
-    message::{Failure, FromAgent, MAX_MEASURED_WIDTH, Run},
+    message::{FromAgent, MAX_MEASURED_WIDTH, Run},
 };
 
 use crate::{
-    admission::Key,
+    admission::{Key, Unfit},
     device_lock::{DeviceLocks, DeviceName},
-    ollama::{Policy, Request},
+    ollama::Request,
+    policy::Policy,
 };
 
 /// Orders on their way to the driver; it takes them in microseconds, so more would only hide a fault.
@@ -69,7 +70,7 @@ pub struct Orders {
     orders: mpsc::Sender<Order>,
     load: watch::Receiver<Load>,
     guests: watch::Receiver<Guests>,
-    policy: Policy,
+    policy: Arc<Policy>,
 }
 
 /// Says that the executor has ended.
@@ -93,7 +94,7 @@ pub(super) enum Order {
 pub(super) struct RunOrder {
     pub(super) key: Key,
     pub(super) incarnation: Incarnation,
-    pub(super) request: Result<Request, Failure>,
+    pub(super) request: Result<Request, Unfit>,
     pub(super) show_text: bool,
     pub(super) at_once: usize,
     pub(super) reports: mpsc::Sender<FromAgent>,
@@ -104,23 +105,36 @@ impl Orders {
         orders: mpsc::Sender<Order>,
         load: watch::Receiver<Load>,
         guests: watch::Receiver<Guests>,
-        policy: Policy,
+        policy: Arc<Policy>,
     ) -> Self {
         Self { orders, load, guests, policy }
     }
 
-    /// Hands a `Run` over. Everything about the attempt is reported to `reports`, which should have room for
+    /// Hands a `Run` over that came from this peer at this address; what the policy denies is refused before anything else
+    /// is decided about it. Everything about the attempt is reported to `reports`, which should have room for
     /// eight frames and is never waited for; a closed one stops nothing.
     ///
     /// Known attempts answer with their present state: their place, their result again, or their failure.
     ///
     /// # Errors
     /// When the executor has ended.
-    pub async fn run(&self, from: AgentId, run: Run, reports: mpsc::Sender<FromAgent>) -> Result<(), Ended> {
+    pub async fn run(
+        &self,
+        (from, at): (AgentId, Option<IpAddr>),
+        run: Run,
+        reports: mpsc::Sender<FromAgent>,
+    ) -> Result<(), Ended> {
         let (key, incarnation, show_text) = ((from, run.attempt), run.incarnation, run.show_text);
         let at_once = usize::from(run.at_once.max(1));
         // Reading the body may take a millisecond; here it costs the caller's task and not the driver's.
-        let request = Request::check(run, self.policy.allow_remote_models);
+        let request = match self.policy.denies_sender(at) {
+            Some(denial) => Err(Unfit::Denied(denial)),
+            None => Request::check(run, self.policy.allow_remote_models).map_err(Unfit::Failed),
+        };
+        let request = request.and_then(|request| match self.policy.permit.denies(&request.asks()) {
+            Some(denial) => Err(Unfit::Denied(denial)),
+            None => Ok(request),
+        });
         self.send(Order::Run(Box::new(RunOrder { key, incarnation, request, show_text, at_once, reports })))
             .await
     }

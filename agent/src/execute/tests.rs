@@ -97,7 +97,7 @@ impl Stream {
     }
 
     async fn send(&self, orders: &Orders) {
-        orders.run(PEER, self.run.clone(), self.sender.clone()).await.unwrap();
+        orders.run((PEER, None), self.run.clone(), self.sender.clone()).await.unwrap();
     }
 
     async fn next(&mut self) -> FromAgent {

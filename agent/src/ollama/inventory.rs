@@ -15,6 +15,7 @@ use tropa_proto::{
     bounded::{List, Text},
     id::unhex,
     message::{EngineState, Fingerprint, Inventory, Loaded, Model},
+    permit::Permit,
 };
 
 use super::{
@@ -164,7 +165,7 @@ pub(super) fn build(
     let mut models: Vec<Model> = tags.models.iter().filter_map(|tag| model(tag, ps, &known)).collect();
     models.sort_by(|a, b| a.name.cmp(&b.name));
     let (models, cut) = List::cut(models);
-    Inventory { engine, version: Text::cut(version), models, cut, port: 0 }
+    Inventory { engine, version: Text::cut(version), models, cut, port: 0, permit: Permit::default() }
 }
 
 /// One model. One that is here and whose facts are not known cannot be pinned, so it is left out.

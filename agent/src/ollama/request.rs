@@ -4,14 +4,15 @@
 //! be cut, run without end, reload the model or leave it loaded for ever, and most of that passes as success; so
 //! it is refused here, before any HTTP.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 use tropa_proto::{
     failure::Reason,
     message::{Endpoint, Failure, Fingerprint, ModelName, Run},
+    permit::Asks,
 };
 
 use super::{
@@ -55,6 +56,10 @@ pub struct Request {
     pub limits: Limits,
     /// The context that the body asks for, in tokens.
     pub num_ctx: u64,
+    /// Tokens of the answer that the body asks for, at most; 0 for embeddings.
+    pub num_predict: u64,
+    /// The body carries pictures.
+    pub images: bool,
     /// Bytes of prompt text, for the estimate of its tokens.
     pub prompt_bytes: u64,
     /// How many vectors an embedding must bring.
@@ -91,12 +96,18 @@ struct Body {
     system: Option<String>,
     input: Option<Input>,
     dimensions: Option<usize>,
+    images: Option<Value>,
+    #[serde(flatten)]
+    more: BTreeMap<String, IgnoredAny>,
 }
 
 #[derive(Deserialize)]
 struct Message {
     #[serde(default)]
     content: String,
+    images: Option<Value>,
+    #[serde(flatten)]
+    more: BTreeMap<String, IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -143,6 +154,8 @@ impl Request {
             body: Bytes::from(run.body.into_vec()),
             limits,
             num_ctx,
+            num_predict: body.options.get("num_predict").and_then(Value::as_u64).unwrap_or(0),
+            images: body.has_images(),
             prompt_bytes,
             inputs,
             dimensions: body.dimensions,
@@ -151,8 +164,40 @@ impl Request {
     }
 }
 
+impl Request {
+    /// What it asks of the install, for the policy.
+    #[must_use]
+    pub fn asks(&self) -> Asks<'_> {
+        Asks { model: &self.model, num_ctx: self.num_ctx, num_predict: self.num_predict, images: self.images }
+    }
+}
+
+impl Body {
+    /// Says whether Ollama reads the same fields as we do: it takes `Model` for `model`, whichever comes last, and
+    /// letters beyond ASCII for those that they fold to.
+    fn is_unmistakable(&self) -> bool {
+        let lower =
+            |key: &String| key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        let messages = self.messages.iter().flatten().flat_map(|message| message.more.keys());
+        self.more.keys().chain(messages).all(lower)
+    }
+
+    fn has_images(&self) -> bool {
+        let some = |images: &Option<Value>| images.as_ref().is_some_and(|images| !is_empty(images));
+        some(&self.images) || self.messages.iter().flatten().any(|message| some(&message.images))
+    }
+}
+
+/// Says whether a list holds nothing; anything else than a list may be a picture.
+fn is_empty(value: &Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
+}
+
 /// Gives the context, the bytes of prompt and the number of inputs, or names what is wrong.
 fn read(body: &Body, endpoint: Endpoint, model: &str) -> Result<(u64, u64, usize), &'static str> {
+    if !body.is_unmistakable() {
+        return Err("a field is not in lower case");
+    }
     match &body.model {
         Some(name) if full_name(name) == full_name(model) => {}
         Some(_) => return Err("the body names another model than the order"),
@@ -305,6 +350,40 @@ pub(crate) mod tests {
             body[field] = value.clone();
             assert_eq!(reason(Endpoint::Chat, &body), Some(Reason::BadRequest), "{field}: {value}");
         }
+    }
+
+    #[test]
+    fn a_field_that_ollama_reads_as_another_is_refused() {
+        let sent = |text: String| {
+            let run = Run { body: Blob::new(text.into_bytes()).unwrap(), ..run(Endpoint::Chat, &chat(), 1) };
+            Request::check(run, false).err().map(|failure| failure.reason)
+        };
+        let body = chat().to_string();
+        let (first, rest) = body.split_at(1);
+        for field in
+            [r#""Model":"other""#, r#""OPTIONS":{"num_ctx":99999}"#, r#""option\u017f":{}"#, r#""model":"x""#]
+        {
+            assert_eq!(sent(format!("{first}{field},{rest}")), Some(Reason::BadRequest), "{field}");
+        }
+        assert_eq!(sent(format!("{first}\"logprobs\":true,{rest}")), None);
+        let mut body = chat();
+        body["messages"][0]["Images"] = json!(["AAAA"]);
+        assert_eq!(reason(Endpoint::Chat, &body), Some(Reason::BadRequest));
+    }
+
+    #[test]
+    fn a_request_says_what_it_asks_of_the_install() {
+        let asks = |body: &Value| {
+            let request = Request::check(run(Endpoint::Chat, body, 1), false).unwrap();
+            let Asks { num_ctx, num_predict, images, .. } = request.asks();
+            (num_ctx, num_predict, images)
+        };
+        let mut body = chat();
+        assert_eq!(asks(&body), (256, 6, false));
+        body["messages"][0]["images"] = json!([]);
+        assert_eq!(asks(&body), (256, 6, false));
+        body["messages"][0]["images"] = json!(["AAAA"]);
+        assert_eq!(asks(&body), (256, 6, true));
     }
 
     #[test]

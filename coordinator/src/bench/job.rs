@@ -21,7 +21,7 @@ use crate::{
     progress::Progress,
     report::{Destination, Form, Output},
     resume,
-    run::{End, Runner},
+    run::{End, Runner, Stuck},
     settings::Settings,
     speeds::Speeds,
     stop::Stop,
@@ -92,9 +92,9 @@ impl Work {
             End::Done => {}
             End::Stopped(stopped) => return Err(Failed::new(stopped.exit, "stopped; nothing is kept")),
             End::Cancelled => return Err(Failed::new(Exit::Interrupted, "cancelled; nothing is kept")),
-            End::Stuck(why) => {
+            End::Stuck(Stuck { why, exit }) => {
                 let error = anyhow::anyhow!("nothing here can run the rest of the prompts\n{why}");
-                return Err(error).or_exit(Exit::NothingCanRun);
+                return Err(error).or_exit(exit);
             }
         }
         let mut attempts = Vec::new();

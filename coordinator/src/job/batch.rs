@@ -51,6 +51,7 @@ pub struct Prepared {
     generates: u32,
     prompt_tokens: u64,
     output_tokens: u64,
+    longest: u32,
     sha256: [u8; 32],
     bytes: u64,
 }
@@ -101,6 +102,7 @@ pub fn prepare(input: Input<'_>, copy: &Path, options: JobOptions) -> Result<Pre
         generates: 0,
         prompt_tokens: 0,
         output_tokens: 0,
+        longest: 0,
         sha256: [0; 32],
         bytes: 0,
     };
@@ -189,6 +191,12 @@ impl Prepared {
         self.output_tokens
     }
 
+    /// Tokens of the longest answer that an item asks for.
+    #[must_use]
+    pub fn longest(&self) -> u32 {
+        self.longest
+    }
+
     /// Bytes that the journal may need: the input and twice the output, at four bytes a token and with the
     /// journal's own rows.
     #[must_use]
@@ -264,6 +272,7 @@ impl Prepared {
             self.prefixes.add(system, asked);
             self.prompt_tokens += item.prompt_tokens();
             self.output_tokens += u64::from(item.num_predict());
+            self.longest = self.longest.max(item.num_predict());
         }
         if self.items == 0 {
             return Err(InputError::at(0, "the input holds no item", "add one").into());

@@ -11,6 +11,7 @@ use tropa_proto::{
     },
     id::{AgentId, Incarnation},
     message::{AgentState, Announcement, Description, EngineState, Inventory},
+    permit::Permit,
     roster::{Roster, Rules},
     uid::{Change, MachineClaim, MachineUid},
 };
@@ -100,9 +101,10 @@ fn roster(agents: &[Made]) -> Roster {
             models: List::default(),
             cut: false,
             port: 11434,
+            permit: Permit::default(),
         };
         let core = Core::new(&evidence, epoch);
-        let description = Description { evidence, inventory };
+        let description = Description { evidence, inventory, denied: Text::default() };
         let (bundle, inventory) = description.hashes();
         roster.connected(id, true);
         roster.announced(

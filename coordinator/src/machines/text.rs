@@ -181,6 +181,10 @@ fn detail(text: &mut String, agent: &AgentRow) {
         escaped(&agent.models.join(" "))
     );
     let _ = writeln!(text, "{}", line.trim_end());
+    // That pictures need a word of their own holds for every agent.
+    if agent.permits.len() > 1 || agent.permits.iter().any(|rule| rule != "no pictures") {
+        let _ = writeln!(text, "    permits {}", escaped(&agent.permits.join("; ")));
+    }
     if !agent.out.is_empty() {
         let _ = writeln!(text, "    out: {}; {}", escaped(&agent.out), escaped(&agent.remedy));
     }

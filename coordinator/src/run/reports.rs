@@ -49,6 +49,9 @@ impl Loop<'_> {
                 self.tell(Event::Accepted(attempt, place))
             }
             Report::Refused(refusal) => {
+                if let (Refusal::Denied(rule), Some(live)) = (&refusal, self.attempts.get(&attempt)) {
+                    self.denials.insert(live.agent, rule.to_string());
+                }
                 self.note(attempt, None, refusal_text(&refusal));
                 self.attempts.remove(&attempt);
                 self.tell(Event::Refused(attempt, refusal))

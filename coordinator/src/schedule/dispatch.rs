@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
 
 use super::{
-    Action, Install, ModelIndex, Schedule,
+    Action, Install, Schedule,
     holdings::{Active, Stage},
     spare::LOOK,
     waiting::Sum,
@@ -185,12 +185,8 @@ impl Schedule {
     /// loaded; else the largest context, whose chunks take longest; else the kind with most waiting for each install
     /// that is at it; else that of the first chunk.
     fn next_kind(&self, install: &Install) -> Option<Kind> {
-        let standing = self.standing.get(&install.agent);
-        let has = |kind: &Kind| {
-            install.models.contains(&kind.model)
-                && standing.is_none_or(|standing| !standing.without.contains(&kind.model))
-        };
-        let last = standing.and_then(|standing| standing.kind);
+        let has = |kind: &Kind| self.may_run(install, *kind);
+        let last = self.standing.get(&install.agent).and_then(|standing| standing.kind);
         if let Some(last) = last.filter(|last| self.waiting.first(*last).is_some() && has(last)) {
             return Some(last);
         }
@@ -213,7 +209,7 @@ impl Schedule {
 
     /// A chunk that failed goes to other hardware, and back to the same only where there is no other.
     fn may_retry(&self, chunk: ChunkIndex, agent: &AgentId) -> bool {
-        let model = self.model_of(chunk);
+        let kind = self.work(chunk).kind();
         let (Some(history), Some(install)) = (self.history.get(&chunk), self.installs.get(agent)) else {
             return false;
         };
@@ -221,19 +217,29 @@ impl Schedule {
             history.failed_on.contains(&install.agent)
                 || install.rivals.iter().any(|rival| history.failed_on.contains(rival))
         };
-        self.is_eligible(install, model) && (!tried(install) || self.eligible(model).all(tried))
+        self.is_eligible(install, kind) && (!tried(install) || self.eligible(kind).all(tried))
     }
 
-    /// The installs that have the model and have not been found to lack it or to be closed.
-    pub(super) fn eligible(&self, model: ModelIndex) -> impl Iterator<Item = &Install> {
-        self.installs.values().filter(move |install| self.is_eligible(install, model))
+    /// The installs that may run chunks of this kind and have not been found to be closed.
+    pub(super) fn eligible(&self, kind: Kind) -> impl Iterator<Item = &Install> {
+        self.installs.values().filter(move |install| self.is_eligible(install, kind))
     }
 
-    pub(super) fn is_eligible(&self, install: &Install, model: ModelIndex) -> bool {
-        install.models.contains(&model)
-            && self.standing.get(&install.agent).is_none_or(|standing| {
-                !standing.without.contains(&model) && standing.closed_for != Some(install.incarnation)
-            })
+    pub(super) fn is_eligible(&self, install: &Install, kind: Kind) -> bool {
+        let standing = self.standing.get(&install.agent);
+        let closed = standing.is_some_and(|standing| standing.closed_for == Some(install.incarnation));
+        self.may_run(install, kind) && !closed
+    }
+
+    /// Whether an install has the model, has not been found to lack it, and its agent denies no chunk of the kind: who
+    /// denies one gets none of them.
+    fn may_run(&self, install: &Install, kind: Kind) -> bool {
+        let permitted = |asked: u32, most: u32| most == 0 || asked <= most;
+        let longest = self.longest.get(&kind).copied().unwrap_or(0);
+        install.models.contains(&kind.model)
+            && permitted(kind.context, install.largest.context)
+            && permitted(longest, install.largest.answer)
+            && self.standing.get(&install.agent).is_none_or(|standing| standing.takes(kind.model))
     }
 
     /// Whoever holds work keeps its devices; then a warm model; then the faster, and before all those that are not known

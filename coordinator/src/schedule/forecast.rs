@@ -51,7 +51,7 @@ impl Schedule {
         for other in self.installs.values() {
             let counts = other.agent != install.agent
                 && !install.rivals.contains(&other.agent)
-                && self.is_eligible(other, work.model)
+                && self.is_eligible(other, work.kind())
                 && history.is_none_or(|history| !history.failed_on.contains(&other.agent))
                 && self.stands_for_its_devices(other)
                 && !self.is_blocked(other, now);
@@ -69,7 +69,7 @@ impl Schedule {
 
     /// Whether anybody else could work on this model at the same time.
     pub(super) fn has_company(&self, install: &Install, work: &Work) -> bool {
-        self.eligible(work.model)
+        self.eligible(work.kind())
             .any(|other| other.agent != install.agent && !install.rivals.contains(&other.agent))
     }
 

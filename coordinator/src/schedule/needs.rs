@@ -204,6 +204,7 @@ mod tests {
             machine: MachineId(AgentId([n; 32])),
             width: 1,
             models: [ModelIndex(0)].into(),
+            largest: Largest::default(),
             warm: BTreeSet::new(),
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),

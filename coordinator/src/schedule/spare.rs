@@ -62,7 +62,7 @@ impl Schedule {
         let tried = self.history.get(&chunk).is_some_and(|history| history.failed_on.contains(agent));
         let alone = self.holdings.of_chunk(due.attempt).count() == 1;
         let open = self.status(chunk) == Some(Status::Open) && !tried && alone;
-        if !open || active.agent == *agent || !self.is_eligible(install, work.model) {
+        if !open || active.agent == *agent || !self.is_eligible(install, work.kind()) {
             return false;
         }
         let Some(seconds) = self.seconds(agent, &work) else { return false };

@@ -20,7 +20,10 @@ pub(super) struct Standing {
     /// the pause lifts it: locks that were wiped and an outbox that was full are mended by then.
     pub(super) closed_for: Option<Incarnation>,
     /// Models that it turned out not to have.
-    pub(super) without: BTreeSet<ModelIndex>,
+    without: BTreeSet<ModelIndex>,
+    /// Models of which its agent has denied a chunk by a rule that it had not told; for its whole run, since only
+    /// another one has another policy.
+    denied: BTreeSet<ModelIndex>,
     /// What it was given last: its model is loaded with this context.
     pub(super) kind: Option<Kind>,
     /// The shared prefix that it read last; 0: none.
@@ -42,10 +45,16 @@ impl Standing {
         self.pause_until = Duration::ZERO;
     }
 
+    /// Neither lacks the model nor denies it, as far as has been found.
+    pub(super) fn takes(&self, model: ModelIndex) -> bool {
+        !self.without.contains(&model) && !self.denied.contains(&model)
+    }
+
     /// The roster describes the install anew: a model that is no longer listed may be listed again later, and
     /// another run of the agent may have another policy.
     pub(super) fn described(&mut self, models: &BTreeSet<ModelIndex>, same_run: bool) {
         self.without.retain(|model| same_run && models.contains(model));
+        self.denied.retain(|_| same_run);
     }
 
     /// It takes nothing for now: nothing new before the pause has ended.
@@ -66,9 +75,8 @@ impl Standing {
     /// An attempt ended without a result: what that says of the install (`ollama-api.md` §4.1).
     pub(super) fn failed(&mut self, model: ModelIndex, class: Class, now: Duration) {
         match class {
-            Class::NoModel | Class::Denied => {
-                self.without.insert(model);
-            }
+            Class::NoModel => _ = self.without.insert(model),
+            Class::Denied => _ = self.denied.insert(model),
             Class::EngineDown | Class::LoadFailed => self.pause(now, Duration::ZERO),
             // Many attempts are lost with one agent: that is one loss.
             Class::Lost if self.pause_until <= now => self.pause(now, Duration::ZERO),

@@ -25,7 +25,7 @@ use crate::{
     progress::Progress,
     report::{Destination, Form, Output},
     resume::schedule,
-    run::{End, Runner},
+    run::{End, Runner, Stuck},
     settings::Settings,
     speeds::Speeds,
     stop::{Stop, Stopped},
@@ -93,8 +93,8 @@ impl Count<'_> {
             End::Cancelled => {
                 return Err(anyhow!("cancelled before the job began")).or_exit(Exit::Interrupted);
             }
-            End::Stuck(why) => {
-                return Err(anyhow!("nothing here can run the job\n{why}")).or_exit(Exit::NothingCanRun);
+            End::Stuck(Stuck { why, exit }) => {
+                return Err(anyhow!("nothing here can run the job\n{why}")).or_exit(exit);
             }
         }
         let mut densest = None;

@@ -5,6 +5,8 @@
 //! model is known, since what fits a request depends on it, and never from who else is there, so that the same job
 //! asks the same things on one machine and on ten.
 
+use std::collections::BTreeMap;
+
 use anyhow::anyhow;
 use serde::Serialize;
 use serde_json::Value;
@@ -230,6 +232,9 @@ fn prepare(
             return Err(error).or_exit(Exit::NothingCanRun);
         }
     }
+    let longest = measured.graph().nodes().iter().map(|node| node.num_predict).max().unwrap_or(0);
+    let asks: BTreeMap<u32, u32> = measured.contexts().iter().map(|context| (*context, longest)).collect();
+    let models = models.into_iter().map(|model| Pinned { asks: asks.clone(), ..model }).collect();
     Ok(Prepared { measured, default, models })
 }
 
@@ -266,7 +271,7 @@ fn show(plan: &GraphPlan, why: bool, settings: &Settings) -> Outcome {
             crate::terminal::escaped(&plan.largest)
         ))?;
     }
-    Ok(if plan.plan.at_once == 0 { Exit::NothingCanRun } else { Exit::Done })
+    Ok(plan.plan.exit())
 }
 
 /// What a job asks of the models; a node's own words win.

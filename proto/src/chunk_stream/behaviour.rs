@@ -58,6 +58,7 @@ pub(crate) type Opened = Result<Stream, OpenError>;
 #[derive(Debug)]
 pub(crate) struct Inbound {
     pub(crate) peer: PeerId,
+    pub(crate) connection: ConnectionId,
     pub(crate) stream: Stream,
     pub(crate) place: Place,
 }
@@ -135,10 +136,11 @@ impl NetworkBehaviour for Behaviour {
     fn on_connection_handler_event(
         &mut self,
         peer: PeerId,
-        _: ConnectionId,
+        connection: ConnectionId,
         (stream, seat): THandlerOutEvent<Self>,
     ) {
-        self.events.push_back(ToSwarm::GenerateEvent(Inbound { peer, stream, place: Arc::new(seat) }));
+        let inbound = Inbound { peer, connection, stream, place: Arc::new(seat) };
+        self.events.push_back(ToSwarm::GenerateEvent(inbound));
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {

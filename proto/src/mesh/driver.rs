@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -104,6 +104,8 @@ pub(super) struct Driver {
 pub(super) struct Links {
     pub(super) connected: BTreeSet<AgentId>,
     pub(super) dialled: BTreeSet<ConnectionId>,
+    /// Where the other end of each connection is.
+    pub(super) addresses: BTreeMap<ConnectionId, IpAddr>,
     pub(super) agents: usize,
 }
 

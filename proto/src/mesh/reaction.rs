@@ -51,9 +51,13 @@ impl Driver {
                 self.swarm.close_connection(connection);
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                if let Some(address) = socket(endpoint.get_remote_address()) {
+                    self.links.addresses.insert(connection_id, address.ip().to_canonical());
+                }
                 self.on_connected(peer_id, connection_id, endpoint.is_dialer(), now);
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
+                self.links.addresses.remove(&connection_id);
                 self.on_closed(&peer_id, connection_id, num_established, now);
             }
             SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
@@ -185,11 +189,11 @@ impl Driver {
 
     fn on_question(&mut self, event: QuestionEvent) {
         match event {
-            QuestionEvent::Message { peer, message, .. } => match message {
+            QuestionEvent::Message { peer, connection_id, message } => match message {
                 request_response::Message::Request { request_id, request, channel } => match request {
                     Question::Roster { from } => self.reply(channel, self.ledger.page(from)),
                     Question::Describe | Question::LiveTest { .. } => {
-                        self.asked(&peer, request, request_id, channel)
+                        self.asked((&peer, connection_id), request, request_id, channel)
                     }
                 },
                 request_response::Message::Response { request_id, response } => {
@@ -230,7 +234,7 @@ impl Driver {
 
     fn asked(
         &mut self,
-        peer: &PeerId,
+        (peer, connection): (&PeerId, ConnectionId),
         question: Question,
         id: request_response::InboundRequestId,
         channel: request_response::ResponseChannel<Answer>,
@@ -239,8 +243,8 @@ impl Driver {
         else {
             return self.reply(channel, Answer::Nothing);
         };
-        let ticket = Ticket(self.next_ticket);
-        if self.outbox.push(MeshEvent::Asked { from, question, ticket }).is_some() {
+        let (at, ticket) = (self.links.addresses.get(&connection).copied(), Ticket(self.next_ticket));
+        if self.outbox.push(MeshEvent::Asked { from, at, question, ticket }).is_some() {
             return self.reply(channel, Answer::Nothing);
         }
         self.next_ticket += 1;
@@ -272,9 +276,10 @@ impl Driver {
         let _ = self.swarm.behaviour_mut().questions.send_response(channel, answer);
     }
 
-    fn on_stream(&mut self, Inbound { peer, stream, place }: Inbound) {
+    fn on_stream(&mut self, Inbound { peer, connection, stream, place }: Inbound) {
         if let Some(agent) = agent_of(&peer) {
-            let stream = WorkStream::new(agent, stream, place, self.complaints.clone());
+            let at = self.links.addresses.get(&connection).copied();
+            let stream = WorkStream::new(agent, at, stream, place, self.complaints.clone());
             self.tell(MeshEvent::Incoming(agent, stream));
         }
     }

@@ -5,6 +5,7 @@ use crate::{
     bounded::{List, Text},
     evidence::{Core, Os, Reading, Tag},
     id::Incarnation,
+    permit::Permit,
     uid::{Before, Change, MachineClaim, MachineUid},
 };
 
@@ -89,10 +90,11 @@ fn an_agent_gets_work_only_while_there_is_a_connection_to_it_and_it_has_said_wha
         models: List::default(),
         cut: false,
         port: 11434,
+        permit: Permit::default(),
     };
     let (hashes, evidence) = (([0; 32], [0; 32]), Evidence::empty(Os::Linux));
     assert_eq!(roster.undescribed(), [(agent(1), hashes)]);
-    roster.described(agent(1), hashes, Description { evidence, inventory });
+    roster.described(agent(1), hashes, Description { evidence, inventory, denied: Text::default() });
     assert_eq!(roster.view().installs[0].out, None);
     roster.connected(agent(1), false);
     assert_eq!(roster.view().installs[0].out, Some(Out::Unreachable));
@@ -181,8 +183,10 @@ fn a_new_incarnation_is_asked_anew_what_it_has() {
         models: List::default(),
         cut: false,
         port: 0,
+        permit: Permit::default(),
     };
-    let description = Description { evidence: Evidence::empty(Os::Linux), inventory };
+    let description =
+        Description { evidence: Evidence::empty(Os::Linux), inventory, denied: Text::default() };
     roster.described(agent(1), ([0; 32], [0; 32]), description);
     assert_eq!(roster.undescribed(), []);
     roster.announced(agent(1), run(2, 1, 2, "den"), at(1));

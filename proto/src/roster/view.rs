@@ -79,6 +79,8 @@ pub enum Out {
     TooMany,
     /// Its evidence was declared by an operator, and this coordinator does not accept that.
     Declared,
+    /// Its agent's policy lets this coordinator submit nothing; says which rule.
+    Denied(String),
     /// Its engine does not answer; says why.
     Down(String),
     /// Its Ollama is too old; says which version.

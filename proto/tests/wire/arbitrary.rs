@@ -19,6 +19,7 @@ use tropa_proto::{
         FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, MAX_RESULT, Model, Open, Outcome,
         Place, Question, Refusal, Role, Run, ToAgent,
     },
+    permit::Permit,
     uid::{Before, Change, MachineClaim, MachineUid},
 };
 
@@ -265,8 +266,13 @@ prop_compose! {
         version in text(),
         models in list(model()),
         (cut, port) in any::<(bool, u16)>(),
+        permitted in list(text()),
+        (num_ctx, num_predict, images) in any::<(u32, u32, bool)>(),
+        denied in text(),
     ) -> Description {
-        Description { evidence, inventory: Inventory { engine, version, models, cut, port } }
+        let permit = Permit { models: permitted, num_ctx, num_predict, images };
+        let inventory = Inventory { engine, version, models, cut, port, permit };
+        Description { evidence, inventory, denied }
     }
 }
 

@@ -13,6 +13,7 @@ use tropa_proto::{
         FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Open, Outcome, Place,
         Question, Refusal, Role, Run, ToAgent,
     },
+    permit::Permit,
     uid::{Before, Change, MachineClaim, MachineUid},
 };
 
@@ -184,7 +185,14 @@ pub(crate) fn descriptions() -> Vec<Named<Description>> {
             models: list([model()]),
             cut: true,
             port: 11434,
+            permit: Permit {
+                models: list([Text::cut("llama3.2:3b"), Text::cut("qwen3:*")]),
+                num_ctx: 8192,
+                num_predict: 1000,
+                images: true,
+            },
         },
+        denied: Text::cut("coordinator"),
     };
     let down = EngineState::Down(Text::cut("connection refused"));
     let other = EngineState::NotOllama(Text::cut("nginx"));

@@ -12,10 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use tropa_agent::{
-    Agent, Config,
-    device_lock::LockPlaces,
-    evidence::Root,
-    ollama::{OllamaUrl, Policy},
+    Agent, Config, device_lock::LockPlaces, evidence::Root, ollama::OllamaUrl, policy::Policy,
     runtime_dir::RuntimePlaces,
 };
 use tropa_coordinator::{

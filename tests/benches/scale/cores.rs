@@ -8,13 +8,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tropa_coordinator::schedule::{Action, Event, Install, ModelIndex, Schedule};
+use tropa_coordinator::schedule::{Action, Event, Install, Largest, ModelIndex, Schedule};
 use tropa_proto::{
     bounded::{List, Text},
     codec::encode,
     evidence::{Core, Evidence, Hypervisor, Os, Reading, Tag},
     id::{AgentId, Incarnation, JobId, MachineId},
     message::{AgentState, Announcement, Description, EngineState, Inventory, Model, Place},
+    permit::Permit,
     roster::Roster,
     uid::{MachineClaim, MachineUid},
 };
@@ -138,6 +139,7 @@ fn install(at: u32, each: u32, agents: u32) -> Install {
         machine: MachineId(agent(first)),
         width: 1,
         models: BTreeSet::from([ModelIndex(0)]),
+        largest: Largest::default(),
         warm: BTreeSet::from([ModelIndex(0)]),
         unguarded: BTreeSet::new(),
         rivals,
@@ -195,8 +197,9 @@ fn description(at: u32, each: u32) -> Description {
         version: Text::cut("0.24.0"),
         models: List::cut((0..MODELS).map(model).collect()).0,
         cut: false,
+        permit: Permit::default(),
     };
-    Description { evidence: evidence(at, each), inventory }
+    Description { evidence: evidence(at, each), inventory, denied: Text::default() }
 }
 
 fn agent(at: u32) -> AgentId {

@@ -110,6 +110,7 @@ impl World {
                 machine: MachineId(agent(usize::from(place(install).devices[0]))),
                 width: place(install).width,
                 models,
+                largest: Default::default(),
                 warm: BTreeSet::new(),
                 unguarded: apart.map(agent).collect(),
                 rivals: rivals.iter().copied().map(agent).collect(),
