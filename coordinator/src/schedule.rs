@@ -398,7 +398,7 @@ impl Schedule {
     /// When the next `Tick` is due, if time alone can change anything.
     #[must_use]
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
-        let pauses = self.pauses_end(now).into_iter().chain(self.look_at);
+        let pauses = self.wakes_at.into_iter().chain(self.look_at);
         pauses.chain(self.adoption_ends()).chain(self.missing_ends()).filter(|at| *at > now).min()
     }
 

@@ -6,6 +6,7 @@ use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
 
 use super::{
     Action, Install, Schedule,
+    forecast::Outlook,
     holdings::{Active, Stage},
     spare::LOOK,
     waiting::Sum,
@@ -53,6 +54,7 @@ impl Schedule {
         self.refresh_rate(now);
         let woken = std::mem::take(&mut self.woken);
         let mut spare = Vec::new();
+        let mut outlook = Outlook::default();
         for agent in self.by_preference(woken) {
             self.idle.remove(&agent);
             let mut places = self.free_places(&agent, now);
@@ -68,8 +70,9 @@ impl Schedule {
                 }
             }
             while places.record > 0 {
-                match self.next_chunk(&agent, now) {
+                match self.next_chunk(&agent, &mut outlook, now) {
                     Next::Take(chunk) => {
+                        outlook = Outlook::default();
                         self.take_out(chunk);
                         self.record(agent, chunk, now, actions);
                         places.record -= 1;
@@ -156,7 +159,7 @@ impl Schedule {
 
     /// The next chunk for this install: retries first, then of the kind that it has loaded, then as [`Self::next_kind`]
     /// says.
-    fn next_chunk(&self, agent: &AgentId, now: Duration) -> Next {
+    fn next_chunk(&self, agent: &AgentId, outlook: &mut Outlook, now: Duration) -> Next {
         let Some(install) = self.installs.get(agent) else { return Next::Nothing };
         let retry = self.retries.iter().copied().find(|chunk| self.may_retry(*chunk, agent));
         let read_last = self.standing.get(agent).map_or(0, |standing| standing.prefix);
@@ -165,7 +168,7 @@ impl Schedule {
         if !self.has_company(install, &self.work(chunk)) {
             return Next::Take(chunk);
         }
-        if self.explores(install, chunk) || !self.is_worth_it(install, chunk, now) {
+        if self.explores(install, chunk) || !self.is_worth_it(install, chunk, outlook, now) {
             return Next::Leave;
         }
         Next::Take(chunk)

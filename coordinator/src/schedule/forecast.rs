@@ -34,9 +34,30 @@ pub(super) struct Due {
     pub(super) ends: f64,
 }
 
+/// What all installs together were found to finish of the chunks that wait, at one moment and until one takes something:
+/// who would be done later than another that left them is not worth a closer look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Outlook {
+    /// Chunks like this, by so many seconds from now: so many.
+    known: Option<(Work, f64, u64)>,
+}
+
+impl Outlook {
+    /// At least so many chunks like this one are finished by then.
+    fn least(&self, like: &Work, by: f64) -> u64 {
+        self.known.filter(|(of, then, _)| of == like && *then <= by).map_or(0, |(.., count)| count)
+    }
+}
+
 impl Schedule {
     /// Whether an install should take this chunk now, by the rule of the earliest finish.
-    pub(super) fn is_worth_it(&self, install: &Install, chunk: ChunkIndex, now: Duration) -> bool {
+    pub(super) fn is_worth_it(
+        &self,
+        install: &Install,
+        chunk: ChunkIndex,
+        outlook: &mut Outlook,
+        now: Duration,
+    ) -> bool {
         let work = self.work(chunk);
         let count = self.waiting.total().chunks + self.retries.len() as u64;
         let Some(alone) = self.seconds(&install.agent, &work) else { return true };
@@ -45,26 +66,32 @@ impl Schedule {
         if by * self.rate < count as f64 {
             return true;
         }
-        let mean = self.usual(work);
-        let history = self.history.get(&chunk);
-        let mut finished = 0;
-        for other in self.installs.values() {
-            let counts = other.agent != install.agent
-                && !install.rivals.contains(&other.agent)
-                && self.is_eligible(other, work.kind())
-                && history.is_none_or(|history| !history.failed_on.contains(&other.agent))
-                && self.stands_for_its_devices(other)
-                && !self.is_blocked(other, now);
-            let Some(seconds) = self.seconds(&other.agent, &mean).filter(|_| counts) else { continue };
-            let load = self.load_seconds(other, work.kind());
-            for slot in self.slots(other, now) {
-                finished += ((by - slot - load).max(0.0) / seconds.max(1e-6)) as u64;
-            }
-            if finished >= count {
-                return false;
-            }
+        let mean = Work { prefix: 0, ..self.usual(work) };
+        let finishes = |other: &Install| self.finishes(other, &mean, by, now);
+        let rivals = install.rivals.iter().filter_map(|rival| self.installs.get(rival));
+        let own: u64 = rivals.chain([install]).map(finishes).sum();
+        let failed_on = self.history.get(&chunk).map(|history| &history.failed_on);
+        if let Some(failed_on) = failed_on.filter(|failed_on| !failed_on.is_empty()) {
+            let others = self.installs.values().filter(|other| !failed_on.contains(&other.agent));
+            return others.map(finishes).sum::<u64>().saturating_sub(own) < count;
         }
-        true
+        if outlook.least(&mean, by).saturating_sub(own) >= count {
+            return false;
+        }
+        let all = self.installs.values().map(finishes).sum();
+        outlook.known = Some((mean, by, all));
+        all.saturating_sub(own) < count
+    }
+
+    /// How many chunks like this one an install finishes in so many seconds, beside what it holds; 0 where it gets none.
+    fn finishes(&self, install: &Install, like: &Work, by: f64, now: Duration) -> u64 {
+        let counts = self.is_eligible(install, like.kind())
+            && self.stands_for_its_devices(install)
+            && !self.is_blocked(install, now);
+        let Some(seconds) = self.seconds(&install.agent, like).filter(|_| counts) else { return 0 };
+        let left = by - self.load_seconds(install, like.kind());
+        let of_slot = |slot: f64| ((left - slot).max(0.0) / seconds.max(1e-6)) as u64;
+        self.slots(install, now).into_iter().map(of_slot).sum()
     }
 
     /// Whether anybody else could work on this model at the same time.

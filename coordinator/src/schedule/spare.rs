@@ -4,11 +4,11 @@
 //! What runs there and would end later than a fresh run here gets a *backup attempt* (`reliability.md` §4): the first
 //! result that arrives is committed, the other attempt is cancelled. Neither costs a chunk's budget anything.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tropa_proto::id::{AgentId, AttemptId};
 
-use super::{Action, Schedule, Status, forecast::Due, holdings::Stage};
+use super::{Action, ModelIndex, Schedule, Status, Work, forecast::Due, holdings::Stage};
 
 /// How much later than a fresh run the other must end, as a factor (`reliability.md` §4).
 const LATER: f64 = 1.2;
@@ -33,8 +33,10 @@ impl Schedule {
             .holders()
             .filter_map(|agent| self.installs.get(agent))
             .flat_map(|install| self.due(install, now))
+            .filter(|due| self.may_be_helped(due))
             .collect();
         late.sort_by(|a, b| b.ends.total_cmp(&a.ends).then(a.attempt.cmp(&b.attempt)));
+        let least = self.least_work(&late);
         // What has been asked back and is on its way is promised to one of them each.
         let returning = self.holdings.iter().filter(|(attempt, active)| {
             active.stage == Stage::Cancelling && self.status(attempt.chunk) == Some(Status::Open)
@@ -45,10 +47,38 @@ impl Schedule {
                 promised -= 1;
                 continue;
             }
-            let found = late.iter().position(|due| self.helps(&agent, due));
+            let soonest =
+                least.iter().filter_map(|work| self.seconds(&agent, work)).fold(f64::INFINITY, f64::min);
+            let mut in_question = late.iter().take_while(|due| due.ends > LATER * soonest);
+            let found = in_question.position(|due| self.helps(&agent, due));
             let Some(due) = found.map(|at| late.remove(at)) else { continue };
             self.take_over(agent, due, now, actions);
         }
+    }
+
+    /// Whether anybody may do this instead of or beside the install that holds it.
+    fn may_be_helped(&self, due: &Due) -> bool {
+        let Some(active) = self.holdings.get(&due.attempt) else { return false };
+        let how = match active.stage {
+            Stage::Recording | Stage::Recorded => true,
+            Stage::Sent if !active.running => due.starts > TOO_LATE_S,
+            Stage::Sent => self.backups,
+            Stage::Cancelling | Stage::Checking => false,
+        };
+        how && self.status(due.attempt.chunk) == Some(Status::Open)
+            && self.holdings.of_chunk(due.attempt).count() == 1
+    }
+
+    /// For each model among these a chunk that is no larger than any of them.
+    fn least_work(&self, late: &[Due]) -> Vec<Work> {
+        let mut least: BTreeMap<ModelIndex, Work> = BTreeMap::new();
+        for due in late {
+            let work = self.work(due.attempt.chunk);
+            let least = least.entry(work.model).or_insert(work);
+            least.prompt_tokens = least.prompt_tokens.min(work.prompt_tokens);
+            least.output_tokens = least.output_tokens.min(work.output_tokens);
+        }
+        least.into_values().collect()
     }
 
     /// Whether a fresh run on this install would end well before that attempt.
@@ -60,20 +90,11 @@ impl Schedule {
         let chunk = due.attempt.chunk;
         let work = self.work(chunk);
         let tried = self.history.get(&chunk).is_some_and(|history| history.failed_on.contains(agent));
-        let alone = self.holdings.of_chunk(due.attempt).count() == 1;
-        let open = self.status(chunk) == Some(Status::Open) && !tried && alone;
-        if !open || active.agent == *agent || !self.is_eligible(install, work.kind()) {
+        if tried || active.agent == *agent || !self.is_eligible(install, work.kind()) {
             return false;
         }
         let Some(seconds) = self.seconds(agent, &work) else { return false };
-        let fresh = self.load_seconds(install, work.kind()) + seconds;
-        let how = match active.stage {
-            Stage::Recording | Stage::Recorded => true,
-            Stage::Sent if !active.running => due.starts > TOO_LATE_S,
-            Stage::Sent => self.backups,
-            Stage::Cancelling | Stage::Checking => false,
-        };
-        how && due.ends > LATER * fresh
+        due.ends > LATER * (self.load_seconds(install, work.kind()) + seconds)
     }
 
     fn take_over(&mut self, agent: AgentId, due: Due, now: Duration, actions: &mut Vec<Action>) {
