@@ -51,6 +51,8 @@ pub(super) struct Sizes {
     /// How many answers used so many 64ths of their limit.
     shares: Vec<u32>,
     answers: u32,
+    /// The median share of its limit that an answer uses; `None` before any is in.
+    share: Option<f64>,
 }
 
 impl Sizes {
@@ -65,26 +67,24 @@ impl Sizes {
             let share = output.min(work.output_tokens) as usize * SHARES / work.output_tokens as usize;
             self.shares[share] += 1;
             self.answers += 1;
+            self.share = self.median();
         }
     }
 
     /// Tokens of the prompt and of the answer that are expected of a chunk: the estimates times what they were
-    /// wrong by, of answers the median.
+    /// wrong by, of answers the median; all of the limit before any is in.
     pub(super) fn expected(&self, work: &Work) -> (f64, f64) {
         let prompt = f64::from(work.prompt_tokens) * self.prompts.get(&work.model).unwrap_or(&1.0);
-        (prompt, f64::from(work.output_tokens) * self.share())
+        (prompt, f64::from(work.output_tokens) * self.share.unwrap_or(1.0))
     }
 
-    /// The median share of its limit that an answer uses; all of it before any is in.
-    fn share(&self) -> f64 {
+    fn median(&self) -> Option<f64> {
         let mut below = 0;
-        for (share, count) in self.shares.iter().enumerate() {
+        let share = self.shares.iter().position(|count| {
             below += count;
-            if *count > 0 && below * 2 >= self.answers {
-                return (share as f64 + 0.5).min(SHARES as f64) / SHARES as f64;
-            }
-        }
-        1.0
+            *count > 0 && below * 2 >= self.answers
+        });
+        share.map(|share| (share as f64 + 0.5).min(SHARES as f64) / SHARES as f64)
     }
 }
 
