@@ -66,6 +66,17 @@ fn what_is_late_at_the_end_gets_one_backup_and_the_loser_is_cancelled() {
 }
 
 #[test]
+fn an_answer_that_is_half_written_when_its_lane_becomes_slow_gets_a_backup() {
+    let mut two = lanes(&[1.0, 1.0]);
+    two.iter_mut().for_each(|lane| lane.load = Duration::from_millis(1));
+    two[1].slows = Some((Duration::from_millis(1500), 10.0));
+    let with = World::new(&two, &chunks(2)).with_known_speeds().run();
+    let without = World::new(&two, &chunks(2)).with_known_speeds().without_backups().run();
+    assert_eq!(with.executions, 3);
+    assert!(with.makespan.as_secs_f64() * 2.0 < without.makespan.as_secs_f64(), "{with:?} {without:?}");
+}
+
+#[test]
 fn chunks_over_one_document_go_where_it_was_read() {
     let mut eight = chunks(8);
     for (n, chunk) in (0..).zip(&mut eight) {

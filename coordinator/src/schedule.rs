@@ -342,7 +342,7 @@ impl Schedule {
             Event::Refused(attempt, refusal) => self.on_refused(attempt, &refusal, now, &mut actions),
             Event::Tokens(attempt, count) => {
                 if let Some(active) = self.holdings.get_mut(&attempt) {
-                    active.tokens = active.tokens.max(count);
+                    active.wrote(count, now);
                 }
             }
             Event::Measured(attempt, sample) => self.on_measured(attempt, &sample, now),

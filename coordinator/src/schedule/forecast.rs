@@ -167,8 +167,9 @@ impl Schedule {
         let left = if written < output { output - written } else { (limit - written) / 2.0 };
         let reading = pace.map_or(0.0, |pace| prompt * pace.prompt_s);
         let own = (elapsed - reading).max(0.0) / written;
+        let own = active.lately(now).map_or(own, |lately| lately.max(own));
         let learned = pace.map_or(own, |pace| pace.decode_s);
-        // Its own speed counts where it is much slower than the install was before.
+        // Its own speed counts where it is, or has become, much slower than the install was before.
         let per_token = if own > learned * 1.5 { own } else { learned };
         left * per_token
     }

@@ -7,6 +7,10 @@ use std::{
 
 use tropa_proto::id::{AgentId, AttemptId, Incarnation};
 
+/// Over how long an attempt is judged by what it does at present: agents tell of tokens four times a second, and an
+/// engine may be held up for a moment.
+const LATELY: Duration = Duration::from_secs(1);
+
 /// Where an attempt is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -35,6 +39,8 @@ pub(super) struct Active {
     pub(super) running_since: Option<Duration>,
     /// Tokens that it has written so far, as the agent says now and then.
     pub(super) tokens: u32,
+    /// Two earlier moments with what it had written by then, the older first: what it did lately is judged from there.
+    pub(super) marks: [Option<(Duration, u32)>; 2],
     /// It was sent by a predecessor of this coordinator.
     pub(super) adopted: bool,
     /// Its stream broke off, and the agent has not been asked yet.
@@ -62,6 +68,7 @@ impl Active {
             running: false,
             running_since: None,
             tokens: 0,
+            marks: [None; 2],
             adopted: false,
             detached: false,
             since,
@@ -76,6 +83,22 @@ impl Active {
             detached: true,
             ..Self::recording(agent, incarnation, since)
         }
+    }
+
+    /// The agent says how many tokens it has written.
+    pub(super) fn wrote(&mut self, count: u32, now: Duration) {
+        self.tokens = self.tokens.max(count);
+        if self.marks[1].is_none_or(|(at, _)| now >= at + LATELY) {
+            self.marks = [self.marks[1], Some((now, self.tokens))];
+        }
+    }
+
+    /// Seconds for a token lately, over [`LATELY`] or a little more; `None` where it has not written for so long.
+    pub(super) fn lately(&self, now: Duration) -> Option<f64> {
+        let [older, newer] = self.marks;
+        let (at, tokens) = newer.filter(|(at, _)| now >= *at + LATELY).or(older)?;
+        let written = self.tokens.saturating_sub(tokens).max(1);
+        Some(now.saturating_sub(at).as_secs_f64() / f64::from(written))
     }
 
     /// It takes a place at the agent, or may take one.
