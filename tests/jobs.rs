@@ -76,6 +76,8 @@ fn two_agents_with_distinct_evidence_run_two_at_a_time() {
     let plan = world.run(&["plan", input.to_str().unwrap(), "--allow-declared", "--json"]).unwrap();
     let plan_rows: Value = serde_json::from_slice(&plan.stdout).unwrap();
     assert_eq!(plan_rows["at_once"], 2, "{}", said(&plan));
+    assert_eq!(plan_rows["cold"].as_array().map(Vec::len), Some(2), "{plan_rows}");
+    assert!(plan_rows["seconds_at_most"].is_null(), "nobody knows a speed yet: {plan_rows}");
 
     let output = world.run(&["run", input.to_str().unwrap(), "--allow-declared"]).unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
@@ -85,6 +87,11 @@ fn two_agents_with_distinct_evidence_run_two_at_a_time() {
     let witness = world.witness().unwrap();
     assert!(witness.parallel() > Duration::ZERO, "the two machines never worked at the same time");
     assert_eq!(witness.overlap("cpu1") + witness.overlap("cpu2"), Duration::ZERO);
+
+    // What the job has learned of speeds, the next plan tells.
+    let plan = world.run(&["plan", input.to_str().unwrap(), "--allow-declared"]).unwrap();
+    let text = String::from_utf8_lossy(&plan.stdout).into_owned();
+    assert!(text.contains("by the speeds that earlier jobs measured on 2 installs"), "{text}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! the same code that the job uses to choose its models and to tell the scheduler who is whose rival, so the plan
 //! cannot promise what the job does not do.
 
+mod cost;
 mod pin;
 
 use std::{
@@ -20,7 +21,10 @@ use tropa_proto::{
     roster::{Install, Out, View},
 };
 
-pub use self::pin::{Need, PinError, Pinned, default_model, full_name, pin};
+pub use self::{
+    cost::{Asked, Cost},
+    pin::{Need, PinError, Pinned, default_model, full_name, pin},
+};
 use crate::{
     exit::Exit,
     locks,
@@ -32,7 +36,7 @@ use crate::{
 pub type Denials = BTreeMap<AgentId, String>;
 
 /// A plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// The version of this object.
     pub schema: &'static str,
@@ -50,6 +54,9 @@ pub struct Plan {
     pub machines: usize,
     /// Chunks that run at the same time.
     pub at_once: usize,
+    /// What has to be loaded, and how long it takes.
+    #[serde(flatten)]
+    pub cost: Cost,
     /// Every install of the roster, in the order of its agent's id.
     pub rows: Vec<Row>,
     /// Devices that no common lock keeps from the work of another coordinator.
@@ -152,6 +159,7 @@ pub fn plan_without(view: &View, items: u64, models: &[Pinned], contexts: &[u32]
         installs: usable.len(),
         machines: machines.len(),
         at_once,
+        cost: Cost::default(),
         summary: summary(usable.len(), machines.len(), at_once, &rows),
         rows,
         warnings: locks::splits(view),
@@ -201,6 +209,7 @@ impl Plan {
         for (name, fingerprint) in &self.models {
             let _ = writeln!(text, "model {name} ({}){num_ctx}", &fingerprint[..12]);
         }
+        text.push_str(&self.cost_text());
         for warning in &self.warnings {
             let said = crate::terminal::escaped(&warning.text);
             let _ = writeln!(text, "warn    {}    {said}\n        {}", warning.code, warning.fix);

@@ -29,6 +29,7 @@ use crate::journal::{self, Finished, Journal};
 pub use line::line;
 pub use long::Remarks;
 pub use summary::Summary;
+pub(crate) use summary::duration;
 pub use text::{Answer, answers};
 pub(crate) use vectors::width as vector_width;
 

@@ -21,9 +21,10 @@ use crate::{
     incoming::Incoming,
     job::{self, Format, Input, JobOptions, Prepared, Think},
     journal::{Draft, Journal, Kind, require_space},
-    plan::{self, Need, PinError, Pinned},
+    plan::{self, Asked, Need, PinError, Pinned},
     resume::{Purpose, work},
     settings::Settings,
+    speeds::Speeds,
     stdout::{print, print_json},
     stop::Stop,
 };
@@ -105,7 +106,16 @@ pub async fn plan(mut args: PlanArgs, settings: &Settings, clock: Clock) -> Outc
         for model in &mut models {
             model.asks = prepared.contexts().iter().map(|context| (*context, prepared.longest())).collect();
         }
-        plan::plan(assembly.members.view(), u64::from(prepared.items()), &models, prepared.contexts())
+        let view = assembly.members.view();
+        let mut plan = plan::plan(view, u64::from(prepared.items()), &models, prepared.contexts());
+        let asked = Asked {
+            chunks: u64::from(prepared.items()),
+            depth: 1,
+            prompt_tokens: prepared.prompt_tokens(),
+            output_tokens: prepared.output_tokens(),
+        };
+        plan.estimate(view, &models, &Speeds::open(&settings.state).0, asked);
+        plan
     });
     assembly.finish().await;
     let plan = outcome?;

@@ -125,7 +125,7 @@ fn plural(word: &str, count: u32) -> String {
 }
 
 /// Shows a time as `0.4s`, `12s`, `2m 10s` or `3h 5m`.
-fn duration(time: Duration) -> String {
+pub(crate) fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..10 => format!("{:.1}s", time.as_secs_f64()),

@@ -85,11 +85,16 @@ impl Schedule {
 
     /// How many chunks like this one an install finishes in so many seconds, beside what it holds; 0 where it gets none.
     fn finishes(&self, install: &Install, like: &Work, by: f64, now: Duration) -> u64 {
-        let counts = self.is_eligible(install, like.kind())
+        let Some(seconds) = self.seconds(&install.agent, like) else { return 0 };
+        // Most answers at the end of a job are that not even one more would be finished.
+        let left = if by < seconds { 0.0 } else { by - self.load_seconds(install, like.kind()) };
+        let counts = left >= seconds
+            && self.is_eligible(install, like.kind())
             && self.stands_for_its_devices(install)
             && !self.is_blocked(install, now);
-        let Some(seconds) = self.seconds(&install.agent, like).filter(|_| counts) else { return 0 };
-        let left = by - self.load_seconds(install, like.kind());
+        if !counts {
+            return 0;
+        }
         let of_slot = |slot: f64| ((left - slot).max(0.0) / seconds.max(1e-6)) as u64;
         self.slots(install, now).into_iter().map(of_slot).sum()
     }

@@ -21,9 +21,10 @@ use crate::{
     incoming::Incoming,
     job::{self, Density, JobOptions, Measured, Think, graph::Graph},
     journal::{Draft, Journal, Kind, require_space},
-    plan::{self, Need, PinError, Pinned, Plan},
+    plan::{self, Asked, Need, PinError, Pinned, Plan},
     resume::{Purpose, work},
     settings::Settings,
+    speeds::Speeds,
     stdout::{print, print_json},
     stop::Stop,
 };
@@ -135,7 +136,9 @@ pub(crate) async fn run_counted<'a>(
         }
     };
     let Some(draft) = draft else {
-        let plan = prepared.plan(&mut assembly);
+        let mut plan = prepared.plan(&mut assembly);
+        let speeds = Speeds::open(&settings.state).0;
+        plan.plan.estimate(assembly.members.view(), &prepared.models, &speeds, plan.asked());
         assembly.finish().await;
         return show(&plan, job.ask.why, settings);
     };
@@ -251,6 +254,17 @@ impl Prepared {
             prompt_tokens: self.measured.prompt_tokens(),
             output_tokens: self.measured.output_tokens(),
             largest: self.measured.largest().to_owned(),
+        }
+    }
+}
+
+impl GraphPlan {
+    fn asked(&self) -> Asked {
+        Asked {
+            chunks: self.chunks as u64,
+            depth: self.depth as u64,
+            prompt_tokens: self.prompt_tokens,
+            output_tokens: self.output_tokens,
         }
     }
 }
