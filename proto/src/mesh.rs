@@ -16,6 +16,7 @@ mod driver;
 mod gossip;
 #[cfg(test)]
 mod intruder;
+mod links;
 mod marks;
 mod news;
 mod offences;

@@ -24,6 +24,10 @@ const FULL_MESH: usize = 30;
 /// In a larger mesh an agent keeps so many connections of its own making.
 const OUTGOING: usize = 8;
 
+/// In a larger mesh an address that the operator named is dialled anew after at most so long for each agent: so all of
+/// them together come by once in half a second, which joins what was parted, and finds again who has restarted.
+const VISIT_MS: u64 = 1_000;
+
 /// Dials at once: half of what may be pending, so that answers to questions find room.
 const FLYING: usize = 16;
 
@@ -183,12 +187,17 @@ impl Dialer {
         self.targets.remove(target);
     }
 
-    /// Learns that the last connection to an agent is gone: it is due again soon.
-    pub(super) fn lost(&mut self, agent: &AgentId, now: Instant) {
+    /// Learns that the last connection to an agent is gone: it is due again soon. In a large mesh an address is not: it
+    /// is that of one member of many, who has closed because too many hold to it.
+    pub(super) fn lost(&mut self, agent: &AgentId, present: &impl Present, now: Instant) {
         let random = self.random();
+        let visit = VISIT_MS.saturating_mul(present.agents() as u64);
+        let large = self.is_large(present);
         for (target, aim) in &mut self.targets {
             if *target == Target::Agent(*agent) || aim.who == Some(*agent) {
-                aim.next = now + pause(0, random);
+                let by_address = matches!(target, Target::Address(_));
+                let longest = if large && by_address { visit } else { PAUSES_MS[0] };
+                aim.next = now + up_to(longest, random);
             }
         }
     }
@@ -230,12 +239,14 @@ impl Dialer {
     fn room(&self, present: &impl Present) -> Room {
         let flying = self.targets.values().filter(|aim| aim.flying).count();
         let all = FLYING.saturating_sub(flying);
-        let agents = if self.wants_all || present.agents() <= FULL_MESH {
-            all
-        } else {
-            OUTGOING.saturating_sub(present.outgoing() + flying)
-        };
+        let agents =
+            if self.is_large(present) { OUTGOING.saturating_sub(present.outgoing() + flying) } else { all };
         Room { all, agents }
+    }
+
+    /// Is this node content with some of many?
+    fn is_large(&self, present: &impl Present) -> bool {
+        !self.wants_all && present.agents() > FULL_MESH
     }
 
     /// xorshift64: no secret, only different from node to node.
@@ -254,8 +265,11 @@ struct Room {
 }
 
 fn pause(failures: usize, random: u64) -> Duration {
-    let longest = PAUSES_MS[failures.min(PAUSES_MS.len() - 1)];
-    Duration::from_millis(random % longest + 1)
+    up_to(PAUSES_MS[failures.min(PAUSES_MS.len() - 1)], random)
+}
+
+fn up_to(longest_ms: u64, random: u64) -> Duration {
+    Duration::from_millis(random % longest_ms + 1)
 }
 
 #[cfg(test)]
@@ -314,7 +328,7 @@ mod tests {
         assert_eq!(dialer.next_deadline(&scene), None);
         assert_eq!(dialer.due(&scene, again), []);
         scene.connected.clear();
-        dialer.lost(&agent(1), again);
+        dialer.lost(&agent(1), &scene, again);
         assert!(dialer.next_deadline(&scene).is_some_and(|next| next > again));
     }
 
@@ -382,6 +396,35 @@ mod tests {
             assert_eq!(scene.connected.len(), expected);
             assert_eq!(dialer.next_deadline(&scene), None, "nothing is left that would wake the loop");
         }
+    }
+
+    #[test]
+    fn in_a_large_mesh_an_address_is_dialled_again_at_leisure_and_still_dialled() {
+        let (now, mut scene) = (start(), Scene::default());
+        let mut dialer = Dialer::new(ME, false, 7);
+        dialer.keep(address(1), now);
+        let target = Target::Address(address(1));
+        assert_eq!(dialer.due(&scene, now).len(), 1);
+        dialer.landed(&target, agent(1));
+        scene.connected = (1..=8).map(agent).collect();
+        scene.agents = 300;
+        let mut pauses = Vec::new();
+        for _ in 0..20 {
+            scene.connected.remove(&agent(1));
+            dialer.lost(&agent(1), &scene, now);
+            // Eight others are connected, and it is dialled all the same.
+            scene.connected.insert(agent(9));
+            let next = dialer.next_deadline(&scene).unwrap();
+            assert_eq!(dialer.due(&scene, next), [(target, vec![address(1)])]);
+            dialer.landed(&target, agent(1));
+            pauses.push(next - now);
+        }
+        let all: Duration = pauses.iter().sum();
+        assert!(
+            all > Duration::from_millis(VISIT_MS * 300 * 5),
+            "a quarter of the longest pause on average, at least: {pauses:?}"
+        );
+        assert!(pauses.iter().all(|pause| *pause <= Duration::from_millis(VISIT_MS * 300)), "{pauses:?}");
     }
 
     #[test]

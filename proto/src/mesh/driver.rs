@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,9 +29,10 @@ use tokio::{
 
 use super::{
     Command, MeshConfig, MeshError, MeshEvent,
-    dial::{Dialer, Present, Target},
+    dial::{Dialer, Present as _, Target},
     door::{self, Guests, House},
     gossip::{Ledger, Way},
+    links::Links,
     marks::Marks,
     news::{Pulls, Said},
     offences::{Complaints, Offences},
@@ -97,28 +98,6 @@ pub(super) struct Driver {
     pub(super) said: Said,
     pub(super) random: u64,
     me: AgentId,
-}
-
-/// The present connections, and who is there.
-#[derive(Debug, Default)]
-pub(super) struct Links {
-    pub(super) connected: BTreeSet<AgentId>,
-    pub(super) dialled: BTreeSet<ConnectionId>,
-    /// Where the other end of each connection is.
-    pub(super) addresses: BTreeMap<ConnectionId, IpAddr>,
-    pub(super) agents: usize,
-}
-
-impl Present for Links {
-    fn connected(&self, agent: &AgentId) -> bool {
-        self.connected.contains(agent)
-    }
-    fn outgoing(&self) -> usize {
-        self.dialled.len()
-    }
-    fn agents(&self) -> usize {
-        self.agents
-    }
 }
 
 /// A dial that is not decided yet.
@@ -304,6 +283,7 @@ impl Driver {
             self.hear(&envelope, Way { source: None, hand: Some(hand) }, now);
         }
         self.repeat(now);
+        self.make_room(now);
         self.dial(now);
         self.pull(now);
         if self.marks.are_due(now)
@@ -348,6 +328,18 @@ impl Driver {
         }
         if over || !banned.is_empty() {
             self.swarm.behaviour_mut().door.ban(self.offences.all_banned());
+        }
+    }
+
+    /// Closes connections that keep others out.
+    fn make_room(&mut self, now: Instant) {
+        if self.role == Role::Coordinator {
+            return;
+        }
+        for peer in self.links.surplus(|agent| self.ledger.is_present(agent), now).iter().filter_map(peer_of)
+        {
+            // Fails only when it is not connected.
+            let _ = self.swarm.disconnect_peer_id(peer);
         }
     }
 
@@ -480,7 +472,7 @@ impl Driver {
                 }
             }
         }
-        for agent in std::mem::take(&mut self.links.connected) {
+        for (agent, _) in std::mem::take(&mut self.links.connected) {
             if let Some(peer) = peer_of(&agent) {
                 let _ = self.swarm.disconnect_peer_id(peer);
             }

@@ -211,6 +211,11 @@ impl Ledger {
             .map_or(&[], |present| &*present.addresses)
     }
 
+    /// Says whether an agent has announced itself and is still there.
+    pub(super) fn is_present(&self, agent: &AgentId) -> bool {
+        self.agents.get(agent).is_some_and(|entry| entry.present.is_some())
+    }
+
     /// Counts the agents that are present, this one not included.
     pub(super) fn present(&self) -> usize {
         self.agents.iter().filter(|(agent, entry)| **agent != self.me && entry.present.is_some()).count()

@@ -150,6 +150,6 @@ impl Driver {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let links = self.links.connected.len();
         let place = usize::try_from(self.random >> 33).ok()?.checked_rem(links)?;
-        self.links.connected.iter().nth(place).copied()
+        self.links.connected.keys().nth(place).copied()
     }
 }

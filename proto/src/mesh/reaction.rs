@@ -319,9 +319,10 @@ impl Driver {
             self.dialer.landed(&target, agent);
         }
         if dialled {
-            self.links.dialled.insert(connection);
+            self.links.dialled.insert(connection, agent);
         }
-        if self.links.connected.insert(agent) {
+        if !self.links.connected(&agent) {
+            self.links.connected.insert(agent, now);
             self.tell(MeshEvent::Connected(agent));
             self.pull_from(agent, now);
         }
@@ -335,7 +336,7 @@ impl Driver {
         if let Some(agent) = agent_of(peer).filter(|_| left == 0) {
             self.links.connected.remove(&agent);
             self.pulls.queue.remove(&agent);
-            self.dialer.lost(&agent, now);
+            self.dialer.lost(&agent, &self.links, now);
             self.tell(MeshEvent::Disconnected(agent));
         }
     }
