@@ -13,7 +13,7 @@ use tropa_proto::{
 };
 
 use crate::{
-    Agent, AgentError, LONGEST_PERIOD, evidence,
+    Agent, AgentError, LONGEST_PERIOD,
     runtime_dir::{Presence, Present, RuntimePlaces},
 };
 
@@ -24,7 +24,7 @@ impl Agent {
     /// Says that the agent is there, and returns when the next announcement is due.
     pub(crate) async fn announce(&mut self) -> Result<Duration, AgentError> {
         let period = period(self.members.len() + 1)?;
-        let epoch = evidence::sample_epoch(&self.root);
+        let epoch = self.boot_clock.sample();
         let locks = self.locks.as_ref().and_then(|locks| locks.ids().ok()).unwrap_or_default();
         let (bundle, inventory) = self.stock.hashes();
         let announcement = Announcement {

@@ -37,6 +37,7 @@ use tropa_proto::{
     message::Loaded,
 };
 
+pub use clock::BootClock;
 pub use counters::read_counters;
 pub use files::Root;
 pub use lane::{LaneError, LaneSpec};
@@ -117,15 +118,6 @@ pub fn read_with(root: &Root, options: &Options, watch: &mut VramWatch, library:
 pub fn read_server_log(root: &Root, options: &Options) -> Reading<Logged> {
     let server = options.port.and_then(|port| process::server(root, port));
     server_log::read(root, os(root), options.log.as_deref(), options.port, server.as_ref())
-}
-
-/// Samples the boot epoch in nanoseconds since 1970; travels in announcements, not in the bundle.
-#[must_use]
-pub fn sample_epoch(root: &Root) -> Reading<i64> {
-    match os(root) {
-        Os::Linux => clock::sample_epoch(root, &platform::read(root)),
-        Os::Macos | Os::Windows => Reading::Absent,
-    }
 }
 
 fn os(root: &Root) -> Os {

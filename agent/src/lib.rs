@@ -52,7 +52,7 @@ use crate::{
     announcing::announce_here,
     clock::now,
     device_lock::DeviceLocks,
-    evidence::{LaneSpec, Root},
+    evidence::{BootClock, LaneSpec, Root},
     execute::{Executor, Guests, Load, Orders},
     joining::Joining,
     live_test::LiveTests,
@@ -162,7 +162,7 @@ pub struct Agent {
     config_label: String,
     width: u16,
     policy: Policy,
-    root: Root,
+    boot_clock: BootClock,
     locks: Option<Arc<DeviceLocks>>,
     stock: Stock,
     orders: Orders,
@@ -240,7 +240,7 @@ impl Agent {
             width: config.width,
             live_tests: LiveTests::new(config.root.clone(), incarnation),
             policy: config.policy,
-            root: config.root,
+            boot_clock: BootClock::of(&config.root),
             locks,
             stock,
             orders,
@@ -325,7 +325,7 @@ impl Agent {
 
     /// Takes in what another agent says of its machine; says whether this one's has another name now.
     fn heard_of_machine(&mut self, from: AgentId, other: &Announcement) -> Result<bool, AgentError> {
-        let epoch = evidence::sample_epoch(&self.root);
+        let epoch = self.boot_clock.sample();
         let core = Core::new(&self.stock.description().evidence, epoch);
         let mine = (self.id(), self.incarnation, &core);
         let at = now().duration_since(self.started);

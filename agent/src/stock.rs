@@ -26,7 +26,7 @@ use crate::{
     Config,
     clock::now,
     device_lock::{DeviceName, Occupies, occupied},
-    evidence::{self, LaneSpec, Options, Privileged, Root, Shown, VramWatch},
+    evidence::{self, BootClock, LaneSpec, Options, Privileged, Root, Shown, VramWatch},
     ollama::{ClientError, Ollama},
     runtime_dir::RuntimePlaces,
 };
@@ -266,7 +266,7 @@ pub(crate) async fn show(config: &Config, raw: bool, json: bool) -> Result<Strin
     let options = reading.options(&inventory, false);
     let facts = reading.clone().read(&inventory, false).await;
     let published = facts.keyed(&reading.key);
-    let epoch = evidence::sample_epoch(&reading.root);
+    let epoch = BootClock::of(&reading.root).sample();
     let log = evidence::read_server_log(&reading.root, &options);
     let shown = Shown { facts: &facts, evidence: &published, epoch: &epoch, log: &log };
     Ok(if json { evidence::show_json(&shown, raw).to_string() } else { evidence::show(&shown, raw) })

@@ -3,19 +3,50 @@
 //! `CLOCK_REALTIME` − `CLOCK_BOOTTIME` is the same number, to the nanosecond, for every process of one kernel, and
 //! slewing the clock does not change it. It changes when the clock is stepped, and a time namespace shifts it.
 
-use tropa_proto::{canonical, evidence::Reading};
+use tropa_proto::{
+    canonical,
+    evidence::{Os, Reading},
+};
 
 use super::{
     files::{Root, rejected},
-    platform::Platform,
+    os,
+    platform::{self, Platform},
 };
 
 /// The name of the time namespace in which no clock is shifted (`PROC_TIME_INIT_INO` of the kernel).
 const INITIAL_TIME_NAMESPACE: &str = "time:[4026531834]";
 
+/// The clock of a kernel's boot, which is read whenever an agent is heard. What kind of system keeps it is read once:
+/// that takes dozens of files, `/proc/cpuinfo` among them, which wakes idle processors.
+#[derive(Clone, Debug)]
+pub struct BootClock {
+    root: Root,
+    /// Of Linux; other systems publish no epoch.
+    platform: Option<Platform>,
+}
+
+impl BootClock {
+    /// Of the kernel that a root shows.
+    #[must_use]
+    pub fn of(root: &Root) -> Self {
+        let platform = match os(root) {
+            Os::Linux => Some(platform::read(root)),
+            Os::Macos | Os::Windows => None,
+        };
+        Self { root: root.clone(), platform }
+    }
+
+    /// Samples the boot epoch in nanoseconds since 1970; travels in announcements, not in the bundle.
+    #[must_use]
+    pub fn sample(&self) -> Reading<i64> {
+        self.platform.as_ref().map_or(Reading::Absent, |platform| sample_epoch(&self.root, platform))
+    }
+}
+
 /// Samples the boot epoch in nanoseconds since 1970; of a declared root reads `tropa/epoch_ns`.
 #[must_use]
-pub fn sample_epoch(root: &Root, platform: &Platform) -> Reading<i64> {
+fn sample_epoch(root: &Root, platform: &Platform) -> Reading<i64> {
     let read = if root.is_declared() {
         root.text("tropa/epoch_ns").and_then(|text| match text.trim().parse() {
             Ok(ns) => canonical::epoch(ns),
@@ -112,6 +143,18 @@ mod tests {
         assert_eq!(sample_epoch(&root, &PLAIN), Reading::Absent);
         let (_directory, root) = tree(&[("tropa/epoch_ns", "1763000000123456789")]);
         assert!(sample_epoch(&root, &Platform { gvisor: true, ..PLAIN }).is_virtual());
+    }
+
+    #[test]
+    fn the_clock_is_read_whenever_it_is_asked_and_the_platform_once() {
+        let gvisor = "Linux version 4.4.0 #1 SMP Sun Jan 10 15:06:54 PST 2016\n";
+        let (directory, root) =
+            tree(&[("proc/version", gvisor), ("tropa/epoch_ns", "1763000000123456789\n")]);
+        let clock = BootClock::of(&root);
+        std::fs::remove_file(directory.path().join("proc/version")).unwrap();
+        std::fs::write(directory.path().join("tropa/epoch_ns"), "1763000000999999999\n").unwrap();
+        assert_eq!(clock.sample(), Reading::Virtual(1_763_000_000_999_999_999));
+        assert!(BootClock::of(&root).sample().is_genuine(), "nothing is left that says so");
     }
 
     #[test]

@@ -166,7 +166,7 @@ fn running_guests_of_qemu_are_listed_by_their_uuid() {
 #[test]
 fn an_epoch_in_1970_is_not_believed() {
     let (_directory, root) = tree(&[("tropa/epoch_ns", "86400000000000\n")]);
-    assert!(is_rejected(&sample_epoch(&root)));
+    assert!(is_rejected(&BootClock::of(&root).sample()));
 }
 
 #[test]
@@ -223,7 +223,7 @@ fn hostile_files_in_every_place_are_readings_and_never_a_panic() {
             let (_directory, root) = tree(&files);
             let facts = read_once(&root, &Options { port: Some(1), ..Options::default() });
             assert!(!facts.boot_id.is_genuine() && !facts.machine_id.is_genuine());
-            assert!(!sample_epoch(&root).is_genuine());
+            assert!(!BootClock::of(&root).sample().is_genuine());
         }
     }
     let (directory, root) = tree(&[]);
@@ -513,7 +513,7 @@ fn this_machine_is_read_without_a_panic_and_twice_the_same() {
     let facts = read_once(&root, &Options::default());
     assert!(!facts.declared && facts.cpus.host > 0 && facts.memory > 0);
     assert_eq!(facts, read_once(&root, &Options::default()));
-    let (evidence, epoch) = (facts.keyed(&Key::new(&Salt::LOOPBACK)), sample_epoch(&root));
+    let (evidence, epoch) = (facts.keyed(&Key::new(&Salt::LOOPBACK)), BootClock::of(&root).sample());
     let log = read_server_log(&root, &Options::default());
     println!("{}", show(&Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log }, false));
 }
