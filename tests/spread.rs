@@ -8,11 +8,14 @@
 //!   resolved, and installs with one IP address are one machine. Where that leaves one machine, the prompts go to
 //!   the first install one after the other; else to all installs, as by address.
 //! * *slots*: what GNU parallel does with `-jN` and a list: N requests at once, the next prompt to the slot that is
-//!   free, the n-th slot to the n-th install, round robin. It counts every entry of its list.
+//!   free, the n-th slot to the n-th install, round robin. It counts every entry of its list. [`gnu_parallel`] is GNU
+//!   parallel itself, with curl; `Way::Slots` is the rule without the start of a process for every prompt.
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, SocketAddr, ToSocketAddrs as _},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -99,6 +102,41 @@ pub async fn send(
     Ok(())
 }
 
+/// The version of GNU parallel on this machine; `None` where it or curl is missing.
+#[must_use]
+pub fn gnu_parallel_version() -> Option<String> {
+    let says = |program: &str| {
+        let said = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
+        String::from_utf8_lossy(&said.stdout).lines().next().map(str::to_owned)
+    };
+    says("curl").and_then(|_| says("parallel")).filter(|version| version.starts_with("GNU parallel"))
+}
+
+/// Has GNU parallel send all prompts with curl, as many at once as there are `slots`: the n-th slot asks the n-th
+/// install of that list, and the next prompt goes to the slot that is free.
+///
+/// # Errors
+/// When it or curl is missing, or one prompt has no answer.
+pub fn gnu_parallel(slots: &[SocketAddr], model: &str, tokens: u32, prompts: &[String]) -> Result<()> {
+    let dir = tempfile::tempdir().context("making a directory for GNU parallel")?;
+    let list: Vec<String> = slots.iter().map(SocketAddr::to_string).collect();
+    fs::write(dir.path().join("slots"), list.join("\n") + "\n")?;
+    let names: Vec<String> = (0..prompts.len()).map(|at| format!("{at:04}.json")).collect();
+    for (name, prompt) in names.iter().zip(prompts) {
+        fs::write(dir.path().join(name), body(model, tokens, prompt))?;
+    }
+    let ask = "curl -sS --noproxy '*' -d @{} http://$(sed -n {%}p slots)/api/chat && echo";
+    let mut command = Command::new("parallel");
+    command.args(["--will-cite", "-j", &slots.len().to_string(), "--halt", "now,fail=1", ask, ":::"]);
+    // It keeps notes in the home directory.
+    command.args(names).current_dir(dir.path()).env("HOME", dir.path()).stdin(Stdio::null());
+    let said = command.output().context("running GNU parallel")?;
+    let whole = String::from_utf8_lossy(&said.stdout).matches("\"done\":true").count();
+    let complaint = String::from_utf8_lossy(&said.stderr);
+    ensure!(whole == prompts.len(), "GNU parallel got {whole} of {} answers: {complaint}", prompts.len());
+    Ok(())
+}
+
 /// One request as the agent would send it, without any tool.
 ///
 /// # Errors
@@ -168,6 +206,36 @@ mod tests {
             } else {
                 assert_eq!(seen, expected, "{way:?}");
             }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn gnu_parallel_asks_each_install_of_its_list_one_at_a_time_and_sends_each_prompt_once() {
+        if gnu_parallel_version().is_none() {
+            crate::skipped("no GNU parallel, or no curl");
+            return;
+        }
+        let double = || Double::builder().model("tiny:latest").tokens(4).decode_us(25_000).lenient().start();
+        let (one, two) = (double().await, double().await);
+        let prompts: Vec<String> = (0..8).map(|n| format!("it's prompt {n}")).collect();
+        let slots = [one.addr(), two.addr()];
+        let sent = prompts.clone();
+        tokio::task::spawn_blocking(move || gnu_parallel(&slots, "tiny:latest", 4, &sent))
+            .await
+            .unwrap()
+            .unwrap();
+        let asked = |double: &Double| {
+            let all = double.requests();
+            all.iter()
+                .map(|r| r.json()["messages"][0]["content"].as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let mut all = asked(&one);
+        all.extend(asked(&two));
+        all.sort();
+        assert_eq!(all, prompts);
+        for double in [&one, &two] {
+            assert!(!asked(double).is_empty() && double.max_in_flight() == 1, "{:?}", asked(double));
         }
     }
 }

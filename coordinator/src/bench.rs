@@ -13,6 +13,8 @@ mod job;
 mod prompts;
 mod raw;
 pub mod report;
+mod spread;
+mod turns;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,8 +32,9 @@ use self::{
     direct::{Client, send},
     installs::{Candidate, candidates, reach, requests},
     job::Work,
-    raw::{Raw, environment, load_average},
+    raw::{Raw, environment, load_average, processor_time, stolen},
     report::{Attempt, Kind, Report, Run, SetUp, Way},
+    turns::{has_turn, order},
 };
 use crate::{
     args::BenchArgs,
@@ -165,11 +168,18 @@ impl Bench<'_> {
         self.try_each().await?;
         let (mut set_ups, not_measured) = self.set_ups(&args.widths);
         let distinct = self.distinct();
-        let mut runs = Vec::new();
+        let (mut runs, mut spent, mut measured) =
+            (Vec::new(), vec![0.0; set_ups.len()], vec![0; set_ups.len()]);
         for round in 1..=args.rounds {
             for at in order(set_ups.len(), round) {
+                if !has_turn(&spent, measured[at], at) {
+                    continue;
+                }
                 self.say(&format!("round {round} of {}: {}", args.rounds, set_ups[at].name));
-                runs.push(self.run(&set_ups[at], at, round).await?);
+                let run = self.run(&set_ups[at], at, round).await?;
+                spent[at] += run.seconds;
+                measured[at] += 1;
+                runs.push(run);
             }
         }
         for set_up in &mut set_ups {
@@ -325,7 +335,7 @@ impl Bench<'_> {
 
     /// Measures a set-up once.
     async fn run(&mut self, set_up: &SetUp, at: usize, round: u32) -> Result<Run, Failed> {
-        let load_average = load_average();
+        let (load_average, before) = (load_average(), processor_time());
         let (seconds, attempts) = match set_up.way {
             Way::Direct => {
                 let way = |at: &usize| Some((*at, self.candidates[*at].direct.clone()?));
@@ -352,6 +362,7 @@ impl Bench<'_> {
             output_tokens: attempts.iter().map(|attempt| u64::from(attempt.output_tokens)).sum(),
             at_once: attempts.iter().map(|attempt| attempt.busy_ms).sum::<f64>() / 1e3 / seconds,
             load_average,
+            stolen: stolen(before, processor_time()),
             attempts,
         })
     }
@@ -385,32 +396,5 @@ impl Bench<'_> {
 
     fn say(&self, what: &str) {
         self.progress.say(what);
-    }
-}
-
-/// The places of the set-ups in this round: nobody always comes first, or always after the same other.
-fn order(set_ups: usize, round: u32) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..set_ups).collect();
-    if set_ups > 0 {
-        order.rotate_left(round as usize % set_ups);
-    }
-    if round.is_multiple_of(2) {
-        order.reverse();
-    }
-    order
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_round_has_every_set_up_once_and_another_order() {
-        let orders: BTreeSet<Vec<usize>> = (1..=4).map(|round| order(4, round)).collect();
-        assert_eq!(orders.len(), 4);
-        for order in orders {
-            assert_eq!(order.iter().copied().collect::<BTreeSet<_>>().len(), 4);
-        }
-        assert_eq!(order(0, 1), Vec::<usize>::new());
     }
 }

@@ -3,8 +3,9 @@
 #
 #   tests/benches/bench.sh [ROUNDS [PROMPTS [SET_UP]]]
 #
-# Default: 5 rounds of 8 prompts, both set-ups (shared, distinct), less than 10 minutes on a quiet machine. Nobody
-# else may use the machine meanwhile: one busy process makes two engines on two cores several times slower.
+# Default: 20 rounds of 8 prompts, all set-ups (shared, distinct, batching), each five to eight minutes on a quiet
+# machine; batching takes 96 prompts and a fifth of the rounds. Nobody else may use the machine meanwhile: one busy
+# process makes two engines on two cores several times slower.
 #
 # Writes bench-SET_UP.json and bench.svg in tests/benches/results, and the figures of the page. Needs two cores and
 # what tests/real_ollama/build.sh needs; exits with 3 and the reason where this machine cannot have that.
@@ -23,6 +24,6 @@ if [ ! -s "$TROPA_BENCH_GGUF" ] || [ "$(cat "$TROPA_BENCH_GGUF.recipe" 2>/dev/nu
   "$python" tests/real_ollama/model.py --blocks 16 --embedding 640 "$TROPA_BENCH_GGUF" >&2
   printf '%s\n' "$recipe" >"$TROPA_BENCH_GGUF.recipe"
 fi
-cargo bench --locked -p tropa-tests --bench tropa_bench -- "$PWD/tests/benches/results" "${1:-5}" "${2:-8}" ${3:+"$3"}
+cargo bench --locked -p tropa-tests --bench tropa_bench -- "$PWD/tests/benches/results" "${1:-20}" "${2:-8}" ${3:+"$3"}
 python3 -B tests/benches/chart.py
 python3 -B tests/benches/table.py

@@ -16,6 +16,7 @@ RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 TITLES = {
     "shared": "One machine, two installs that use the same cores",
     "distinct": "Distinct hardware: a core for each of two installs",
+    "batching": "One install that batches, OLLAMA_NUM_PARALLEL=4, both cores",
 }
 WIDTH, LEFT, RIGHT, ROW, HEAD = 860, 310, 130, 26, 60
 COLOURS = {"tropa": "#1b7f5c", "by_address": "#b3402a"}
@@ -69,8 +70,14 @@ def panel(measured, top, low, high):
     return out, bottom + 24
 
 
+def read():
+    """The raw data of every set-up that has been measured, in the order of the titles."""
+    files = [RESULTS / f"bench-{name}.json" for name in TITLES]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
 def draw():
-    all_measured = [json.loads((RESULTS / f"bench-{name}.json").read_text()) for name in TITLES]
+    all_measured = read()
     low, high = axis(all_measured)
     top, body = 8, []
     for measured in all_measured:

@@ -4,7 +4,6 @@
 `table.py` writes them, `table.py --check` says whether the page has what the raw data give (exit 1 if not).
 """
 
-import json
 import pathlib
 import statistics
 import sys
@@ -17,6 +16,11 @@ BEGIN, END = "<!-- figures: made by tests/benches/table.py -->\n", "<!-- end of 
 
 def spread(values, form="{:.2f}"):
     return " to ".join(form.format(value) for value in (min(values), max(values)))
+
+
+def ranged(spread, mark=""):
+    """A median and where it lies."""
+    return f"{mark}{spread['median']:.3f}{mark} ({spread['low']:.3f} to {spread['high']:.3f})"
 
 
 def section(measured):
@@ -42,7 +46,7 @@ def section(measured):
         if figure["baseline"]:
             compared = "1"
         elif ratio:
-            compared = f"{ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})"
+            compared = ranged(ratio)
         more = "" if figure["whole"] else "over "
         bold = "**" if name == "tropa" else ""
         counted = bench["machines"] if name == "tropa" else ""
@@ -61,8 +65,8 @@ def section(measured):
         reached = aim["reached"]
         bound = "at most" if aim["aim"] > 1 else "at least"
         lines.append(
-            f"Aim: {aim['what']}, {bound} {aim['aim']}: **{reached['median']:.3f}** ({reached['min']:.3f} to "
-            f"{reached['max']:.3f}), {'met' if aim['met'] else 'missed'}."
+            f"Aim: {aim['what']}, {bound} {aim['aim']}: {ranged(reached, '**')}, "
+            f"{'met' if aim['met'] else 'missed'}{'' if aim['certain'] else ', not for certain'}."
         )
     return "\n".join(lines) + "\n"
 
@@ -71,8 +75,7 @@ def main():
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    files = [chart.RESULTS / f"bench-{name}.json" for name in chart.TITLES]
-    figures = "\n".join(section(json.loads(file.read_text())) for file in files)
+    figures = "\n".join(section(measured) for measured in chart.read())
     image = "![Seconds for the same prompts](tests/benches/results/bench.svg)\n"
     made = f"{before}{BEGIN}\n{figures}\n{image}\n{END}{after}"
     if "--check" in sys.argv[1:]:

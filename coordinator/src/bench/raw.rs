@@ -61,3 +61,43 @@ pub(super) fn environment() -> Environment {
 pub(super) fn load_average() -> Option<f64> {
     std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
+
+/// What the system counts of its processors' time, in ticks since it started.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProcessorTime {
+    all: u64,
+    stolen: u64,
+}
+
+/// Read from the first line of `/proc/stat`; absent where there is none.
+pub(super) fn processor_time() -> Option<ProcessorTime> {
+    ticks(&std::fs::read_to_string("/proc/stat").ok()?)
+}
+
+/// The part of all processors' time, from 0 to 1, that a hypervisor gave to others between the two.
+pub(super) fn stolen(before: Option<ProcessorTime>, after: Option<ProcessorTime>) -> Option<f64> {
+    let (before, after) = (before?, after?);
+    let all = after.all.checked_sub(before.all).filter(|all| *all > 0)?;
+    Some(after.stolen.saturating_sub(before.stolen) as f64 / all as f64)
+}
+
+fn ticks(stat: &str) -> Option<ProcessorTime> {
+    let times = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
+    // User, nice, system, idle, waiting, two kinds of interrupts, stolen; guests, which follow, are in the first two.
+    let times: Vec<u64> = times.take(8).map_while(|time| time.parse().ok()).collect();
+    Some(ProcessorTime { all: times.iter().sum(), stolen: *times.get(7)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_hypervisor_takes_is_a_part_of_all_time() {
+        let before = ticks("cpu  10 0 10 80 0 0 0 0 5 5\ncpu0 1\n");
+        let after = ticks("cpu  40 0 20 110 5 1 4 20 9 9\n");
+        assert_eq!(stolen(before, after), Some(0.2));
+        assert_eq!(stolen(before, before), None);
+        assert!(ticks("intr 7\n").is_none() && ticks("cpu  1 2 3\n").is_none());
+    }
+}

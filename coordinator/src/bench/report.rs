@@ -1,7 +1,7 @@
 //! What was measured, and what it comes to: medians, spreads, ratios of the same round, and the aims (pure).
 //!
 //! A ratio compares two set-ups within one round, so that what changes slowly on the machines falls out; the figure
-//! is the median of the rounds. A set-up in which a prompt was not answered has no figure to compare: it is named
+//! is the median of the rounds, with the interval in which the median lies (`spread.rs`). A set-up in which a prompt was not answered has no figure to compare: it is named
 //! with what it took, as *more than* that where it ran into the limit.
 
 use std::fmt::Write as _;
@@ -9,6 +9,8 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::{table::Table, terminal::escaped};
+
+pub use super::spread::Spread;
 
 /// tropa may take so much of the best single use of one install, on one machine.
 const AIM_ONE: f64 = 1.02;
@@ -76,6 +78,8 @@ pub struct Run {
     pub at_once: f64,
     /// Processes that wanted a core here over the last minute, when it began.
     pub load_average: Option<f64>,
+    /// The part of the processors' time here, from 0 to 1, that a hypervisor gave to others meanwhile.
+    pub stolen: Option<f64>,
     /// Every attempt.
     pub attempts: Vec<Attempt>,
 }
@@ -174,17 +178,6 @@ pub struct Report {
     pub runs: Vec<Run>,
 }
 
-/// A median with its spread.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    /// The least.
-    pub min: f64,
-    /// The median.
-    pub median: f64,
-    /// The greatest.
-    pub max: f64,
-}
-
 /// What one set-up comes to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figure {
@@ -216,22 +209,8 @@ pub struct Aim {
     pub reached: Spread,
     /// The median keeps to it.
     pub met: bool,
-}
-
-impl Spread {
-    /// Of at least one value; `None` of none.
-    #[must_use]
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.into_iter().collect();
-        values.sort_by(f64::total_cmp);
-        let half = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            *values.get(half)?
-        } else {
-            f64::midpoint(*values.get(half.checked_sub(1)?)?, *values.get(half)?)
-        };
-        Some(Self { min: *values.first()?, median, max: *values.last()? })
-    }
+    /// All of the median's interval lies on the same side of the aim.
+    pub certain: bool,
 }
 
 impl Report {
@@ -280,6 +259,7 @@ impl Report {
                 aim: AIM_ONE,
                 reached,
                 met: reached.median <= AIM_ONE,
+                certain: reached.high <= AIM_ONE || reached.low > AIM_ONE,
             });
         }
         if let (Some(tropa), Some(clients)) = (find(Kind::Tropa), find(Kind::Clients))
@@ -290,6 +270,7 @@ impl Report {
                 aim: AIM_MANY,
                 reached,
                 met: reached.median >= AIM_MANY,
+                certain: reached.low >= AIM_MANY || reached.high < AIM_MANY,
             });
         }
         (self.figures, self.aims) = (figures, aims);
@@ -330,7 +311,7 @@ impl Report {
                 &format!("{:.2} to {:.2}", figure.seconds.min, figure.seconds.max),
                 &match figure.ratio {
                     _ if figure.baseline => "1".to_owned(),
-                    Some(ratio) => format!("{:.3} ({:.3} to {:.3})", ratio.median, ratio.min, ratio.max),
+                    Some(ratio) => ranged(&ratio),
                     None => "-".to_owned(),
                 },
                 &format!("{:.0}", figure.tokens_per_s.median),
@@ -343,7 +324,9 @@ impl Report {
             let name = escaped(&self.set_ups[base.set_up].name);
             let _ = writeln!(
                 text,
-                "RATIO: seconds over those of \"{name}\" of the same round; below 1 is faster."
+                "RATIO: seconds over those of \"{name}\" of the same round, their median and where it lies{}; below 1 is \
+                 faster.",
+                if self.rounds < 6 { " (fewer than 6 rounds: least and greatest)" } else { ", 95 % certain" }
             );
         }
         if self.set_ups.iter().any(|set_up| set_up.kind == Kind::ByAddress)
@@ -357,14 +340,13 @@ impl Report {
         for aim in &self.aims {
             let _ = writeln!(
                 text,
-                "{}: {:.3} ({:.3} to {:.3}); aim {} {}: {}",
+                "{}: {}; aim {} {}: {}{}",
                 escaped(&aim.what),
-                aim.reached.median,
-                aim.reached.min,
-                aim.reached.max,
+                ranged(&aim.reached),
                 if aim.aim > 1.0 { "at most" } else { "at least" },
                 aim.aim,
                 if aim.met { "met" } else { "missed" },
+                if aim.certain { "" } else { ", not for certain: more rounds tell" },
             );
         }
         for line in &self.not_measured {
@@ -375,6 +357,11 @@ impl Report {
         }
         text
     }
+}
+
+/// A median and where it lies.
+fn ranged(spread: &Spread) -> String {
+    format!("{:.3} ({:.3} to {:.3})", spread.median, spread.low, spread.high)
 }
 
 #[cfg(test)]
@@ -394,6 +381,7 @@ mod tests {
             output_tokens: 100,
             at_once: 1.0,
             load_average: None,
+            stolen: None,
             attempts: Vec::new(),
         };
         let mut report = Report {
@@ -473,11 +461,5 @@ mod tests {
         let report = report(1, set_ups, &[(0, 1, 2.0, 3), (1, 1, 1.0, 4)]);
         assert!(report.aims.is_empty() && !report.is_sound());
         assert!(report.figures.iter().all(|figure| figure.ratio.is_none()));
-    }
-
-    #[test]
-    fn the_median_of_an_even_number_of_rounds_lies_between_the_two_in_the_middle() {
-        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Some(Spread { min: 1.0, median: 2.5, max: 4.0 }));
-        assert_eq!(Spread::of([]), None);
     }
 }

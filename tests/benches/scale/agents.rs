@@ -1,20 +1,16 @@
-//! Real agents in one process, and one coordinator that joins them.
+//! Real agents, each a program of its own, and a coordinator that joins them.
 
 use std::{
     fs,
     net::SocketAddr,
     path::Path,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
-use tropa_agent::{
-    Agent, Config, device_lock::LockPlaces, evidence::Root, ollama::OllamaUrl, policy::Policy,
-    runtime_dir::RuntimePlaces,
-};
+use tokio::{task::JoinSet, time::timeout};
 use tropa_coordinator::{
     args::{Global, When},
     assemble::passing_key,
@@ -22,7 +18,14 @@ use tropa_coordinator::{
     members::Members,
     settings::Settings,
 };
-use tropa_tests::{harness::declare, ollama_double::Double};
+use tropa_proto::{
+    id::AgentId,
+    message::{Answer, Question},
+};
+use tropa_tests::{
+    harness::{Programs, Running, World, declare},
+    ollama_double::Double,
+};
 
 use super::{kib, number};
 
@@ -30,12 +33,12 @@ use super::{kib, number};
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// How long after the start news still spreads: the echoes of the first announcement and two roster pulls.
-const SETTLING: Duration = Duration::from_secs(20);
+const SETTLING: Duration = Duration::from_secs(30);
 
 /// Ticks of a process's CPU time in a second, on every Linux that Rust runs on.
 const TICKS: f64 = 100.0;
 
-pub(crate) const HEAD: &str = "agents  start s  all known s  all ready s  grouping ms  MiB/agent  at rest: B/s each  CPU % each  sockets";
+pub(crate) const HEAD: &str = "agents  start s  known s  ready s  least known  tropa machines s  MiB  an agent: MiB  CPU s to join  at rest: B/s  CPU %";
 
 /// One size.
 pub(crate) fn measure(count: u32, seconds: u64) -> Result<Value> {
@@ -44,36 +47,42 @@ pub(crate) fn measure(count: u32, seconds: u64) -> Result<Value> {
 }
 
 async fn mesh(count: u32, rest: Duration) -> Result<Value> {
-    let dir = tempfile::Builder::new().prefix("tropa-scale").tempdir().context("making a directory")?;
+    let world = World::new(Programs {
+        tropa: env!("CARGO_BIN_EXE_tropa-under-test").into(),
+        agent: env!("CARGO_BIN_EXE_tropa-agent-under-test").into(),
+        double: env!("CARGO_BIN_EXE_ollama-double").into(),
+    })?;
     // All agents have an engine of their own to them: only its answers matter.
     let engine = Double::builder().version("0.24.0").model("tiny:latest").instant().lenient().start().await;
-    let empty = kib("VmRSS:")?;
     let clock = Clock::start();
     let mut agents: Vec<Running> = Vec::new();
     for number in 0..count {
         let seed = agents.first().map(|first| first.address);
-        agents.push(Running::start(&dir, number, engine.addr(), seed).await?);
+        agents.push(start(&world, number, engine.addr(), seed)?);
     }
     let start = clock.now();
-    tokio::time::sleep(SETTLING).await;
-    let (bytes, ticks, resting) = (on_the_wire()?, ticks()?, clock.now());
+    let joining = join(&world, agents[0].address, count).await?;
+    tokio::time::sleep((start + SETTLING).saturating_sub(clock.now())).await;
+
+    let (bytes, joined, resting) = (on_the_wire()?, ticks(&agents)?, clock.now());
     tokio::time::sleep(rest).await;
     let watched = (clock.now() - resting).as_secs_f64();
-    let (bytes, ticks) = (on_the_wire()? - bytes, self::ticks()? - ticks);
-    let memory = kib("VmRSS:")?.saturating_sub(empty);
-    let sockets = fs::read_dir("/proc/self/fd").context("counting sockets")?.count();
+    let (bytes, ticks) = (on_the_wire()? - bytes, ticks(&agents)? - joined);
+    let mut memory: Vec<u64> =
+        agents.iter().map(|agent| kib(agent.pid(), "VmRSS:")).collect::<Result<_>>()?;
+    memory.sort_unstable();
 
-    let joining = join(&dir, agents[0].address, count).await?;
-    for agent in agents {
-        agent.stop().await;
-    }
+    let command = machines(&world, agents[0].address)?;
     let each = |total: f64| total / f64::from(count);
     Ok(json!({
-        "agents": count, "start_s": start.as_secs_f64(), "memory_kib_each": each(memory as f64),
-        "rest_s": watched, "bytes_per_s_each": each(bytes as f64) / watched,
-        "cpu_percent_each": each(ticks) / TICKS / watched * 100.0, "sockets": sockets,
+        "agents": count, "start_s": start.as_secs_f64(),
         "known": joining.known, "known_s": joining.known_s, "ready": joining.ready, "ready_s": joining.ready_s,
         "machines": joining.machines, "grouping_ms": joining.grouping.as_secs_f64() * 1e3,
+        "least_known": joining.least_known,
+        "command_s": command.seconds, "command_machines": command.machines, "command_kib": command.memory,
+        "agent_kib": memory[memory.len() / 2], "agent_kib_most": memory[memory.len() - 1],
+        "joining_cpu_s_each": each(joined) / TICKS, "rest_s": watched,
+        "bytes_per_s_each": each(bytes as f64) / watched, "cpu_percent_each": each(ticks) / TICKS / watched * 100.0,
     }))
 }
 
@@ -87,16 +96,18 @@ pub(crate) fn line(row: &Value, alone: Option<&Value>) -> String {
         (reached, _) => format!("{} only", reached.unwrap_or_default()),
     };
     format!(
-        "{:>6} {:>8.2} {:>12} {:>12} {:>12.2} {:>10.2} {:>18.0} {:>11.2} {:>8}",
+        "{:>6} {:>8.2} {:>8} {:>8} {:>12} {:>17} {:>4.0} {:>14.1} {:>14.2} {:>13.0} {:>6.2}",
         row["agents"],
         number(row, "start_s"),
         by("known_s", "known"),
         by("ready_s", "ready"),
-        number(row, "grouping_ms"),
-        number(row, "memory_kib_each") / 1024.0,
+        row["least_known"],
+        by("command_s", "command_machines"),
+        number(row, "command_kib") / 1024.0,
+        number(row, "agent_kib") / 1024.0,
+        number(row, "joining_cpu_s_each"),
         number(row, "bytes_per_s_each") - engine,
         number(row, "cpu_percent_each"),
-        row["sockets"],
     )
 }
 
@@ -108,17 +119,26 @@ struct Joining {
     ready_s: Option<f64>,
     machines: usize,
     grouping: Duration,
+    /// How many agents those know that know the fewest, themselves included.
+    least_known: usize,
 }
 
 /// Joins through one agent, until all are known, connected and have said what they have.
 #[expect(clippy::disallowed_methods, reason = "a benchmark is the driver that owns the clock")]
-async fn join(dir: &TempDir, seed: SocketAddr, count: u32) -> Result<Joining> {
-    let settings = settings(dir, seed)?;
+async fn join(world: &World, seed: SocketAddr, count: u32) -> Result<Joining> {
+    let settings = settings(world, seed)?;
     let clock = Clock::start();
     let key = passing_key().map_err(|failed| failed.error)?;
     let mut members = Members::join(&settings, key, clock).await.map_err(|failed| failed.error)?;
-    let mut seen =
-        Joining { known: 0, known_s: None, ready: 0, ready_s: None, machines: 0, grouping: Duration::ZERO };
+    let mut seen = Joining {
+        known: 0,
+        known_s: None,
+        ready: 0,
+        ready_s: None,
+        machines: 0,
+        grouping: Duration::ZERO,
+        least_known: 0,
+    };
     while seen.ready < count as usize && clock.now() < LIMIT {
         // Nothing more comes: what has come by then counts.
         let _ = timeout(Duration::from_millis(250), members.next()).await;
@@ -136,72 +156,98 @@ async fn join(dir: &TempDir, seed: SocketAddr, count: u32) -> Result<Joining> {
             seen.ready_s.get_or_insert(now);
         }
     }
-    members.leave().await;
     ensure!(seen.known > 0, "no agent was heard");
+    seen.least_known = least_known(&mut members).await?;
+    members.leave().await;
     Ok(seen)
 }
 
-fn settings(dir: &TempDir, seed: SocketAddr) -> Result<Settings> {
+/// Asks all agents for their rosters, and gives the length of the shortest.
+async fn least_known(members: &mut Members) -> Result<usize> {
+    let agents: Vec<AgentId> = members.view().installs.iter().map(|install| install.agent).collect();
+    let mut asking = JoinSet::new();
+    for agent in agents {
+        let mesh = members.mesh().clone();
+        asking.spawn(async move {
+            let mut known = 0;
+            loop {
+                let page = mesh.ask(agent, Question::Roster { from: u32::try_from(known)? }).await?;
+                let Answer::Roster { signed, more } = page else { anyhow::bail!("no roster") };
+                known += signed.len();
+                if !more {
+                    return Ok(known);
+                }
+            }
+        });
+    }
+    let mut least = usize::MAX;
+    while let Some(known) = tokio::select! {
+        known = asking.join_next() => known,
+        // The swarm's events want to be read.
+        () = async { loop { members.next().await; } } => None,
+    } {
+        least = least.min(known.context("asking for a roster")??);
+    }
+    Ok(least)
+}
+
+fn settings(world: &World, seed: SocketAddr) -> Result<Settings> {
     let global = Global {
         allow_declared: true,
         progress: When::Never,
         quiet: true,
-        runtime_dir: Some(dir.path().join("run")),
+        runtime_dir: Some(world.path("nobody")),
         ..Global::default()
     };
     let mut settings = Settings::resolve(&global).map_err(|failed| failed.error)?;
     // Nothing of the user's own is read or written, the mesh of the user least of all.
-    settings.state = dir.path().join("state");
+    settings.state = world.path("state");
     settings.peers = vec![seed.to_string()];
     settings.secret = None;
     settings.mdns = false;
     Ok(settings)
 }
 
-/// An agent at work in this process.
-struct Running {
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+/// What `tropa machines` took.
+struct Command {
+    seconds: f64,
+    machines: usize,
+    /// The most memory that it had, in KiB.
+    memory: u64,
 }
 
-impl Running {
-    async fn start(dir: &TempDir, number: u32, engine: SocketAddr, seed: Option<SocketAddr>) -> Result<Self> {
-        let at = |name: &str| dir.path().join(format!("{name}-{number}"));
-        let root = at("host");
-        hardware(&root, number)?;
-        let config = Config {
-            ollama: OllamaUrl::parse(&format!("http://{engine}"), false)?,
-            policy: Policy::default(),
-            listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-            peers: seed.iter().map(ToString::to_string).collect(),
-            secret: None,
-            mdns: false,
-            lane: None,
-            log: None,
-            label: format!("host-{number}"),
-            width: 1,
-            machine: None,
-            root: Root::declared(root),
-            lock_dir: LockPlaces { system: at("lanes"), user: None }.choose(),
-            // Each a list of its own: they shall not find each other there.
-            runtime: Some(RuntimePlaces::new(vec![at("run").join("agents")])),
-            state: at("state"),
-            memory: None,
-        };
-        let agent = Agent::start(config).await.with_context(|| format!("starting agent {number}"))?;
-        let address = agent.address();
-        let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(async move {
-            let _ = agent.run(async { drop(stopped.await) }).await;
-        });
-        Ok(Self { address, stop, task })
+/// Runs `tropa machines` on the mesh, as a user does who knows one agent.
+#[expect(clippy::disallowed_methods, reason = "a benchmark is the driver that owns the clock")]
+fn machines(world: &World, seed: SocketAddr) -> Result<Command> {
+    let (seed, nobody) = (seed.to_string(), world.path("nobody").display().to_string());
+    let printed = world.path("machines.json");
+    let mut command =
+        world.tropa(&["machines", "--json", "--allow-declared", "--peer", &seed, "--runtime-dir", &nobody]);
+    command.stdout(fs::File::create(&printed)?).stderr(Stdio::inherit());
+    let begin = Instant::now();
+    let mut child = command.spawn().context("running tropa machines")?;
+    let mut memory = 0;
+    while child.try_wait()?.is_none() {
+        // It may have ended since: then the last figure stands.
+        memory = kib(child.id(), "VmHWM:").unwrap_or(memory);
+        std::thread::sleep(Duration::from_millis(2));
     }
+    let seconds = begin.elapsed().as_secs_f64();
+    let report: Value = serde_json::from_slice(&fs::read(&printed)?).context("reading tropa machines")?;
+    let machines = report["machines"].as_array().context("no machines")?.len();
+    Ok(Command { seconds, machines, memory })
+}
 
-    async fn stop(self) {
-        let _ = self.stop.send(());
-        let _ = self.task.await;
-    }
+/// Starts an agent on a machine of its own: nothing but the mesh leads from one to another.
+fn start(world: &World, number: u32, engine: SocketAddr, seed: Option<SocketAddr>) -> Result<Running> {
+    let at = |name: &str| world.path(&format!("{name}-{number}")).display().to_string();
+    let (root, lanes, run) = (at("host"), at("lanes"), at("run"));
+    hardware(Path::new(&root), number)?;
+    let seed = seed.map(|seed| seed.to_string());
+    let mut arguments =
+        vec!["--evidence-root", &root, "--lane-lock-dir", &lanes, "--runtime-dir", &run, "--no-mdns"];
+    arguments.extend(seed.iter().flat_map(|seed| ["--peer", seed]));
+    world.agent_on(&format!("host-{number}"), engine, &arguments)
 }
 
 /// A declared machine of any number: `declare` has 256.
@@ -227,12 +273,16 @@ fn on_the_wire() -> Result<u64> {
     line.split_whitespace().next().context("no counter")?.parse().context("a number of bytes")
 }
 
-/// CPU time of this process so far, in ticks.
-fn ticks() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/self/stat").context("reading the own CPU time")?;
-    // After the name in brackets, user and system time are the twelfth and thirteenth field.
-    let (_, rest) = stat.rsplit_once(") ").context("a line of /proc")?;
-    let fields: Vec<&str> = rest.split(' ').collect();
-    let field = |at: usize| fields.get(at).context("a field of /proc")?.parse::<f64>().context("a number");
-    Ok(field(11)? + field(12)?)
+/// CPU time of all agents so far, in ticks.
+fn ticks(agents: &[Running]) -> Result<f64> {
+    let of = |agent: &Running| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid())).context("reading CPU time")?;
+        // After the name in brackets, user and system time are the twelfth and thirteenth field.
+        let (_, rest) = stat.rsplit_once(") ").context("a line of /proc")?;
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let field =
+            |at: usize| fields.get(at).context("a field of /proc")?.parse::<f64>().context("a number");
+        Ok(field(11)? + field(12)?)
+    };
+    agents.iter().map(of).sum()
 }

@@ -37,7 +37,7 @@ pub(crate) const HEAD: &str = "agents  a machine    kept  announcement B  roster
 #[expect(clippy::disallowed_methods, reason = "a benchmark is the driver that owns the clock")]
 pub(crate) fn measure(agents: u32, each: u32) -> Result<Value> {
     let bytes = encode(&announcement(0, each)).context("encoding an announcement")?.len();
-    let before = kib("VmRSS:")?;
+    let before = kib(std::process::id(), "VmRSS:")?;
     let mut roster = Roster::new(false);
     let started = Instant::now();
     for at in 0..agents {
@@ -51,7 +51,7 @@ pub(crate) fn measure(agents: u32, each: u32) -> Result<Value> {
     let started = Instant::now();
     let machines = black_box(roster.view()).machines.len();
     let mut grouping = started.elapsed();
-    let memory = kib("VmRSS:")?.saturating_sub(before);
+    let memory = kib(std::process::id(), "VmRSS:")?.saturating_sub(before);
     let kept = u32::try_from(roster.len())?;
     ensure!(machines == kept.div_ceil(each) as usize, "{machines} machines of {kept} agents");
     // One announcement makes the view anew.

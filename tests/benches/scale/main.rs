@@ -4,10 +4,10 @@
 //! scheduler needs for an event with N installs and ten chunks for each. Up to 10,000, far beyond the 1,024 agents
 //! that a mesh may have.
 //!
-//! *With real agents*, N of them in one process, each with a swarm, a key, declared hardware of its own and sockets,
-//! in a network namespace of its own, so that all bytes on its loopback are theirs. They know one address, that of the
-//! first, and find the others from there, as agents with `--peer` do. Then one coordinator joins. Engine traffic is
-//! taken off by measuring one agent alone.
+//! *With real agents*, N programs with declared hardware of their own, in a network namespace of their own, so that all
+//! bytes on its loopback are theirs. They know one address, that of the first, and find the others from there, as
+//! agents with `--peer` do. A coordinator joins as soon as the last one listens, and `tropa machines` runs later. Engine
+//! traffic is taken off by measuring one agent alone.
 //!
 //! `cargo bench -p tropa-tests --bench scale [-- cores|agents] [-- --most N] [-- --seconds S] [-- --out FILE]`. Each
 //! size runs in a process of its own, so that memory is its own. Writes what it prints, with its surroundings, to
@@ -85,7 +85,7 @@ fn main() -> Result<()> {
         results["cores"] = rows.into();
     }
     if args.part != Some(Part::Cores) {
-        say(&format!("\nReal agents, one process, {} s at rest.\n{}", args.seconds, agents::HEAD))?;
+        say(&format!("\nReal agents, {} s at rest.\n{}", args.seconds, agents::HEAD))?;
         let mut rows: Vec<Value> = Vec::new();
         let seconds = args.seconds.to_string();
         for count in AGENTS.into_iter().filter(|agents| *agents <= args.most) {
@@ -146,9 +146,10 @@ fn surroundings() -> Result<Value> {
     }))
 }
 
-/// A line of `/proc/self/status`, in KiB.
-fn kib(key: &str) -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status").context("reading the own memory")?;
+/// A line of `/proc/<process>/status`, in KiB.
+fn kib(process: u32, key: &str) -> Result<u64> {
+    let status =
+        fs::read_to_string(format!("/proc/{process}/status")).context("reading the memory of a process")?;
     let line = status.lines().find_map(|line| line.strip_prefix(key)).context("a line of /proc")?;
     line.trim().trim_end_matches(" kB").parse().context("a number of KiB")
 }
