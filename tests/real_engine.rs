@@ -1,8 +1,8 @@
 //! One real Ollama, reached as the agent will reach it.
 
 use serde_json::{Value, json};
-use tropa_tests::real_ollama::RealOllama;
-use tropa_tests::skipped;
+use tropa_agent::evidence::{Options, Root, read_server_log};
+use tropa_tests::{harness::wait_until, real_ollama::RealOllama, skipped};
 
 #[test]
 fn a_real_ollama_answers_one_chat_with_done_and_an_exact_token_count() {
@@ -28,6 +28,30 @@ fn a_real_ollama_answers_one_chat_with_done_and_an_exact_token_count() {
     assert_eq!(last["prompt_eval_count"], "one load per llama".len() + 2);
     let text: String = lines.iter().filter_map(|line| line["message"]["content"].as_str()).collect();
     assert!(!text.trim().is_empty(), "{body}");
+}
+
+#[test]
+fn the_log_of_a_real_ollama_is_found_by_its_process_and_names_its_devices() {
+    if let Err(reason) = RealOllama::find() {
+        return skipped(&reason);
+    }
+    if !cfg!(target_os = "linux") {
+        return skipped("the log of a process is found on Linux only");
+    }
+    let models = tempfile::tempdir().unwrap();
+    let ollama = RealOllama::start(models.path(), &[]).unwrap();
+    let options = Options { port: Some(ollama.addr().port()), ..Options::default() };
+    let read = || read_server_log(&Root::live(), &options);
+    // The kernel takes connections before the server has named its devices.
+    let named = wait_until("the log to name the devices", || read().is_genuine());
+    assert!(named.is_ok(), "{:?}\n{}", read(), ollama.log());
+    let (log, read) = (ollama.log(), read());
+    let logged = read.value().unwrap();
+    assert_eq!(logged.addresses.is_empty(), log.contains("library=cpu"), "{logged:?}\n{log}");
+    assert!(
+        logged.addresses.iter().all(|address| log.to_lowercase().contains(&**address)),
+        "{logged:?}\n{log}"
+    );
 }
 
 #[test]

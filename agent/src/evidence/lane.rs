@@ -165,9 +165,12 @@ pub fn claim(root: &Root, facts: &Facts, wsl: bool, clues: &Clues<'_>) -> LaneCl
     let climbed = server.and_then(|server| {
         // WSL2 shows no process of its own to NVML (microsoft/WSL#7162).
         let by_process = if wsl { None } else { by_process(root, server, facts, clues) };
-        by_process
-            .map(|gpus| (gpus, Attribution::Process))
-            .or_else(|| Some((by_drm(root, server, &facts.gpus)?, Attribution::DrmFd)))
+        match (by_process, by_drm(root, server, &facts.gpus)) {
+            // One model on NVIDIA's card and one on another's: either sign sees one of them.
+            (Some(one), Some(other)) => Some((&one | &other, Attribution::Process)),
+            (Some(found), None) => Some((found, Attribution::Process)),
+            (None, found) => Some((found?, Attribution::DrmFd)),
+        }
     });
     let climbed = climbed
         .or_else(|| Some((by_log(root, server, facts, clues)?, Attribution::ServerLog)))
@@ -239,24 +242,27 @@ fn by_log(root: &Root, server: Option<&Server>, facts: &Facts, clues: &Clues<'_>
     Some(found)
 }
 
-/// Reads what pins the server. A number counts only where it can mean one thing: CUDA orders GPUs by speed unless
-/// told otherwise, so with several it needs `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+/// Reads what pins the server. A variable hides GPUs of its vendor and no others, so those of other vendors stay. A
+/// number counts only where it can mean one thing: CUDA orders GPUs by speed unless told otherwise, so with several
+/// it needs `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
 fn by_environment(environment: &[String], gpus: &[Gpu<String>]) -> Option<BTreeSet<u16>> {
     let variable = |name: &str| {
         environment.iter().find_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.trim()))
     };
     let by_address = variable("CUDA_DEVICE_ORDER") == Some("PCI_BUS_ID");
+    let is_of = |place: &u16, vendor: &str| &*gpus[usize::from(*place)].vendor == vendor;
+    let mut usable = all(gpus);
+    let mut pinned = false;
     for (name, vendor) in [
         ("CUDA_VISIBLE_DEVICES", "nvidia"),
+        ("NVIDIA_VISIBLE_DEVICES", "nvidia"),
         ("ROCR_VISIBLE_DEVICES", "amd"),
         ("HIP_VISIBLE_DEVICES", "amd"),
-        ("NVIDIA_VISIBLE_DEVICES", "nvidia"),
     ] {
         let Some(value) = variable(name).filter(|value| !value.is_empty() && *value != "all") else {
             continue;
         };
-        let own: Vec<u16> =
-            all(gpus).into_iter().filter(|place| &*gpus[usize::from(*place)].vendor == vendor).collect();
+        let own: Vec<u16> = all(gpus).into_iter().filter(|place| is_of(place, vendor)).collect();
         let numbers_count = own.len() == 1 || (vendor == "nvidia" && by_address);
         let mut found = BTreeSet::new();
         for part in value.split(',').map(str::trim) {
@@ -264,13 +270,14 @@ fn by_environment(environment: &[String], gpus: &[Gpu<String>]) -> Option<BTreeS
                 // In a container the numbers of NVIDIA's runtime are those of the host.
                 Ok(number) if numbers_count && name != "NVIDIA_VISIBLE_DEVICES" => own.get(number).copied(),
                 Ok(_) => None,
-                Err(_) => place_of(gpus, part),
+                Err(_) => place_of(gpus, part).filter(|place| is_of(place, vendor)),
             };
             found.insert(place?);
         }
-        return Some(found);
+        usable.retain(|place| !is_of(place, vendor) || found.contains(place));
+        pinned = true;
     }
-    None
+    pinned.then_some(usable)
 }
 
 /// Finds a GPU by its id (with or without the vendor's prefix), its place, or its PCI address.
@@ -311,3 +318,6 @@ fn list(numbers: BTreeSet<u16>) -> List<u16, 64> {
     // At most as many as there are GPUs in a bundle, or NUMA nodes of a host.
     List::cut(numbers.into_iter().collect()).0
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,7 +55,7 @@ const CLOUDS: [(&str, &str); 11] = [
 ];
 
 /// What firmware says where nobody filled in a name, in lower case.
-const PLACEHOLDERS: [&str; 7] = [
+const PLACEHOLDERS: [&str; 11] = [
     "to be filled by o.e.m.",
     "system manufacturer",
     "default string",
@@ -63,6 +63,10 @@ const PLACEHOLDERS: [&str; 7] = [
     "none",
     "n/a",
     "o.e.m.",
+    "oem",
+    "unknown",
+    "undefined",
+    "not applicable",
 ];
 
 /// Reads where this kernel runs.
@@ -180,8 +184,10 @@ mod tests {
         assert_eq!(of(&[BARE, board]).0, Hypervisor::None);
         assert_eq!(of(&[BARE]).0, Hypervisor::Unknown, "a hidden flag and no DMI");
         assert_eq!(of(&[vendor, product]).0, Hypervisor::Unknown, "no cpuinfo to look for the flag in");
-        let [vendor, product] = dmi("To Be Filled By O.E.M.\n", "Default string\n");
-        assert_eq!(of(&[BARE, vendor, product]).0, Hypervisor::Unknown);
+        for nobody in ["To Be Filled By O.E.M.\n", "Unknown\n", "Not Applicable\n", "\n"] {
+            let [vendor, product] = dmi(nobody, "Default string\n");
+            assert_eq!(of(&[BARE, vendor, product]).0, Hypervisor::Unknown, "{nobody}");
+        }
     }
 
     #[test]
