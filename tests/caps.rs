@@ -2,11 +2,13 @@
 //!
 //! One table of rows whose input can be built, and one of rows that are held by the test that the row names: those need
 //! a private part, or a clock that only the part's own tests have.
+//!
+//! Display text is not among them: no text of an answer is asked for before the answer is whole, so none is queued.
 
 mod live;
 mod pure;
 
-use std::fmt;
+use std::{fmt, fs, path::Path};
 
 /// What becomes of an input.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,6 +101,16 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ),
     ("whole text of an answer", "8 MiB", "fault_f25_an_answer_above_its_cap_is_cut_and_the_lane_goes_on"),
     (
+        "error body and control reply of Ollama",
+        "64 KiB; 4 MiB",
+        "tropa-agent ollama::client::tests::an_error_body_and_a_control_reply_are_read_to_their_caps_and_not_one_byte_further",
+    ),
+    (
+        "connections established, and per peer",
+        "256 / 1,100; 3",
+        "tropa-proto mesh::swarm::tests::as_many_connections_are_taken_as_the_caps_say_and_not_one_more",
+    ),
+    (
         "attempts per chunk",
         "12",
         "tropa-coordinator schedule::budget::tests::a_mix_of_classes_ends_within_twelve_attempts",
@@ -143,4 +155,28 @@ fn every_cap_holds_one_below_at_and_one_above() {
 #[test]
 fn every_cap_of_connections_holds_one_below_at_and_one_above() {
     hold(&live::rows());
+}
+
+#[test]
+fn the_tests_that_hold_the_other_caps_exist() {
+    let sources = sources(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap());
+    for (object, _, test) in ELSEWHERE {
+        let name = test.rsplit([':', ' ']).next().unwrap();
+        let function = format!("fn {name}()");
+        assert!(sources.iter().any(|source| source.contains(&function)), "{object}: there is no {name}");
+    }
+}
+
+/// The Rust files below a directory, but for what was built.
+fn sources(directory: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            all.extend(sources(&path));
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            all.extend(fs::read_to_string(&path));
+        }
+    }
+    all
 }

@@ -28,7 +28,7 @@ pub(crate) fn evil(target: SocketAddr, mode: &str, secret: Option<&PathBuf>, mor
 
 struct Scene {
     world: World,
-    _double: Running,
+    double: Running,
     agent: Running,
 }
 
@@ -44,7 +44,7 @@ impl Scene {
         assert_eq!(made.status.code(), Some(0), "{}", said(&made));
         let double = world.double("cpu", &["--decode-us", "2000", "--tokens", "10"]).unwrap();
         let agent = world.agent("den", double.address, Hardware::This, more).unwrap();
-        Self { world, _double: double, agent }
+        Self { world, double, agent }
     }
 
     fn evil(&self, mode: &str, inside: bool, more: &[&str]) -> Child {
@@ -129,6 +129,20 @@ fn fault_f22_bytes_that_are_no_handshake_are_dropped() {
 }
 
 #[test]
+fn fault_f22_malformed_gossip_reaches_no_roster() {
+    let scene = Scene::start();
+    let evil = scene.evil("malformed", true, &["--seconds", "5"]);
+    scene.job(10);
+    let found = scene.after(evil);
+    assert!(found.0["tried"].as_u64().unwrap() > 100, "{found:?}");
+    assert_eq!(found.0["taken"], 0, "{found:?}");
+    assert_eq!(scene.machines(), (1, 1));
+    say("F22", "malformed", &found);
+    let outside = scene.after(scene.evil("malformed", false, &["--seconds", "1"]));
+    assert_eq!(outside.0["tried"], 0, "{outside:?}");
+}
+
+#[test]
 fn fault_f23_slow_handshakes_and_silent_streams_hold_no_place() {
     let scene = Scene::start();
     let dripping = scene.evil("drip", false, &["--seconds", "6"]);
@@ -162,6 +176,8 @@ fn fault_f26_old_numbers_and_the_attempts_of_others_change_nothing() {
     let mut run = scene.world.tropa(&["run", input.to_str().unwrap()]);
     let job = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut id = String::new();
+    // At work, and so no longer waiting for agents that say nothing of themselves.
+    wait_until("it works", || scene.world.witness().is_ok_and(|seen| !seen.timeline().is_empty())).unwrap();
     wait_until("the job is there", || {
         let listed = scene.world.run(&["jobs", "--json"]).unwrap();
         let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
@@ -181,6 +197,40 @@ fn fault_f26_old_numbers_and_the_attempts_of_others_change_nothing() {
     let rows = results(&String::from_utf8_lossy(&output.stdout)).unwrap();
     assert_eq!(rows.len(), 30);
     assert!(rows.iter().all(|row| row["tropa"]["attempt"] == 1), "nothing was cancelled by the thief");
+}
+
+#[test]
+fn fault_f26_the_highest_number_outlives_the_agent() {
+    let mut scene = Scene::start();
+    // The first number that is heard is the highest: what follows falls.
+    let found = scene.after(scene.evil("replay", true, &["--seconds", "3"]));
+    assert!(found.0["tried"].as_u64().unwrap() > 2, "{found:?}");
+    scene.agent.terminate().unwrap();
+    let agents = scene.world.path("state-den/agents");
+    let marks = || {
+        let files = fs::read_dir(&agents).unwrap().map(|entry| entry.unwrap().path().join("marks"));
+        files.filter_map(|path| fs::read_to_string(path).ok()).collect::<String>()
+    };
+    let line = marks().lines().nth(1).unwrap_or_else(|| panic!("{}", marks())).to_owned();
+    // Another life hears another agent, and keeps what it knows of the first.
+    scene.agent = scene.world.agent("den", scene.double.address, Hardware::This, &[]).unwrap();
+    scene.after(scene.evil("replay", true, &["--seconds", "2"]));
+    scene.agent.terminate().unwrap();
+    assert!(marks().contains(&line), "{}", marks());
+    assert_eq!(marks().lines().count(), 3, "{}", marks());
+}
+
+#[test]
+fn an_agent_without_memory_to_spare_takes_nobody_and_says_so() {
+    let mut scene = Scene::start();
+    assert_eq!(scene.machines(), (1, 1));
+    scene.agent.terminate().unwrap();
+    scene.world.set_env("TROPA_TEST_MEMORY", "1");
+    scene.agent = scene.world.agent("den", scene.double.address, Hardware::This, &[]).unwrap();
+    let output = scene.world.run(&["machines", "--json", "--wait", "2"]).unwrap();
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("\"den\""), "{}", said(&output));
+    assert!(scene.agent.log().contains("mesh.refused"), "{}", scene.agent.log());
+    assert!(scene.agent.is_alive());
 }
 
 #[test]

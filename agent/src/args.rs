@@ -9,7 +9,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use etcetera::base_strategy::{BaseStrategy as _, Xdg};
 use tropa_proto::{
-    bounded::List, mesh::AGENT_MEMORY, message::ModelName, permit::Permit, secret::MeshSecret,
+    bounded::List, mesh::AGENT_MEMORY, message::ModelName, permit::Permit, proof, secret::MeshSecret,
 };
 
 use crate::{
@@ -223,7 +223,7 @@ impl Args {
             lock_dir: lock_places.choose(),
             runtime: Some(runtime),
             state,
-            memory: Some(AGENT_MEMORY),
+            memory: Some(proof::number("TROPA_TEST_MEMORY").unwrap_or(AGENT_MEMORY)),
         })
     }
 

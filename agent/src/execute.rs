@@ -181,7 +181,8 @@ impl Executor {
             unsettled: self.last_unsettled,
         };
         self.load.send_if_modified(|before| std::mem::replace(before, load) != load);
-        let bytes = u64::try_from(self.outbox.bytes()).unwrap_or(u64::MAX);
+        // In whole mebibytes, so that it is not news with every result.
+        let bytes = u64::try_from(self.outbox.bytes() >> 20 << 20).unwrap_or(u64::MAX);
         let peers = self.attempts.keys().map(|(peer, _)| *peer).chain(self.outbox.peers()).collect();
         let guests = Guests { peers, bytes };
         self.guests.send_if_modified(|before| {

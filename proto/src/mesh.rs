@@ -229,6 +229,9 @@ pub struct Mesh {
 #[derive(Debug)]
 enum Command {
     Publish(Box<Announcement>, oneshot::Sender<Result<(), MeshError>>),
+    /// Bytes for gossip as they are.
+    #[cfg(feature = "planted")]
+    PublishRaw(Vec<u8>),
     Ask(AgentId, Question, oneshot::Sender<Result<Answer, MeshError>>),
     Answer(Ticket, Answer),
     Open(AgentId, oneshot::Sender<Opened>),
@@ -289,6 +292,15 @@ impl Mesh {
         let (reply, done) = oneshot::channel();
         self.command(Command::Publish(Box::new(announcement), reply)).await?;
         done.await.unwrap_or(Err(MeshError::Ended))
+    }
+
+    /// Gossips bytes as they are, signed as gossip, whatever they are. For the tests' peer that breaks the rules.
+    ///
+    /// # Errors
+    /// When the mesh has ended.
+    #[cfg(feature = "planted")]
+    pub async fn publish_raw(&self, bytes: Vec<u8>) -> Result<(), MeshError> {
+        self.command(Command::PublishRaw(bytes)).await
     }
 
     /// Asks a peer; dials it first where it is not connected and an address is known.

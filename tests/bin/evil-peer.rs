@@ -5,7 +5,7 @@
 //! valid announcements a second), `identities` (many keys that claim to be agents), `silent` (streams without a hello),
 //! `thief` (asks for, cancels and acknowledges what others sent), `orders` (proper orders, whoever denies them),
 //! `replay` (one announcement under lower numbers), `oversize` (frames above their cap, lengths of 2⁴⁰, bytes after the
-//! message).
+//! message), `malformed` (gossip that is nothing, and what the target says itself, touched and under another name).
 //!
 //! Prints one line of JSON: what it tried, what was taken, how long a refusal took, and whether it is shut out.
 
@@ -26,7 +26,9 @@ use tropa_proto::{
     evidence::{Core, Hypervisor, Os, Reading},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     mesh::{Mesh, MeshConfig, MeshEvent, start},
-    message::{AgentState, Announcement, Endpoint, FromAgent, Hello, Question, Refusal, Role, Run, ToAgent},
+    message::{
+        AgentState, Announcement, Answer, Endpoint, FromAgent, Hello, Question, Refusal, Role, Run, ToAgent,
+    },
     secret::MeshSecret,
     uid::{MachineClaim, MachineUid},
 };
@@ -68,6 +70,7 @@ enum Mode {
     Orders,
     Replay,
     Oversize,
+    Malformed,
 }
 
 /// Times that a stranger knocks: enough for a median.
@@ -99,6 +102,7 @@ async fn main() -> Result<()> {
         Mode::Identities => identities(&args, until).await?,
         Mode::Silent | Mode::Thief | Mode::Orders => streams(&args, until).await?,
         Mode::Oversize => oversize(&args, until).await?,
+        Mode::Malformed => malformed(&args, until).await?,
     };
     let refused = count.refused_us.map_or("null".to_owned(), |us| us.to_string());
     let Count { tried, taken, shut_out, .. } = count;
@@ -146,7 +150,8 @@ fn raw(target: SocketAddr, mode: Mode, until: Instant) -> Result<Count> {
             | Mode::Thief
             | Mode::Orders
             | Mode::Replay
-            | Mode::Oversize => {
+            | Mode::Oversize
+            | Mode::Malformed => {
                 held.push(stream);
                 std::thread::park_timeout(Duration::from_millis(10));
             }
@@ -351,6 +356,42 @@ fn order(attempt: AttemptId, incarnation: Incarnation) -> Run {
         at_once: 1,
         body: Blob::new(body.into()).unwrap_or_else(|_| unreachable!("a few bytes fit")),
     }
+}
+
+/// Gossip that nobody honest sends. Taken is what then stands in the target's roster beside what it says itself.
+async fn malformed(args: &Args, until: Instant) -> Result<Count> {
+    let mut count = Count::default();
+    let Some((mesh, mut events, agent)) = join(config(args, 5)?).await? else { return Ok(count) };
+    let roster = async || match mesh.ask(agent, Question::Roster { from: 0 }).await {
+        Ok(Answer::Roster { signed, .. }) => signed.into_vec(),
+        Ok(Answer::Description(_) | Answer::Nothing | Answer::LiveTest { .. }) | Err(_) => Vec::new(),
+    };
+    let own = roster().await.first().map(|envelope| envelope.to_vec()).unwrap_or_default();
+    let mut random = 1_u64;
+    while now() < until {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let place = usize::try_from(random >> 33).unwrap_or(0);
+        let bytes = match count.tried % 4 {
+            0 => random.to_be_bytes().repeat(1 + place % 512),
+            // Another's words as one's own, as they are and with one bit turned.
+            1 => own.clone(),
+            2 => {
+                let mut touched = own.clone();
+                let length = touched.len().max(1);
+                if let Some(byte) = touched.get_mut(place % length) {
+                    *byte ^= 1 << (random % 8);
+                }
+                touched
+            }
+            _ => own[..place % own.len().max(1)].to_vec(),
+        };
+        count.tried += 1;
+        mesh.publish_raw(bytes).await?;
+        while events.try_recv().is_ok() {}
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    count.taken = roster().await.len().saturating_sub(1) as u64;
+    Ok(count)
 }
 
 fn announcement(seq: u64, mesh: &Mesh) -> Announcement {

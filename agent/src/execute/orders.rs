@@ -60,7 +60,7 @@ pub struct Load {
 pub struct Guests {
     /// The coordinators.
     pub peers: BTreeSet<AgentId>,
-    /// What their results take in memory, in bytes.
+    /// What their results take in memory, in bytes, to the mebibyte below.
     pub bytes: u64,
 }
 

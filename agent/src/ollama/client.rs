@@ -260,3 +260,38 @@ fn fault(error: &reqwest::Error, phase: Phase) -> Fault {
         (Phase::Headers, _) => Fault::Lost(innermost),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::raw_server::{Play, Server},
+        *,
+    };
+
+    /// A client of a server that answers everything with so many bytes.
+    async fn answered(bytes: usize) -> (Server, Client) {
+        let head =
+            format!("HTTP/1.1 500 x\r\nContent-Type: application/json\r\nContent-Length: {bytes}\r\n\r\n");
+        let answer = [head.into_bytes(), vec![b' '; bytes]].concat();
+        let server = Server::start(move |_, _| vec![Play::Bytes(answer.clone())]).await;
+        let client = Client::new(server.url()).unwrap();
+        (server, client)
+    }
+
+    #[tokio::test]
+    async fn an_error_body_and_a_control_reply_are_read_to_their_caps_and_not_one_byte_further() {
+        for (bytes, fits) in [(MAX_CONTROL - 1, true), (MAX_CONTROL, true), (MAX_CONTROL + 1, false)] {
+            let (_server, client) = answered(bytes).await;
+            match client.control(Call::Tags, None).await {
+                Ok(reply) => assert!(fits && reply.body.len() == bytes, "{bytes}"),
+                Err(fault) => assert!(!fits && fault == Fault::TooLarge, "{bytes}: {fault:?}"),
+            }
+        }
+        for (bytes, is_cut) in [(MAX_ERROR - 1, false), (MAX_ERROR, false), (MAX_ERROR + 1, true)] {
+            let (_server, client) = answered(bytes).await;
+            let answer = client.open(Call::Tags, None).await.unwrap();
+            let (body, cut) = answer.read(MAX_ERROR).await.unwrap();
+            assert_eq!((body.len(), cut), (bytes.min(MAX_ERROR), is_cut));
+        }
+    }
+}

@@ -53,16 +53,17 @@ impl request_response::Codec for QuestionCodec {
 
 /// Says whether reading failed because of what the peer sent; another version of the protocol is no ill will.
 pub(super) fn is_offence(error: &io::Error) -> bool {
-    let version = error.get_ref().and_then(|inner| inner.downcast_ref::<CodecError>());
-    error.kind() == io::ErrorKind::InvalidData && !matches!(version, Some(CodecError::Version { .. }))
+    let rule = error.get_ref().and_then(|inner| inner.downcast_ref::<CodecError>());
+    rule.is_some_and(|rule| !matches!(rule, CodecError::Version { .. }))
 }
 
 async fn read<M: Message, T: AsyncRead + Unpin + Send>(io: &mut T) -> io::Result<M> {
     let mut header = [0; 4];
     io.read_exact(&mut header).await?;
     let len = u32::from_be_bytes(header);
-    if usize::try_from(len).map_or(true, |len| len > M::CAP) {
-        return Err(invalid(format!("{} of {len} bytes is above its cap of {}", M::NAME, M::CAP)));
+    let declared = usize::try_from(len).unwrap_or(usize::MAX);
+    if declared > M::CAP {
+        return Err(invalid(CodecError::TooLarge { name: M::NAME, len: declared, cap: M::CAP }));
     }
     let mut frame = Vec::new();
     io.take(u64::from(len)).read_to_end(&mut frame).await?;
@@ -100,6 +101,21 @@ mod tests {
         let mut wire = Cursor::new(5000_u32.to_be_bytes().to_vec());
         let error = read::<Question, _>(&mut wire).await.unwrap_err();
         assert!(error.to_string().contains("5000 bytes is above its cap"), "{error}");
+        assert!(is_offence(&error));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_question_is_an_offence_and_another_version_or_an_early_end_is_none() {
+        for (frame, offence) in
+            [([1, 99].as_slice(), true), (&[1, 1, 0], true), (&[2, 1], false), (&[1], true)]
+        {
+            let len = u32::try_from(frame.len()).unwrap().to_be_bytes();
+            let mut wire = Cursor::new([len.as_slice(), frame].concat());
+            let error = read::<Question, _>(&mut wire).await.unwrap_err();
+            assert_eq!(is_offence(&error), offence, "{frame:?}: {error}");
+        }
+        let error = read::<Question, _>(&mut Cursor::new(vec![0, 0])).await.unwrap_err();
+        assert!(!is_offence(&error), "{error}");
     }
 
     #[tokio::test]

@@ -7,12 +7,13 @@ use libp2p::{
     gossipsub::{self, MessageAcceptance},
     mdns, ping,
     request_response::{self, InboundFailure, OutboundFailure},
-    swarm::{ConnectionId, DialError, SwarmEvent},
+    swarm::{ConnectionId, DialError, ListenError, SwarmEvent},
 };
 
 use super::{
     DialFailure, MeshError, MeshEvent, Ticket,
     dial::{Present as _, Target},
+    door::Refused,
     driver::{Asking, Driver, Flight},
     gossip::{MEMBERS, Merged, Way},
     question::is_offence,
@@ -85,6 +86,7 @@ impl Driver {
                 let knocked = self.knocks.remove(&connection_id);
                 let took_us = knocked.map_or(0, |since| now.saturating_duration_since(since).as_micros());
                 tracing::debug!(took_us, ?error, "a connection was not taken");
+                self.warn_of_refusal(&error, now);
             }
             _ => {}
         }
@@ -222,6 +224,20 @@ impl Driver {
                 self.tickets.retain(|_, (waiting, _)| *waiting != request_id);
             }
             QuestionEvent::ResponseSent { .. } => {}
+        }
+    }
+
+    /// Says to the operator what a refusal that he can mend has to do with: places and memory.
+    fn warn_of_refusal(&mut self, error: &ListenError, now: Instant) {
+        let ListenError::Denied { cause } = error else { return };
+        let Some(why) = cause.downcast_ref::<Refused>() else { return };
+        let kind = match why {
+            Refused::Kept => "places",
+            Refused::Memory => "memory",
+            Refused::Address | Refused::Banned => return,
+        };
+        if let Some(more) = self.hush.warns(&(None, kind), now) {
+            tracing::warn!(%why, more, "mesh.refused: a connection was not taken");
         }
     }
 
