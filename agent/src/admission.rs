@@ -10,6 +10,8 @@
 //! a `Run` that comes twice is executed once (`reliability.md` §3).
 
 mod event;
+mod health;
+mod lane;
 mod lease;
 mod past;
 mod queue;
@@ -34,6 +36,7 @@ pub use self::{
     lease::LEASE,
 };
 use self::{
+    health::Health,
     lease::Leases,
     past::Past,
     state::{Lane, Queued, State},
@@ -88,6 +91,7 @@ pub struct Admission {
     lane: Lane,
     /// Something has to be settled as soon as the lane is not settling already.
     unsettled: bool,
+    health: Health,
     draining: Option<String>,
     /// Who was served last, and whose runner options have the turn since when.
     last: Option<AgentId>,
@@ -111,6 +115,7 @@ impl Admission {
             checking: 0,
             lane: Lane::Free,
             unsettled: false,
+            health: Health::default(),
             draining: None,
             last: None,
             turn: None,
@@ -179,15 +184,7 @@ impl Admission {
     /// Gives the time of the next [`Event::Tick`] that matters.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.lane_deadline().into_iter().chain(self.leases.next_end()).min()
-    }
-
-    fn lane_deadline(&self) -> Option<Instant> {
-        match &self.lane {
-            Lane::Held { idle: Some(idle), .. } => Some(*idle + LINGER),
-            Lane::Held { look, .. } => Some(*look),
-            Lane::Free | Lane::Asked { .. } | Lane::Settling { .. } | Lane::Yielding { .. } => None,
-        }
+        self.lane_deadline().into_iter().chain(self.leases.next_end()).chain(self.health.rests_until()).min()
     }
 
     /// Takes an event in and says what is to be done about it.
@@ -195,6 +192,7 @@ impl Admission {
         let mut actions = Vec::new();
         let mut taken_in = None;
         self.forget_what_is_over(now);
+        self.health.rested(now);
         if let Some((peer, job)) = event.sender() {
             self.leases.heard(peer, job, now);
         }
@@ -223,6 +221,7 @@ impl Admission {
             }
             Event::LaneFailed(why) => {
                 self.lane = Lane::Free;
+                self.health.put_off();
                 self.give_back(&why, &mut actions);
             }
             Event::Settled => {
@@ -249,17 +248,18 @@ impl Admission {
                 }
                 self.unsettled |= may_run;
             }
-            Event::Finished(key, failure) => {
-                if self.known.get(&key) == Some(&State::Checking) {
-                    self.checking -= 1;
-                    match failure {
-                        None => {
-                            self.end(key, State::Done);
-                            actions.push(Action::Deliver(key));
-                        }
-                        Some(failure) => self.fail(key, failure, &mut actions),
-                    }
+            Event::Finished(key, failure) => self.finished(key, failure, &mut actions),
+            Event::Broke { key, may_run, failure } => {
+                if self.running.remove(&key) {
+                    self.checking += 1;
+                    self.known.insert(key, State::Checking);
                 }
+                self.unsettled |= may_run;
+                self.finished(key, Some(failure), &mut actions);
+            }
+            Event::Probed { works, may_run } => {
+                self.health.probed(works, now);
+                self.unsettled |= may_run;
             }
             Event::Expired(key) => {
                 if self.known.get(&key) == Some(&State::Done) {
@@ -311,6 +311,8 @@ impl Admission {
             Some(Refusal::Draining(Text::cut(why)))
         } else if !room {
             Some(Refusal::Draining(Text::cut("results wait to be fetched, and no more fit in memory")))
+        } else if let Some(refusal) = self.health.refusal() {
+            Some(refusal)
         } else if !self.has_place(&key, at_once) {
             Some(Refusal::Busy { retry_ms: RETRY_MS })
         } else if !self.can_remember() {
@@ -334,6 +336,24 @@ impl Admission {
         self.held.insert(key);
         self.queues.entry(key.0).or_default().push_back(key.1);
         self.leases.begin(key.0, key.1.job, now);
+    }
+
+    /// An attempt is over: its result is in the outbox, or this is why there is none.
+    fn finished(&mut self, key: Key, failure: Option<Failure>, actions: &mut Vec<Action>) {
+        if self.known.get(&key) != Some(&State::Checking) {
+            return;
+        }
+        self.checking -= 1;
+        if self.health.ended(&key, failure.as_ref()) {
+            self.refuse_queued(actions);
+        }
+        match failure {
+            None => {
+                self.end(key, State::Done);
+                actions.push(Action::Deliver(key));
+            }
+            Some(failure) => self.fail(key, failure, actions),
+        }
     }
 
     /// Says where a known attempt is.
@@ -400,63 +420,6 @@ impl Admission {
         self.held.remove(&key);
         self.past.acknowledged(key, now);
         actions.extend(discards.then_some(Action::Discard(key)));
-    }
-
-    fn tick(&mut self, someone_waits: bool, displaced: bool, now: Instant) {
-        let Lane::Held { since, look, .. } = &mut self.lane else { return };
-        if displaced || (now >= *since + self.turn_lasts && someone_waits) {
-            self.lane = Lane::Yielding { since: *since };
-        } else if now >= *look {
-            *look = now + LOOK;
-        }
-    }
-
-    /// Starts what may start, and asks for, settles or gives back the lane as that needs.
-    fn move_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        self.unsettled &= !planted(Bug::NoSettling);
-        if self.unsettled
-            && let Lane::Held { since, .. } | Lane::Yielding { since } = self.lane
-        {
-            self.unsettled = false;
-            self.lane = Lane::Settling { since };
-            self.mark_waiting(now);
-            actions.push(Action::Settle);
-            self.tell_queued(&Place::Settling, actions);
-        }
-        if matches!(self.lane, Lane::Held { .. }) {
-            while self.running.len() < self.width && self.checking < MAX_CHECKING {
-                let Some(key) = self.choose(now) else { break };
-                self.start(key, now, actions);
-            }
-        }
-        let wanted = self.queued() > 0;
-        let quiet = self.running.is_empty();
-        match &mut self.lane {
-            Lane::Held { idle, .. } if quiet && !wanted => match idle {
-                None => *idle = Some(now),
-                Some(since) if now >= *since + LINGER => {
-                    self.lane = Lane::Free;
-                    actions.push(Action::Release);
-                }
-                Some(_) => {}
-            },
-            Lane::Held { idle, .. } => *idle = None,
-            Lane::Yielding { .. } if quiet => {
-                self.lane = Lane::Free;
-                actions.push(Action::Release);
-            }
-            // A wait that nobody wants any more is given up, so that others do not wait behind it.
-            Lane::Asked { .. } if !wanted => {
-                self.lane = Lane::Free;
-                actions.push(Action::Release);
-            }
-            Lane::Free | Lane::Asked { .. } | Lane::Settling { .. } | Lane::Yielding { .. } => {}
-        }
-        if self.lane == Lane::Free && wanted {
-            self.lane = Lane::Asked { holder: None };
-            self.mark_waiting(now);
-            actions.push(Action::Acquire);
-        }
     }
 
     fn start(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {

@@ -12,6 +12,7 @@ mod beats;
 mod delivery;
 mod devices;
 mod orders;
+mod probe;
 mod progress;
 mod records;
 
@@ -70,6 +71,8 @@ pub struct Executor {
     /// What was hung up on since the last settling, and how long it may still run.
     hung_up: Vec<(SettleRecord, Duration)>,
     last_unsettled: bool,
+    /// What the engine failed with last.
+    failed: Option<(Arc<Request>, AttemptId)>,
     /// Bytes of results whose digest is being checked.
     checking_bytes: usize,
     netns: u64,
@@ -101,6 +104,7 @@ enum End {
     Checked(Key, usize, Result<Completed, Failure>),
     Lane(u64, Result<Held, LockError>),
     Settled { attempts: Vec<String>, proved: bool },
+    Probed(Box<Request>, Result<Completed, Unfinished>),
 }
 
 impl Executor {
@@ -124,6 +128,7 @@ impl Executor {
             held: None,
             hung_up: Vec::new(),
             last_unsettled: false,
+            failed: None,
             checking_bytes: 0,
             netns: network_namespace(),
             acquiring: None,
@@ -276,12 +281,13 @@ impl Executor {
                 self.handle([Event::Ended { key, may_run: false }]);
             }
             End::Stream(key, Err(Unfinished { failure, may_run })) => {
+                self.failed_with(&key);
                 if may_run {
                     self.hung_up.extend(self.record(&key).map(|record| (record, self.remaining(&key))));
                 } else {
                     self.clear(&key);
                 }
-                self.handle([Event::Ended { key, may_run }, Event::Finished(key, Some(failure))]);
+                self.handle([Event::Broke { key, may_run, failure }]);
             }
             End::Checked(key, bytes, outcome) => {
                 self.checking_bytes -= bytes;
@@ -306,6 +312,7 @@ impl Executor {
                 tracing::warn!(error = &error as &dyn std::error::Error, "locking the devices failed");
                 self.handle([Event::LaneFailed(format!("locking the devices failed: {error}"))]);
             }
+            End::Probed(probe, ended) => self.probed(&probe, ended),
             End::Settled { attempts, proved } => {
                 self.last_unsettled = !proved;
                 if let Some(held) = &self.held {
@@ -375,6 +382,7 @@ impl Executor {
                 self.held = None;
             }
             Action::Settle => self.settle(),
+            Action::Probe => return self.probe(),
         }
         None
     }

@@ -242,7 +242,8 @@ fn fate(actions: &[Action]) -> Fate {
             | Action::HangUp(_)
             | Action::Acquire
             | Action::Release
-            | Action::Settle => {}
+            | Action::Settle
+            | Action::Probe => {}
         }
     }
     Fate::Taken

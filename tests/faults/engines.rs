@@ -54,6 +54,26 @@ fn fault_f05_a_frozen_engine_stalls_and_its_chunk_runs_elsewhere() {
 }
 
 #[test]
+fn fault_f05_an_engine_that_stalls_with_two_chunks_writes_a_token_before_it_gets_work() {
+    let Some(rig) = Rig::new(1) else { return };
+    // Two chunks stall, and the first probe as well: its prompt alone has a full stop.
+    let stalls = ["--fault", "stall@path=/api/chat*2", "--fault", "stall@path=/api/generate,prompt~.*1"];
+    let _double = rig.double(1, &[&["--tokens", "4", "--decode-us", "5000"], &stalls[..]].concat());
+    let _agent = rig.agent(1);
+    let mut job = short(&rig, &rig.prompts(6));
+    let (code, rows) = job.ends();
+    assert_eq!((code, rows.len()), (Some(0), 6), "{}", job.log());
+    let book = rig.book();
+    book.figures(6, &rig.witness(), &DEVICES[..1]).judge("F5 engine stalls twice");
+    let at = |kind: &str| book.of(kind).map(|line| line.at).collect::<Vec<_>>();
+    let probes: Vec<&str> = book.of("probe").map(|line| line.more.as_str()).collect();
+    assert_eq!(probes, ["fails", "works"]);
+    let (starts, works) = (at("exec_start"), at("probe")[1]);
+    assert_eq!(starts.iter().filter(|start| **start < works).count(), 2, "two stalled, then nothing ran");
+    assert!(starts.len() == 8 && rows.iter().all(|row| row["error"].is_null()), "{starts:?}");
+}
+
+#[test]
 fn fault_f09_an_engine_that_restarts_in_mid_stream_is_tried_again() {
     let Some(rig) = Rig::new(1) else { return };
     let _double =

@@ -55,8 +55,25 @@ pub enum Event {
         /// Settle before anything else starts.
         may_run: bool,
     },
+    /// The engine's stream ended without a result: both of these at once, so that what it says of the engine counts
+    /// before anything else starts. `may_run` where the request may still run there.
+    Broke {
+        /// Which attempt.
+        key: Key,
+        /// Settle before anything else starts.
+        may_run: bool,
+        /// Why there is no result.
+        failure: Failure,
+    },
     /// The attempt is over: its result is in the outbox, or this is why there is none.
     Finished(Key, Option<Failure>),
+    /// What `Probe` asked for has ended.
+    Probed {
+        /// The engine has written a token.
+        works: bool,
+        /// The request may still run there: settle before anything else starts.
+        may_run: bool,
+    },
     /// The outbox gave the result up after its time.
     Expired(Key),
     /// Take nothing new; says why.
@@ -107,7 +124,9 @@ impl Event {
             | Self::Settled
             | Self::NotStarted(..)
             | Self::Ended { .. }
+            | Self::Broke { .. }
             | Self::Finished(..)
+            | Self::Probed { .. }
             | Self::Expired(_)
             | Self::Drain(_)
             | Self::Tick { .. } => None,
@@ -143,4 +162,6 @@ pub enum Action {
     Release,
     /// Prove that nothing runs any more of what was hung up on or left behind.
     Settle,
+    /// Ask the engine for one token, with what failed last.
+    Probe,
 }

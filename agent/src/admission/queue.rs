@@ -107,6 +107,17 @@ impl Admission {
         }
     }
 
+    /// Refuses everything that has not started, as the engine's health says.
+    pub(super) fn refuse_queued(&mut self, actions: &mut Vec<Action>) {
+        for key in self.queued_keys() {
+            if let Some(refusal) = self.health.refusal() {
+                self.unqueue(key);
+                self.forget(key);
+                actions.push(Action::Refuse(key, refusal));
+            }
+        }
+    }
+
     pub(super) fn queued_keys(&self) -> Vec<Key> {
         self.queues.iter().flat_map(|(peer, queue)| queue.iter().map(|attempt| (*peer, *attempt))).collect()
     }

@@ -355,6 +355,7 @@ struct Observer {
     asked: bool,
     settling: bool,
     must_settle: bool,
+    probing: bool,
     at_engine: BTreeSet<Key>,
     ever_started: BTreeSet<Key>,
 }
@@ -366,6 +367,7 @@ impl Observer {
                 Action::Start { key, .. } => {
                     assert!(self.held, "{key:?} started without the locks");
                     assert!(!self.settling && !self.must_settle, "{key:?} started before settling");
+                    assert!(!self.probing, "{key:?} started before the probe's end");
                     assert!(self.ever_started.insert(*key), "{key:?} started twice");
                     self.at_engine.insert(*key);
                     assert!(self.at_engine.len() <= width, "more than the width");
@@ -375,12 +377,19 @@ impl Observer {
                     self.asked = true;
                 }
                 Action::Release => {
-                    assert!(self.at_engine.is_empty() && !self.settling && !self.must_settle);
+                    assert!(
+                        self.at_engine.is_empty() && !self.settling && !self.must_settle && !self.probing
+                    );
                     (self.held, self.asked) = (false, false);
                 }
                 Action::Settle => {
-                    assert!(self.held && !self.settling);
+                    assert!(self.held && !self.settling && !self.probing);
                     (self.settling, self.must_settle) = (true, false);
+                }
+                Action::Probe => {
+                    assert!(self.held && !self.settling && !self.must_settle && !self.probing);
+                    assert!(self.at_engine.is_empty(), "the probe would be one more than the width");
+                    self.probing = true;
                 }
                 Action::HangUp(key) => assert!(self.at_engine.contains(key)),
                 Action::Accept(..)
@@ -427,9 +436,17 @@ fn no_order_of_events_breaks_the_rules() {
                     None => continue,
                 },
                 6 => match checking.pop() {
-                    Some(key) => Event::Finished(key, None),
+                    Some(key) => {
+                        Event::Finished(key, (next(2) == 0).then(|| failure(Reason::RunnerCrash, "x")))
+                    }
                     None => continue,
                 },
+                7 | 9 if seen.probing => {
+                    seen.probing = false;
+                    let (works, may_run) = (next(2) == 0, next(3) == 0);
+                    seen.must_settle |= may_run;
+                    Event::Probed { works, may_run }
+                }
                 7 if seen.asked => {
                     (seen.held, seen.asked) = (true, false);
                     Event::LaneHeld { dirty: false }
@@ -515,4 +532,73 @@ fn what_the_policy_denies_is_refused_before_anything_else_and_not_kept() {
     let actions = admission.handle(order, at);
     assert_eq!(actions, [Action::Refuse(key(1, 9), Refusal::Denied(denial.text()))], "busy or not");
     assert!(!admission.knows(&key(1, 9)));
+}
+
+/// The attempt at the engine fails, of a chunk of its own number, and the lane is settled where it must be.
+fn fails(admission: &mut Admission, key: Key, reason: Reason, at: Instant) -> Vec<Action> {
+    admission.handle(Event::Broke { key, may_run: false, failure: failure(reason, "x") }, at)
+}
+
+fn of_chunk(chunk: u32) -> Key {
+    let (peer, attempt) = key(1, 1);
+    (peer, AttemptId { chunk: ChunkIndex(chunk), ..attempt })
+}
+
+#[test]
+fn an_engine_that_fails_with_two_chunks_in_a_row_gets_no_work_before_it_has_written_a_token() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(of_chunk(1), "m"), at);
+    let actions = fails(&mut admission, key(1, 1), Reason::Stalled, at);
+    assert_eq!(started(&actions), [of_chunk(1)], "one failure may be the chunk's fault");
+    admission.handle(run(of_chunk(2), "m"), at);
+    let actions = fails(&mut admission, of_chunk(1), Reason::RunnerCrash, at);
+    assert!(actions.contains(&Action::Probe) && started(&actions).is_empty(), "{actions:?}");
+    let busy = |key| Action::Refuse(key, Refusal::Busy { retry_ms: 1_000 });
+    assert!(actions.contains(&busy(of_chunk(2))), "what waited may run elsewhere");
+    assert_eq!(admission.handle(run(of_chunk(3), "m"), at), [busy(of_chunk(3))]);
+    admission.handle(Event::Probed { works: true, may_run: false }, at);
+    assert_eq!(started(&admission.handle(run(of_chunk(3), "m"), at)), [of_chunk(3)]);
+}
+
+#[test]
+fn a_chunk_that_fails_again_or_a_result_between_two_failures_says_nothing_of_the_engine() {
+    let (mut admission, at) = busy(1);
+    let again = (key(1, 1).0, AttemptId { no: 2, ..key(1, 1).1 });
+    admission.handle(run(again, "m"), at);
+    assert_eq!(started(&fails(&mut admission, key(1, 1), Reason::Stalled, at)), [again]);
+    admission.handle(run(of_chunk(2), "m"), at);
+    assert_eq!(started(&fails(&mut admission, again, Reason::Stalled, at)), [of_chunk(2)]);
+    end(&mut admission, of_chunk(2), at);
+    assert_eq!(started(&admission.handle(run(of_chunk(3), "m"), at)), [of_chunk(3)]);
+    admission.handle(run(of_chunk(4), "m"), at);
+    assert_eq!(started(&fails(&mut admission, of_chunk(3), Reason::EngineError, at)), [of_chunk(4)]);
+    let actions = fails(&mut admission, of_chunk(4), Reason::TooLong, at);
+    assert!(!actions.contains(&Action::Probe), "that is the chunk's fault: {actions:?}");
+}
+
+#[test]
+fn a_probe_that_fails_is_settled_and_made_again_when_somebody_has_work_and_then_said() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(of_chunk(1), "m"), at);
+    fails(&mut admission, key(1, 1), Reason::Stalled, at);
+    assert!(fails(&mut admission, of_chunk(1), Reason::Stalled, at).contains(&Action::Probe));
+    let mut at = at;
+    for failed in 1..=3 {
+        let actions = admission.handle(Event::Probed { works: false, may_run: true }, at);
+        assert!(actions.contains(&Action::Settle), "the probe may still run: {actions:?}");
+        admission.handle(Event::Settled, at);
+        // Nobody wants to know: the devices go back.
+        at += Duration::from_secs(60);
+        let tick = Event::Tick { someone_waits: false, displaced: false };
+        let actions = admission.handle(tick, at);
+        assert!(actions.contains(&Action::Release) && !actions.contains(&Action::Probe), "{actions:?}");
+        let actions = admission.handle(run(of_chunk(10 + failed), "m"), at);
+        assert!(actions.contains(&Action::Acquire), "{actions:?}");
+        let said = matches!(actions.first(), Some(Action::Refuse(_, Refusal::Draining(_))));
+        assert_eq!(said, failed == 3, "{failed}: {actions:?}");
+        let actions = admission.handle(Event::LaneHeld { dirty: false }, at);
+        assert!(actions.contains(&Action::Probe), "{failed}: {actions:?}");
+    }
+    admission.handle(Event::Probed { works: true, may_run: false }, at);
+    assert_eq!(started(&admission.handle(run(of_chunk(20), "m"), at)), [of_chunk(20)]);
 }

@@ -12,6 +12,7 @@ use crate::{
     admission::{Event, Key},
     clock::now,
     device_lock::{Held, SettleRecord},
+    ollama::Request,
 };
 
 impl Executor {
@@ -60,14 +61,19 @@ impl Executor {
     /// What the lock files hold of an attempt while it is at the engine.
     pub(super) fn record(&self, key: &Key) -> Option<SettleRecord> {
         let request = &self.attempts.get(key)?.request;
-        Some(SettleRecord {
+        Some(SettleRecord { attempt: record_name(key), ..self.record_of(request) })
+    }
+
+    /// The same of a request without a name.
+    pub(super) fn record_of(&self, request: &Request) -> SettleRecord {
+        SettleRecord {
             endpoint: self.ollama.base().to_string(),
             netns: self.netns,
             model: request.model.to_string(),
             options_hash: options_hash(&request.runner),
-            attempt: record_name(key),
+            attempt: String::new(),
             remaining_ms: u64::try_from(request.limits.deadline.as_millis()).unwrap_or(u64::MAX),
-        })
+        }
     }
 
     pub(super) fn clear(&self, key: &Key) {

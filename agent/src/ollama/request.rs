@@ -165,6 +165,35 @@ impl Request {
 }
 
 impl Request {
+    /// The least by which the same model, with the same options, shows that it works: one token, or one vector. `None`
+    /// where the body is no object, which none is that was checked.
+    #[must_use]
+    pub fn probe(&self) -> Option<Self> {
+        const KEPT: [&str; 7] = ["model", "stream", "truncate", "shift", "think", "keep_alive", "options"];
+        let mut body: Map<String, Value> = serde_json::from_slice(&self.body).ok()?;
+        body.retain(|field, _| KEPT.contains(&field.as_str()));
+        let (endpoint, prompt, inputs) = match self.endpoint {
+            Endpoint::Embed => (Endpoint::Embed, "input", 1),
+            Endpoint::Chat | Endpoint::Generate => (Endpoint::Generate, "prompt", 0),
+        };
+        body.insert(prompt.to_owned(), ".".into());
+        if let (Endpoint::Generate, Some(Value::Object(options))) = (endpoint, body.get_mut("options")) {
+            options.insert("num_predict".to_owned(), 1.into());
+        }
+        let limits = Limits { deadline: self.limits.first_line + self.limits.idle, ..self.limits };
+        Some(Self {
+            endpoint,
+            body: serde_json::to_vec(&body).ok()?.into(),
+            limits,
+            num_predict: u64::from(endpoint == Endpoint::Generate),
+            images: false,
+            prompt_bytes: 1,
+            inputs,
+            dimensions: None,
+            ..self.clone()
+        })
+    }
+
     /// What it asks of the install, for the policy.
     #[must_use]
     pub fn asks(&self) -> Asks<'_> {
@@ -369,6 +398,24 @@ pub(crate) mod tests {
         let mut body = chat();
         body["messages"][0]["Images"] = json!(["AAAA"]);
         assert_eq!(reason(Endpoint::Chat, &body), Some(Reason::BadRequest));
+    }
+
+    #[test]
+    fn a_probe_is_one_token_or_one_vector_of_the_same_runner() {
+        let embed = json!({"model": "tiny", "input": ["a", "b"], "truncate": false, "keep_alive": 300,
+            "options": {"num_ctx": 256}});
+        for (endpoint, body) in [(Endpoint::Chat, chat()), (Endpoint::Embed, embed)] {
+            let request = Request::check(run(endpoint, &body, 1), false).unwrap();
+            let probe = request.probe().unwrap();
+            let probed: Value = serde_json::from_slice(&probe.body).unwrap();
+            let order =
+                Run { body: Blob::new(probe.body.to_vec()).unwrap(), ..run(probe.endpoint, &body, 1) };
+            let read = Request::check(order, false).unwrap();
+            assert_eq!((read.runner, read.inputs), (request.runner.clone(), probe.inputs));
+            assert!(probed["messages"].is_null(), "nothing of the prompt is sent again: {probed}");
+            assert_eq!(probed["options"]["num_ctx"], 256);
+            assert!(endpoint == Endpoint::Embed || probed["options"]["num_predict"] == 1);
+        }
     }
 
     #[test]

@@ -113,6 +113,10 @@ impl World {
             }
             Order::Acquire => return Some(self.acquire(install)),
             Order::Release => self.release(install),
+            Order::Probe => {
+                let works = self.installs[install].ill.is_none();
+                self.own(install, Duration::from_millis(50), Arrived::Probed { works, may_run: false });
+            }
             Order::Settle => {
                 let left: Vec<(usize, Key)> = self.left_behind(install).collect();
                 let idle = left.iter().map(|(of, _)| self.installs[*of].idle_at).max().unwrap_or_default();
@@ -229,12 +233,14 @@ impl World {
         if !may_run {
             self.records.remove(&(install, key));
         }
-        self.own(install, Duration::ZERO, Arrived::Ended { key, may_run });
-        let checking = if fails.is_none() { self.random.ms(0, 200) } else { Duration::ZERO };
-        if fails.is_none() {
-            self.installs[install].outbox.insert(key);
+        if let Some(failure) = fails.map(failure) {
+            self.own(install, Duration::ZERO, Arrived::Broke { key, may_run, failure });
+            return;
         }
-        self.own(install, checking, Arrived::Finished(key, fails.map(failure)));
+        self.own(install, Duration::ZERO, Arrived::Ended { key, may_run });
+        let checking = self.random.ms(0, 200);
+        self.installs[install].outbox.insert(key);
+        self.own(install, checking, Arrived::Finished(key, None));
     }
 
     /// Two installs want a device whose lock both see.
