@@ -229,6 +229,7 @@ impl World {
             models: models.clone(),
             largest: Largest::default(),
             warm: BTreeSet::new(),
+            loads: BTreeMap::new(),
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),
         };

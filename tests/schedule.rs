@@ -35,6 +35,7 @@ fn roster(devices: &[BTreeSet<u8>], widths: &[usize]) -> Vec<Install> {
             models: BTreeSet::from([ModelIndex(0)]),
             largest: Largest::default(),
             warm: BTreeSet::new(),
+            loads: BTreeMap::new(),
             rivals: (0..devices.len()).filter(|other| shares(n, *other)).map(agent).collect(),
             unguarded: (0..devices.len()).filter(|other| shares(n, *other)).map(agent).collect(),
         })

@@ -10,6 +10,7 @@ mod pin;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -121,11 +122,22 @@ pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
                 answer: inventory.permit.num_predict,
             }),
             warm: having(true),
+            loads: (0..)
+                .map(ModelIndex)
+                .zip(models)
+                .filter_map(|(index, pinned)| Some((index, load_time(find(install, pinned)?.size))))
+                .collect(),
             rivals: install.rivals.clone(),
             unguarded: unguarded(view, install),
         }
     })
     .collect()
+}
+
+/// How long a model of so many bytes may take to load where nobody has seen it: at a gigabyte a second, which disks that
+/// engines are used with reach, and behind the quarter of a second that Ollama looks in (`ollama-api.md` §6).
+fn load_time(bytes: u64) -> Duration {
+    Duration::from_millis(250) + Duration::from_nanos(bytes)
 }
 
 /// The rivals that no kernel lock keeps apart from it: only this coordinator does.

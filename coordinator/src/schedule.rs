@@ -87,6 +87,8 @@ pub struct Install {
     pub largest: Largest,
     /// The models of the job that are loaded, which saves a load.
     pub warm: BTreeSet<ModelIndex>,
+    /// How long loading a model may take, by its size; what was seen of loads counts more.
+    pub loads: BTreeMap<ModelIndex, Duration>,
     /// The installs that share a device with it, itself not included. Symmetric over a roster.
     pub rivals: BTreeSet<AgentId>,
     /// Those rivals that no kernel lock keeps from it, because they cannot see one file.

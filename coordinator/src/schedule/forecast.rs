@@ -23,7 +23,7 @@ const RATE_LASTS: Duration = Duration::from_millis(100);
 /// last chunk to the other.
 const SAME: f64 = 0.01;
 
-/// Seconds to load a model where no load was ever seen: a few GB from a disk.
+/// Seconds to load a model where no load was ever seen and its size is not known: a few GB from a disk.
 const LOAD_S: f64 = 3.0;
 
 /// An attempt as an install will get to it; in seconds from now.
@@ -112,7 +112,8 @@ impl Schedule {
         Some(pace.seconds(self.sizes.expected(work)))
     }
 
-    /// Seconds until the model can be used for this kind: 0 where it is loaded for it.
+    /// Seconds until the model can be used for this kind: 0 where it is loaded for it; else as its loads took here, or
+    /// elsewhere, or as its size lets expect.
     pub(super) fn load_seconds(&self, install: &Install, kind: Kind) -> f64 {
         let loaded = match self.standing.get(&install.agent).and_then(|standing| standing.kind) {
             Some(last) => last == kind,
@@ -123,7 +124,8 @@ impl Schedule {
         }
         let seen = |pace: &Pace| (pace.load_s > 0.0).then_some(pace.load_s);
         let own = self.paces.get(&(install.agent, kind.model)).and_then(seen);
-        own.or_else(|| self.typical.get(&kind.model).and_then(seen)).unwrap_or(LOAD_S)
+        let by_size = || install.loads.get(&kind.model).map(Duration::as_secs_f64);
+        own.or_else(|| self.typical.get(&kind.model).and_then(seen)).or_else(by_size).unwrap_or(LOAD_S)
     }
 
     /// What an install holds, in the order in which it gets to it.
@@ -210,5 +212,49 @@ impl Schedule {
     fn usual(&self, like: Work) -> Work {
         let waiting = self.waiting.total();
         if waiting.chunks == 0 { like } else { waiting.mean(&like) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use tropa_proto::id::{Incarnation, JobId, MachineId};
+
+    use super::{
+        super::{Action, Event, Largest, ModelIndex},
+        *,
+    };
+
+    /// How many of three chunks of a second go at first to a machine whose model is not loaded and so large.
+    fn given_to_the_cold(load: Option<Duration>) -> usize {
+        let model = ModelIndex(0);
+        let install = |n: u8| Install {
+            agent: AgentId([n; 32]),
+            incarnation: Incarnation(1),
+            machine: MachineId(AgentId([n; 32])),
+            width: 1,
+            models: [model].into(),
+            largest: Largest::default(),
+            warm: if n == 1 { [model].into() } else { BTreeSet::new() },
+            loads: load.map(|load| (model, load)).into_iter().collect::<BTreeMap<_, _>>(),
+            rivals: BTreeSet::new(),
+            unguarded: BTreeSet::new(),
+        };
+        let mut schedule = Schedule::new(JobId([7; 16]), vec![model; 3]);
+        for n in [1, 2] {
+            let pace = Pace { chunk_s: 1.0, samples: 1, ..Pace::default() };
+            schedule.handle(Event::Remembered(AgentId([n; 32]), model, pace, None), Duration::ZERO);
+        }
+        let actions = schedule.handle(Event::Roster(vec![install(1), install(2)]), Duration::ZERO);
+        let cold = |action: &&Action| matches!(action, Action::Record(_, agent, _) if agent.0 == [2; 32]);
+        actions.iter().filter(cold).count()
+    }
+
+    #[test]
+    fn a_small_model_is_loaded_for_a_short_job_and_a_large_one_is_not() {
+        assert!(given_to_the_cold(Some(Duration::from_millis(400))) > 0);
+        assert_eq!(given_to_the_cold(Some(Duration::from_secs(40))), 0);
+        assert_eq!(given_to_the_cold(None), 0, "not knowing is no reason to load");
     }
 }

@@ -206,6 +206,7 @@ mod tests {
             models: [ModelIndex(0)].into(),
             largest: Largest::default(),
             warm: BTreeSet::new(),
+            loads: BTreeMap::new(),
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),
         }

@@ -1,7 +1,7 @@
 //! The pure parts: a roster of made-up agents, and the scheduler with as many installs.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     hint::black_box,
     time::{Duration, Instant},
 };
@@ -141,6 +141,7 @@ fn install(at: u32, each: u32, agents: u32) -> Install {
         models: BTreeSet::from([ModelIndex(0)]),
         largest: Largest::default(),
         warm: BTreeSet::from([ModelIndex(0)]),
+        loads: BTreeMap::new(),
         unguarded: BTreeSet::new(),
         rivals,
     }

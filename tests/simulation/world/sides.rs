@@ -1,6 +1,9 @@
 //! What a coordinator does: its scheduler, its disk, its connections and streams, as `run.rs` has them.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tropa_agent::admission::Key;
 use tropa_coordinator::{
@@ -112,6 +115,7 @@ impl World {
                 models,
                 largest: Default::default(),
                 warm: BTreeSet::new(),
+                loads: BTreeMap::new(),
                 unguarded: apart.map(agent).collect(),
                 rivals: rivals.iter().copied().map(agent).collect(),
             }
