@@ -156,7 +156,7 @@ async fn join(world: &World, seed: SocketAddr, count: u32) -> Result<Joining> {
             seen.ready_s.get_or_insert(now);
         }
     }
-    ensure!(seen.known > 0, "no agent was heard");
+    ensure!(seen.known > 0, "no agent was heard: {:?}", members.failures());
     seen.least_known = least_known(&mut members).await?;
     members.leave().await;
     Ok(seen)
