@@ -124,7 +124,8 @@ fn fault_f10_no_failure_of_the_engine_becomes_content() {
     assert_eq!(commits, modes.len(), "only the fine ones are content");
     for ((mode, class), row) in modes.iter().zip(rows.iter().step_by(2)) {
         assert!(row["text"].is_null() && !row["error"].is_null(), "{mode}: {row}");
-        let found = classes(row);
+        // An agent that had no place refused: nothing ran, so nothing was classified.
+        let found: Vec<&str> = classes(row).into_iter().filter(|found| *found != "busy").collect();
         assert!(!found.is_empty() && found.iter().all(|found| found == class), "{mode} is {class}: {row}");
     }
 }
