@@ -88,6 +88,10 @@ pub struct Admission {
     queues: BTreeMap<AgentId, VecDeque<AttemptId>>,
     running: BTreeSet<Key>,
     checking: usize,
+    /// Attempts that need all devices of the install, since nobody knows where their models will be loaded.
+    unplaced: BTreeSet<Key>,
+    /// The lane was asked for, or is held, with all devices of the install.
+    all_devices: bool,
     lane: Lane,
     /// Something has to be settled as soon as the lane is not settling already.
     unsettled: bool,
@@ -113,6 +117,8 @@ impl Admission {
             queues: BTreeMap::new(),
             running: BTreeSet::new(),
             checking: 0,
+            unplaced: BTreeSet::new(),
+            all_devices: false,
             lane: Lane::Free,
             unsettled: false,
             health: Health::default(),
@@ -127,6 +133,18 @@ impl Admission {
     #[must_use]
     pub fn with_turns_of(self, turn_lasts: Duration) -> Self {
         Self { turn_lasts, ..self }
+    }
+
+    /// Says which attempts need all devices of the install instead of those of what is loaded: their models are not
+    /// loaded, and may be loaded anywhere. Without this call all are content with the lane as it is taken.
+    pub fn place(&mut self, unplaced: BTreeSet<Key>) {
+        self.unplaced = unplaced;
+    }
+
+    /// Says whether the lane that is asked for or held takes all devices of the install.
+    #[must_use]
+    pub fn takes_all(&self) -> bool {
+        self.all_devices
     }
 
     /// Gives how many attempts are at the engine.
@@ -272,6 +290,7 @@ impl Admission {
                 self.give_back(&why, &mut actions);
                 self.draining = Some(why);
             }
+            Event::Placed { someone_waits } => self.placed(someone_waits),
             Event::Tick { someone_waits, displaced } => self.tick(someone_waits, displaced, now),
         }
         self.drop_orphaned(now, &mut actions);

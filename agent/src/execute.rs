@@ -173,6 +173,7 @@ impl Executor {
     fn handle(&mut self, events: impl IntoIterator<Item = Event>) {
         let mut events: VecDeque<Event> = events.into_iter().collect();
         while let Some(event) = events.pop_front() {
+            self.admission.place(self.unplaced());
             for action in self.admission.handle(event, now()) {
                 events.extend(self.perform(action));
             }
@@ -245,7 +246,11 @@ impl Executor {
                 self.beats.attach(peer, job, reports, now());
             }
             Order::Drain(why) => self.handle([Event::Drain(why)]),
-            Order::Occupy(devices) => self.settings.devices = devices,
+            Order::Occupy(devices) => {
+                self.settings.devices = *devices;
+                let someone_waits = self.held.as_ref().is_some_and(Held::someone_waits);
+                self.handle([Event::Placed { someone_waits }]);
+            }
         }
     }
 

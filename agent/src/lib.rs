@@ -14,6 +14,7 @@ pub mod execute;
 mod joining;
 mod live_test;
 pub mod machine;
+pub mod occupation;
 pub mod ollama;
 pub mod outbox;
 pub mod policy;
@@ -215,8 +216,8 @@ impl Agent {
             memory: config.memory,
         };
         let (mesh, events) = joining.join(&state).await?;
-        let devices = stock.devices();
-        let locks = open_locks(&config, &devices, &config.label);
+        let devices = stock.occupation();
+        let locks = open_locks(&config, &devices.anywhere, &config.label);
         let settings = execute::Settings { incarnation, width: config.width, locks: locks.clone(), devices };
         let (executor, orders) = Executor::new(settings, ollama);
         let stop = CancellationToken::new();
@@ -307,7 +308,7 @@ impl Agent {
                     next_announcement = now();
                     self.look_at_machine()?;
                     // An executor that has ended has nothing to occupy.
-                    let _ = self.orders.occupy(self.stock.devices()).await;
+                    let _ = self.orders.occupy(self.stock.occupation()).await;
                 },
                 Ok(()) = self.load.changed() => {
                     let at_work = self.load.borrow_and_update().running > 0;

@@ -4,7 +4,7 @@
 //! else only while it is idle: an agent must cost next to nothing beside an engine that works.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -17,16 +17,16 @@ use tokio::{
 };
 use tropa_proto::{
     bounded::Text,
-    evidence::{Facts, Key, Salt},
-    message::{Description, EngineState, Inventory, Loaded},
+    evidence::{Facts, Key, LaneClaim, Salt},
+    message::{Description, EngineState, Inventory},
     roster::Hashes,
 };
 
 use crate::{
     Config,
     clock::now,
-    device_lock::{DeviceName, Occupies, occupied},
     evidence::{self, BootClock, LaneSpec, Options, Privileged, Root, Shown, VramWatch},
+    occupation::{Occupation, all_loaded},
     ollama::{ClientError, Ollama},
     runtime_dir::RuntimePlaces,
 };
@@ -50,12 +50,21 @@ pub(crate) struct Stock {
     reading: Reading,
     ollama: Arc<Ollama>,
     facts: Facts,
+    /// Where a model that is not loaded may go.
+    anywhere: LaneClaim,
     description: Description,
     hashes: Hashes,
     due: Instant,
     evidence_due: Instant,
     busy: bool,
-    taking: Option<JoinHandle<(Option<Facts>, Inventory)>>,
+    taking: Option<JoinHandle<(Option<Read>, Inventory)>>,
+}
+
+/// What a reading of the hardware gives.
+#[derive(Debug)]
+struct Read {
+    facts: Facts,
+    anywhere: LaneClaim,
 }
 
 /// What it takes to read the evidence.
@@ -78,7 +87,7 @@ impl Stock {
     pub(crate) async fn take(config: &Config, ollama: Arc<Ollama>) -> Self {
         let reading = Reading::new(config);
         let inventory = ollama.inventory().await;
-        let facts = reading.clone().read(&inventory, false).await;
+        let Read { facts, anywhere } = reading.clone().read(&inventory, false).await;
         let description =
             Description { evidence: facts.keyed(&reading.key), inventory, denied: Text::default() };
         let mut stock = Self {
@@ -86,6 +95,7 @@ impl Stock {
             reading,
             ollama,
             facts,
+            anywhere,
             description,
             due: now() + EVERY,
             evidence_due: now() + EVIDENCE_EVERY,
@@ -106,9 +116,9 @@ impl Stock {
         &self.facts
     }
 
-    /// The devices that an attempt occupies as the loaded models lie in memory now.
-    pub(crate) fn devices(&self) -> BTreeSet<DeviceName> {
-        occupied(&self.facts, Occupies::of(all_loaded(&self.description.inventory)))
+    /// The devices that attempts occupy as the loaded models lie in memory now.
+    pub(crate) fn occupation(&self) -> Occupation {
+        Occupation::new(&self.facts, &self.anywhere, &self.description.inventory)
     }
 
     /// The hashes of evidence and inventory, for announcements.
@@ -131,14 +141,15 @@ impl Stock {
         let Some(taking) = &mut self.taking else { return false };
         let taken = taking.await;
         self.taking = None;
-        let Ok((facts, inventory)) = taken else {
+        let Ok((read, inventory)) = taken else {
             // A reader panicked, which is a bug of ours that was printed; what is known stays.
             self.schedule();
             return false;
         };
-        if let Some(facts) = facts {
+        if let Some(Read { facts, anywhere }) = read {
             self.description.evidence = facts.keyed(&self.reading.key);
             self.facts = facts;
+            self.anywhere = anywhere;
             self.evidence_due = now() + EVIDENCE_EVERY;
         }
         self.description.inventory = inventory;
@@ -147,14 +158,14 @@ impl Stock {
         std::mem::replace(&mut self.hashes, hashes) != hashes
     }
 
-    fn begin(&self) -> JoinHandle<(Option<Facts>, Inventory)> {
+    fn begin(&self) -> JoinHandle<(Option<Read>, Inventory)> {
         let (ollama, reading) = (Arc::clone(&self.ollama), self.reading.clone());
         let busy = self.busy;
         let evidence = !self.facts.gpus.is_empty() || self.evidence_due <= now();
         tokio::spawn(async move {
             let inventory = ollama.inventory().await;
-            let facts = if evidence { Some(reading.read(&inventory, busy).await) } else { None };
-            (facts, inventory)
+            let read = if evidence { Some(reading.read(&inventory, busy).await) } else { None };
+            (read, inventory)
         })
     }
 
@@ -205,7 +216,7 @@ impl Reading {
     }
 
     /// Reads what this user may read, and takes over from root what it may not.
-    fn facts(&self, options: &Options) -> Facts {
+    fn hardware(&self, options: &Options) -> Read {
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut facts = evidence::read(&self.root, options, &mut watch);
         drop(watch);
@@ -218,28 +229,18 @@ impl Reading {
                 }
             }
         }
-        facts
+        Read { anywhere: evidence::read_lane_of_another(&self.root, &facts, options), facts }
     }
 
     /// Reads in a thread of its own: it opens files and may load a library.
-    async fn read(self, inventory: &Inventory, busy: bool) -> Facts {
+    async fn read(self, inventory: &Inventory, busy: bool) -> Read {
         let options = self.options(inventory, busy);
-        let read = tokio::task::spawn_blocking(move || self.facts(&options)).await;
+        let read = tokio::task::spawn_blocking(move || self.hardware(&options)).await;
         match read {
-            Ok(facts) => facts,
+            Ok(read) => read,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
-}
-
-/// How all loaded models together lie in memory; none while nothing is loaded.
-fn all_loaded(inventory: &Inventory) -> Option<Loaded> {
-    let loaded = inventory.models.iter().filter_map(|model| model.loaded);
-    loaded.reduce(|one, other| Loaded {
-        size: one.size.saturating_add(other.size),
-        size_vram: one.size_vram.saturating_add(other.size_vram),
-        context: one.context.max(other.context),
-    })
 }
 
 /// Writes what only root can read for the agents of this machine; gives the file.
@@ -264,7 +265,7 @@ pub(crate) async fn show(config: &Config, raw: bool, json: bool) -> Result<Strin
     let reading = Reading::new(config);
     let inventory = Ollama::with_policy(config.ollama.clone(), config.policy.clone())?.inventory().await;
     let options = reading.options(&inventory, false);
-    let facts = reading.clone().read(&inventory, false).await;
+    let Read { facts, .. } = reading.clone().read(&inventory, false).await;
     let published = facts.keyed(&reading.key);
     let epoch = BootClock::of(&reading.root).sample();
     let log = evidence::read_server_log(&reading.root, &options);

@@ -78,6 +78,11 @@ pub enum Event {
     Expired(Key),
     /// Take nothing new; says why.
     Drain(String),
+    /// What is loaded has changed, and with it what attempts need ([`super::Admission::place`]).
+    Placed {
+        /// Somebody waits for the devices that we hold.
+        someone_waits: bool,
+    },
     /// Time has passed.
     Tick {
         /// Somebody waits for the devices that we hold.
@@ -129,6 +134,7 @@ impl Event {
             | Self::Probed { .. }
             | Self::Expired(_)
             | Self::Drain(_)
+            | Self::Placed { .. }
             | Self::Tick { .. } => None,
         }
     }

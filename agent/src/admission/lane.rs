@@ -6,7 +6,10 @@ use tropa_proto::{
     proof::{Bug, planted},
 };
 
-use super::{Action, Admission, LINGER, LOOK, MAX_CHECKING, state::Lane};
+use super::{
+    Action, Admission, Key, LINGER, LOOK, MAX_CHECKING,
+    state::{Lane, State},
+};
 
 impl Admission {
     pub(super) fn lane_deadline(&self) -> Option<Instant> {
@@ -26,6 +29,23 @@ impl Admission {
         }
     }
 
+    /// What is loaded has changed: devices that were kept from others until a model had its place go back.
+    pub(super) fn placed(&mut self, someone_waits: bool) {
+        if let Lane::Held { since, .. } = self.lane
+            && someone_waits
+            && self.all_devices
+            && !self.needs_all()
+        {
+            self.lane = Lane::Yielding { since };
+        }
+    }
+
+    /// Says whether something that waits or runs may be on any device of the install.
+    fn needs_all(&self) -> bool {
+        let open = |key: &Key| matches!(self.known.get(key), Some(State::Queued(_) | State::Running { .. }));
+        self.unplaced.iter().any(open)
+    }
+
     /// Starts what may start, and asks for, settles or gives back the lane as that needs.
     pub(super) fn move_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.unsettled &= !planted(Bug::NoSettling);
@@ -41,6 +61,14 @@ impl Admission {
         if matches!(self.lane, Lane::Held { .. }) && self.health.is_well() {
             while self.running.len() < self.width && self.checking < MAX_CHECKING {
                 let Some(key) = self.choose(now) else { break };
+                if self.unplaced.contains(&key)
+                    && !self.all_devices
+                    && let Lane::Held { since, .. } = self.lane
+                {
+                    // Locks are taken all at once and in one order: what is held goes back first.
+                    self.lane = Lane::Yielding { since };
+                    break;
+                }
                 self.start(key, now, actions);
             }
         }
@@ -74,6 +102,8 @@ impl Admission {
         }
         if self.lane == Lane::Free && wanted {
             self.lane = Lane::Asked { holder: None };
+            // A probe may load its model anywhere too.
+            self.all_devices = self.needs_all() || probes;
             self.mark_waiting(now);
             actions.push(Action::Acquire);
         }

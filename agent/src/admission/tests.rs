@@ -45,6 +45,29 @@ fn end(admission: &mut Admission, key: Key, at: Instant) -> Vec<Action> {
 }
 
 #[test]
+fn what_may_be_loaded_anywhere_takes_all_devices_of_the_install_and_gives_them_back() {
+    let (mut admission, at) = busy(1);
+    assert!(!admission.takes_all());
+    admission.place(BTreeSet::from([key(1, 2)]));
+    admission.handle(run(key(1, 2), "other"), at);
+    let actions = end(&mut admission, key(1, 1), at);
+    let place = |action: &Action| actions.iter().position(|found| found == action);
+    assert!(started(&actions).is_empty(), "not with the devices of the first");
+    assert!(place(&Action::Release) < place(&Action::Acquire) && place(&Action::Release).is_some());
+    assert!(admission.takes_all());
+    assert_eq!(started(&admission.handle(Event::LaneHeld { dirty: false }, at)), [key(1, 2)]);
+    admission.handle(run(key(1, 3), "other"), at);
+    assert_eq!(admission.handle(Event::Placed { someone_waits: true }, at), [], "it is not loaded yet");
+    admission.place(BTreeSet::new());
+    assert_eq!(admission.handle(Event::Placed { someone_waits: false }, at), [], "nobody else wants them");
+    admission.handle(Event::Placed { someone_waits: true }, at);
+    let actions = end(&mut admission, key(1, 2), at);
+    assert!(started(&actions).is_empty() && actions.contains(&Action::Acquire), "{actions:?}");
+    assert!(!admission.takes_all());
+    assert_eq!(started(&admission.handle(Event::LaneHeld { dirty: false }, at)), [key(1, 3)]);
+}
+
+#[test]
 fn one_next_attempt_for_each_coordinator_lies_ready_and_a_second_is_refused() {
     let (mut admission, at) = busy(1);
     for peer in [1, 2] {

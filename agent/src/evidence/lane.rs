@@ -172,13 +172,36 @@ pub fn claim(root: &Root, facts: &Facts, wsl: bool, clues: &Clues<'_>) -> LaneCl
             (None, found) => Some((found?, Attribution::DrmFd)),
         }
     });
-    let climbed = climbed
-        .or_else(|| Some((by_log(root, server, facts, clues)?, Attribution::ServerLog)))
-        .or_else(|| Some((by_environment(&server?.environment, &facts.gpus)?, Attribution::Environment)));
+    let climbed = climbed.or_else(|| lasting(root, server, facts, clues));
     let stepped = clues.stepped.filter(|places| !places.is_empty());
     let climbed = climbed.or_else(|| Some((stepped?.clone(), Attribution::VramStep)));
     let (gpus, method) = climbed.unwrap_or_else(|| (all(&facts.gpus), Attribution::Everything));
     LaneClaim { dram: gpus.is_empty() || !on_gpu, gpus: list(gpus), numa_nodes: list(numa_nodes), method }
+}
+
+/// Decides which devices the install may load a model on that is not loaded: what its processes hold now says nothing
+/// of that.
+#[must_use]
+pub fn claim_of_another(root: &Root, facts: &Facts, clues: &Clues<'_>) -> LaneClaim {
+    if let Some(Ok(claim)) = clues.named.map(|named| named.resolve(&facts.gpus)) {
+        return claim;
+    }
+    let server = clues.port.and_then(|port| process::server(root, port));
+    let lasting = lasting(root, server.as_ref(), facts, clues);
+    let (gpus, method) = lasting.unwrap_or_else(|| (all(&facts.gpus), Attribution::Everything));
+    LaneClaim { dram: true, gpus: list(gpus), numa_nodes: facts.lane.numa_nodes.clone(), method }
+}
+
+/// What holds for all that the server will ever load.
+fn lasting(
+    root: &Root,
+    server: Option<&Server>,
+    facts: &Facts,
+    clues: &Clues<'_>,
+) -> Option<(BTreeSet<u16>, Attribution)> {
+    by_log(root, server, facts, clues)
+        .map(|gpus| (gpus, Attribution::ServerLog))
+        .or_else(|| Some((by_environment(&server?.environment, &facts.gpus)?, Attribution::Environment)))
 }
 
 /// Finds the runner on NVIDIA's cards. The driver may speak of the host's process ids inside a container, so a

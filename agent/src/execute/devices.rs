@@ -20,7 +20,9 @@ impl Executor {
         let locks = self.settings.locks.clone().filter(|_| !planted(Bug::NoKernelLock));
         let Some(locks) = locks else { return Some(Event::LaneHeld { dirty: false }) };
         self.acquired += 1;
-        let (number, devices) = (self.acquired, self.settings.devices.clone());
+        let occupation = &self.settings.devices;
+        let devices = if self.admission.takes_all() { &occupation.anywhere } else { &occupation.loaded };
+        let (number, devices) = (self.acquired, devices.clone());
         let blocked = self.blocked.0.clone();
         self.acquiring = Some(self.tasks.spawn(async move {
             // A name that finds no room is lost; another follows, or the lock.
@@ -30,6 +32,13 @@ impl Executor {
             End::Lane(number, locks.acquire(&devices, on_blocked).await)
         }));
         None
+    }
+
+    /// The attempts whose models are not loaded, so that they may go to any device of the install.
+    pub(super) fn unplaced(&self) -> BTreeSet<Key> {
+        let open = self.attempts.iter();
+        let unplaced = open.filter(|(_, attempt)| !self.settings.devices.is_placed(&attempt.request));
+        unplaced.map(|(key, _)| *key).collect()
     }
 
     pub(super) fn settle(&mut self) {

@@ -10,7 +10,8 @@ use tropa_proto::{
 
 use crate::{
     admission::{Key, Unfit},
-    device_lock::{DeviceLocks, DeviceName},
+    device_lock::DeviceLocks,
+    occupation::Occupation,
     ollama::Request,
     policy::Policy,
 };
@@ -27,8 +28,8 @@ pub struct Settings {
     pub width: u16,
     /// The locks of this agent's devices; `None` where there is no directory for them.
     pub locks: Option<Arc<DeviceLocks>>,
-    /// The devices that an attempt occupies.
-    pub devices: BTreeSet<DeviceName>,
+    /// The devices that attempts occupy.
+    pub devices: Occupation,
 }
 
 impl Settings {
@@ -87,7 +88,7 @@ pub(super) enum Order {
     Renew(AgentId, JobId),
     Reattach(AgentId, JobId, mpsc::Sender<FromAgent>),
     Drain(String),
-    Occupy(BTreeSet<DeviceName>),
+    Occupy(Box<Occupation>),
 }
 
 #[derive(Debug)]
@@ -210,8 +211,8 @@ impl Orders {
     ///
     /// # Errors
     /// When the executor has ended.
-    pub async fn occupy(&self, devices: BTreeSet<DeviceName>) -> Result<(), Ended> {
-        self.send(Order::Occupy(devices)).await
+    pub async fn occupy(&self, devices: Occupation) -> Result<(), Ended> {
+        self.send(Order::Occupy(Box::new(devices))).await
     }
 
     /// Gives the present load, which also tells when it changes.

@@ -17,6 +17,7 @@ use tropa_proto::{
 
 use super::*;
 use crate::device_lock::{DeviceLocks, DeviceName};
+use crate::occupation::Occupation;
 use crate::ollama::{
     raw_server::{Play, Server, end, json as whole, line, ndjson},
     sample::{chat, run},
@@ -73,7 +74,7 @@ impl Install {
     async fn executor(&self, width: u16, locks: Option<Arc<DeviceLocks>>) -> (Orders, [u8; 32]) {
         let ollama = Arc::new(Ollama::new(self.server.url()).unwrap());
         let fingerprint = ollama.pin("tiny:latest").await.unwrap();
-        let devices = BTreeSet::from([DeviceName::Dram]);
+        let devices = Occupation::always(BTreeSet::from([DeviceName::Dram]));
         let settings = Settings { incarnation: Incarnation(7), width, locks, devices };
         let (executor, orders) = Executor::new(settings, ollama);
         tokio::spawn(executor.run(CancellationToken::new()));
@@ -337,6 +338,31 @@ async fn two_installs_on_one_device_never_work_at_the_same_time() {
 }
 
 #[tokio::test]
+async fn a_model_that_is_not_loaded_waits_for_every_device_that_it_may_go_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = (Install::start().await, Install::start().await);
+    let (orders_a, fingerprint) = a.executor(1, Some(locks(directory.path(), "on the processors"))).await;
+    let (orders_b, _) = b.executor(1, Some(locks(directory.path(), "on a GPU"))).await;
+    // What B has loaded lies on its GPU; what it loads next may lie in the memory of the processors too.
+    let gpu = DeviceName::Gpu("gpu-1".into());
+    let mut occupation = Occupation::always(BTreeSet::from([DeviceName::Dram, gpu.clone()]));
+    occupation.loaded = BTreeSet::from([gpu]);
+    orders_b.occupy(occupation).await.unwrap();
+    let mut one = Stream::new(1, "one", fingerprint);
+    one.send(&orders_a).await;
+    one.until(&Place::Running).await;
+    let mut two = Stream::new(2, "two", fingerprint);
+    two.send(&orders_b).await;
+    while !matches!(two.next().await, FromAgent::Accepted(_, Place::Waiting(_))) {}
+    assert_eq!(b.chats(), 0);
+    a.gate.add_permits(1);
+    one.result().await;
+    two.until(&Place::Running).await;
+    b.gate.add_permits(1);
+    two.result().await;
+}
+
+#[tokio::test]
 async fn what_a_dead_agent_left_at_the_engine_is_settled_by_the_next() {
     let directory = tempfile::tempdir().unwrap();
     let install = Install::start().await;
@@ -347,7 +373,7 @@ async fn what_a_dead_agent_left_at_the_engine_is_settled_by_the_next() {
         incarnation: Incarnation(7),
         width: 1,
         locks: Some(locks(directory.path(), "x")),
-        devices,
+        devices: Occupation::always(devices),
     };
     let (executor, orders) = Executor::new(settings, ollama);
     let first_life = tokio::spawn(executor.run(CancellationToken::new()));

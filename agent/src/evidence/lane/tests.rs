@@ -7,7 +7,7 @@ use super::{
         Options, Root, VramWatch,
         files::tests::tree,
         nvidia::{Library, Slice},
-        read_with,
+        read_lane_of_another, read_with,
     },
     *,
 };
@@ -82,6 +82,26 @@ fn the_runner_is_found_on_its_gpu() {
     assert_eq!(claim(&root, cards(), Some((9 * GIB, 5 * GIB))), (vec![1], true, Attribution::Process));
     let both = vec![nvidia(1, runner(51)), nvidia(2, runner(51))];
     assert_eq!(claim(&root, both, None).0, [0, 1], "one model on two GPUs");
+}
+
+#[test]
+fn another_model_may_go_wherever_the_server_may_go_and_not_where_the_runner_is() {
+    let of = |environment: &str, lane: Option<&str>| {
+        let (directory, root) = served(environment);
+        first_namespace(directory.path());
+        let runner = vec![Process { pid: 51, memory: Some(5 * GIB) }];
+        let loaded = Some(Loaded { size: 5 * GIB, size_vram: 5 * GIB, context: 0 });
+        let lane = lane.map(|text| text.parse().unwrap());
+        let options = Options { port: Some(11434), loaded, lane, ..Options::default() };
+        let cards = Fake(vec![nvidia(1, vec![]), nvidia(2, runner)]);
+        let facts = read_with(&root, &options, &mut VramWatch::default(), &cards);
+        let another = read_lane_of_another(&root, &facts, &options);
+        ((facts.lane.gpus.to_vec(), facts.lane.dram), (another.gpus.to_vec(), another.dram))
+    };
+    assert_eq!(of("", None), ((vec![1], false), (vec![0, 1], true)));
+    let pinned = "CUDA_VISIBLE_DEVICES=GPU-4a1c0000-0000-4000-8000-000000000002\0";
+    assert_eq!(of(pinned, None), ((vec![1], false), (vec![1], true)), "it may not fit and spill");
+    assert_eq!(of("", Some("gpu:1")), ((vec![1], false), (vec![1], false)), "the operator's word");
 }
 
 #[test]
