@@ -18,7 +18,7 @@ use tropa_proto::{
     failure::{Class, Reason},
     message::{Endpoint, Run, ToAgent},
 };
-use tropa_tests::harness::{Hardware, World, results};
+use tropa_tests::harness::{Hardware, World, results, wait_until};
 
 use crate::jobs::{said, world};
 
@@ -190,6 +190,29 @@ fn what_was_asked_for_happened(world: &World, marker: &str) {
         }
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// A core of either program would hold prompts, answers and keys.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_crash_of_either_program_writes_no_core() {
+    let world = world();
+    let double = world.double("cpu1", &[]).unwrap();
+    let agent = world.agent("den", double.address, Hardware::Declared(1), &[]).unwrap();
+    // It waits for prompts on stdin until that is closed.
+    let mut waiting = world.tropa(&["run", "-", "--allow-declared"]);
+    waiting.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+    let mut waiting = waiting.stderr(std::process::Stdio::null()).spawn().unwrap();
+    for (program, pid) in [("tropa-agent", agent.pid()), ("tropa", waiting.id())] {
+        let no_core = || {
+            let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+            core.split_whitespace().take(2).eq(["0", "0"])
+        };
+        wait_until(&format!("{program} has no core"), no_core).unwrap();
+    }
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
 }
 
 /// What a log line or a panic may show of the types that carry prompts and answers.

@@ -19,6 +19,7 @@ use crate::{
 /// Runs `tropa-agent` to its end.
 #[must_use]
 pub fn main() -> ExitCode {
+    tropa_proto::crash::tells_nothing();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

@@ -59,6 +59,7 @@ use crate::{
 /// Runs the command that was typed, to its end.
 #[must_use]
 pub fn main() -> ExitCode {
+    tropa_proto::crash::tells_nothing();
     let clock = Clock::start();
     let args = match Args::try_parse() {
         Ok(args) => args,

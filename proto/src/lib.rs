@@ -24,6 +24,7 @@ pub mod bounded;
 pub mod canonical;
 pub mod codec;
 pub mod continuity;
+pub mod crash;
 pub mod device;
 pub mod epoch;
 pub mod evidence;

@@ -1,7 +1,7 @@
 //! The probe of an engine that has failed with one chunk after the other: one token, by the model and with the options
 //! that failed last.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use tropa_proto::proof;
@@ -63,8 +63,7 @@ impl Executor {
         }
         if may_run {
             let record = SettleRecord { attempt: NAME.to_owned(), ..self.record_of(probe) };
-            let left = probe.limits.deadline.max(Duration::ZERO);
-            self.hung_up.push((record, left.max(SETTLE_LEAST)));
+            self.hung_up.push((record, probe.limits.deadline.max(SETTLE_LEAST)));
         } else if let Some(held) = &self.held
             && let Err(error) = held.clear(NAME)
         {
