@@ -2,6 +2,7 @@
 //! stays small, and the honest job ends as it would without.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::PathBuf,
@@ -56,8 +57,7 @@ impl Scene {
     fn job(&self, prompts: usize) -> Output {
         let text: String = (0..prompts).map(|n| format!("prompt {n} about a llama\n")).collect();
         let input = self.world.file("prompts.txt", &text).unwrap();
-        // An agent that never says what it has is waited for as long as anybody: the honest one, on the same loaded
-        // machine, is to have its turn within that time.
+        // The honest agent, on the same loaded machine as the evil one, is to have its turn within that time.
         let output = self.world.run(&["run", input.to_str().unwrap(), "--wait", "15"]).unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", said(&output));
         let rows = results(&String::from_utf8_lossy(&output.stdout)).unwrap();
@@ -266,7 +266,36 @@ fn fault_f28_a_member_that_floods_disturbs_no_job_at_work() {
     say("F28", "flood", &found);
 }
 
+#[test]
+fn fault_f28_a_member_that_floods_sets_no_pace_of_questions() {
+    let scene = Scene::start();
+    let evil = scene.evil("flood", true, &["--seconds", "20"]);
+    let mut commands = 1;
+    wait_until("the flooder is there", || {
+        commands += 1;
+        scene.outs("1").contains_key("evil")
+    })
+    .unwrap();
+    let outs = scene.outs("6");
+    assert!(outs["evil"].contains("not yet said what it has"), "{outs:?}");
+    let found = scene.after(evil);
+    // A question without an answer is open for 10 s, so a command has no time for a third one.
+    assert!((1..=2 * commands).contains(&found.0["asked"].as_u64().unwrap()), "{commands}: {found:?}");
+    say("F28", "questions", &found);
+}
+
 impl Scene {
+    /// Why each agent has no work, by label; empty: it has.
+    fn outs(&self, wait: &str) -> BTreeMap<String, String> {
+        let output = self.world.run(&["machines", "--json", "--wait", wait]).unwrap();
+        let report: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+        let machines = report["machines"].as_array().into_iter().flatten();
+        let agents = machines.flat_map(|machine| machine["agents"].as_array().into_iter().flatten());
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        agents.map(|agent| (text(&agent["label"]), text(&agent["out"]))).collect()
+    }
+
     fn report(&self) -> Value {
         let output = self.world.run(&["machines", "--json", "--wait", "15"]).unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)))

@@ -1,5 +1,7 @@
 //! The coordinator among the members of a mesh: joins it, keeps the roster, and asks each agent what it has.
 
+mod inquiries;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -15,6 +17,7 @@ use tropa_proto::{
     roster::{Hashes, Roster, View},
 };
 
+use self::inquiries::Inquiries;
 use crate::{
     args::resolve,
     clock::Clock,
@@ -51,8 +54,7 @@ pub struct Members {
     clock: Clock,
     /// The operator's rules, which the roster follows as far as they speak of who is here.
     rules: Book,
-    /// Descriptions under way.
-    asked: BTreeMap<AgentId, Hashes>,
+    inquiries: Inquiries,
     answers: mpsc::Sender<Described>,
     answered: mpsc::Receiver<Described>,
     /// Agents that are present on this machine and have neither connected nor failed, by address.
@@ -101,7 +103,7 @@ impl Members {
             roster: Roster::new(settings.allow_declared),
             clock,
             rules: settings.rules.clone(),
-            asked: BTreeMap::new(),
+            inquiries: Inquiries::default(),
             answers,
             answered,
             present: BTreeMap::new(),
@@ -245,24 +247,34 @@ impl Members {
         let settles = if self.multicast { MULTICAST_SETTLES } else { Duration::ZERO };
         let mut limit = at_most;
         while self.clock.now().saturating_sub(started) < limit {
+            let now = self.clock.now();
             let reached = self.present.is_empty() && self.named == 0 && self.unheard.is_empty();
-            let settled = reached && self.roster.undescribed().is_empty();
+            let patience = self.patient_until(at_most / 2).saturating_sub(now);
+            let settled = reached && patience.is_zero();
             if settled && !self.roster.is_empty() {
                 // Everybody known is there; only multicast may bring more.
                 limit = limit.min(settles);
             } else if settled && !self.multicast {
                 return;
             }
-            let left = limit.saturating_sub(self.clock.now().saturating_sub(started));
+            let left = limit.saturating_sub(now.saturating_sub(started));
+            let left = if patience.is_zero() { left } else { left.min(patience) };
             // The end of the time is the end of the loop.
             let _ = tokio::time::timeout(left, self.next()).await;
         }
     }
 
+    /// Until when to wait for descriptions. Once there is one, an agent that has been asked and says nothing for so long
+    /// is not waited for: the others could work.
+    fn patient_until(&self, patience: Duration) -> Duration {
+        let patience =
+            if self.roster.installs_by_address().next().is_some() { patience } else { Duration::MAX };
+        self.inquiries.waits_until(&self.roster.undescribed(), patience)
+    }
+
     async fn on_event(&mut self, event: MeshEvent) -> Change {
         match event {
             MeshEvent::Announced { from, announcement } => {
-                self.asked.remove(&from);
                 self.unheard.remove(&from);
                 let gone = if announcement.state == AgentState::Leaving {
                     self.live.forget(from)
@@ -276,7 +288,7 @@ impl Members {
                 Change::Roster
             }
             MeshEvent::Connected(agent) => {
-                self.asked.remove(&agent);
+                self.inquiries.connected(agent);
                 if !self.roster.knows(agent) {
                     self.unheard.insert(agent);
                 }
@@ -311,7 +323,7 @@ impl Members {
     }
 
     fn on_described(&mut self, (agent, hashes, description): Described) -> Change {
-        // Who did not answer is asked again when it connects or announces anew.
+        self.inquiries.ended(agent);
         let Some(description) = description else { return Change::Nothing };
         if description.hashes() != hashes {
             // It has changed since, and an announcement of that is under way; or it is of another agent with this key.
@@ -357,12 +369,9 @@ impl Members {
         }
     }
 
-    /// Asks every agent whose description is missing, once per change.
+    /// Asks every agent whose description is missing and who is not being asked.
     fn ask(&mut self) {
-        for (agent, hashes) in self.roster.undescribed() {
-            if self.asked.insert(agent, hashes) == Some(hashes) {
-                continue;
-            }
+        for (agent, hashes) in self.inquiries.due(self.roster.undescribed(), self.clock.now()) {
             let (mesh, answers) = (self.mesh.clone(), self.answers.clone());
             tokio::spawn(async move {
                 let description = match mesh.ask(agent, Question::Describe).await {

@@ -321,9 +321,10 @@ fn row(
 #[must_use]
 pub fn reason_out(out: &Out, label: &str) -> (String, String) {
     match out {
-        Out::NotDescribed => {
-            ("its agent has not yet said what it has".to_owned(), "wait a moment".to_owned())
-        }
+        Out::NotDescribed => (
+            "its agent has not yet said what it has".to_owned(),
+            format!("wait longer with --wait; if it stays so, restart tropa-agent on {label}"),
+        ),
         Out::Unreachable => (
             "there is no connection to its agent".to_owned(),
             format!("is tropa-agent still running on {label}, and does the network reach it?"),

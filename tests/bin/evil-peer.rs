@@ -7,7 +7,8 @@
 //! `replay` (one announcement under lower numbers), `oversize` (frames above their cap, lengths of 2⁴⁰, bytes after the
 //! message), `malformed` (gossip that is nothing, and what the target says itself, touched and under another name).
 //!
-//! Prints one line of JSON: what it tried, what was taken, how long a refusal took, and whether it is shut out.
+//! Prints one line of JSON: what it tried, what was taken, how long a refusal took, whether it is shut out, and how often
+//! a flooder was asked what it has.
 
 use std::{
     io::{Read as _, Write as _},
@@ -85,6 +86,8 @@ struct Count {
     refused_us: Option<u128>,
     /// In the end the target takes no connection any more.
     shut_out: bool,
+    /// Questions of others about itself.
+    asked: u64,
 }
 
 #[tokio::main]
@@ -105,8 +108,10 @@ async fn main() -> Result<()> {
         Mode::Malformed => malformed(&args, until).await?,
     };
     let refused = count.refused_us.map_or("null".to_owned(), |us| us.to_string());
-    let Count { tried, taken, shut_out, .. } = count;
-    println!(r#"{{"tried":{tried},"taken":{taken},"refused_us":{refused},"shut_out":{shut_out}}}"#);
+    let Count { tried, taken, shut_out, asked, .. } = count;
+    println!(
+        r#"{{"tried":{tried},"taken":{taken},"refused_us":{refused},"shut_out":{shut_out},"asked":{asked}}}"#
+    );
     Ok(())
 }
 
@@ -273,7 +278,9 @@ async fn talk(args: &Args, until: Instant) -> Result<Count> {
             count.tried += 1;
             count.taken += u64::from(mesh.publish(announcement(seq, &mesh)).await.is_ok());
         }
-        while events.try_recv().is_ok() {}
+        while let Ok(event) = events.try_recv() {
+            count.asked += u64::from(matches!(event, MeshEvent::Asked { .. }));
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(count)
@@ -394,7 +401,10 @@ async fn malformed(args: &Args, until: Instant) -> Result<Count> {
     Ok(count)
 }
 
+/// Each number has another inventory, so that every announcement is a change to ask about.
 fn announcement(seq: u64, mesh: &Mesh) -> Announcement {
+    let mut inventory = [2; 32];
+    inventory[..8].copy_from_slice(&seq.to_be_bytes());
     Announcement {
         incarnation: Incarnation(1),
         seq,
@@ -422,7 +432,7 @@ fn announcement(seq: u64, mesh: &Mesh) -> Announcement {
         locks: List::default(),
         width: 64,
         bundle: [1; 32],
-        inventory: [2; 32],
+        inventory,
         addresses: List::new(mesh.listening().into_iter().take(6).collect()).unwrap_or_default(),
     }
 }
