@@ -248,7 +248,8 @@ fn fault_f27_many_connections_and_identities_are_no_lanes() {
 
 #[test]
 fn fault_f28_a_member_that_floods_disturbs_no_job_at_work() {
-    // A command that starts in a flood may not get the description of an agent in time (CHANGELOG, "Not there yet").
+    // The job is at work first: checking the signatures of a flood takes all the time of an unoptimised agent, which
+    // then may not say in time what it has.
     let scene = Scene::start();
     let text: String = (0..100).map(|n| format!("prompt {n} about a llama\n")).collect();
     let input = scene.world.file("prompts.txt", &text).unwrap();
