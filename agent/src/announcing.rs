@@ -9,7 +9,7 @@ use tropa_proto::{
     bounded::{List, Text},
     evidence::Core,
     mesh::Mesh,
-    message::Announcement,
+    message::{Announcement, EngineState},
 };
 
 use crate::{
@@ -27,6 +27,9 @@ impl Agent {
         let epoch = self.boot_clock.sample();
         let locks = self.locks.as_ref().and_then(|locks| locks.ids().ok()).unwrap_or_default();
         let (bundle, inventory) = self.stock.hashes();
+        let listening = self.mesh.listening();
+        let is_up = self.stock.description().inventory.engine == EngineState::Up;
+        self.exposure.look(is_up, &listening);
         let announcement = Announcement {
             incarnation: self.incarnation,
             seq: self.state.next_seq()?,
@@ -40,7 +43,7 @@ impl Agent {
             width: self.width,
             bundle,
             inventory,
-            addresses: List::cut(reachable(self.mesh.listening())).0,
+            addresses: List::cut(reachable(listening)).0,
         };
         if let Err(error) = self.mesh.publish(announcement).await {
             tracing::warn!(%error, "an announcement was not sent");

@@ -11,6 +11,7 @@ mod clock;
 pub mod device_lock;
 pub mod evidence;
 pub mod execute;
+mod exposure;
 mod joining;
 mod live_test;
 pub mod machine;
@@ -55,6 +56,7 @@ use crate::{
     device_lock::DeviceLocks,
     evidence::{BootClock, LaneSpec, Root},
     execute::{Executor, Guests, Load, Orders},
+    exposure::Exposure,
     joining::Joining,
     live_test::LiveTests,
     machine::{Here, Machine},
@@ -163,6 +165,7 @@ pub struct Agent {
     config_label: String,
     width: u16,
     policy: Policy,
+    exposure: Exposure,
     boot_clock: BootClock,
     locks: Option<Arc<DeviceLocks>>,
     stock: Stock,
@@ -219,6 +222,7 @@ impl Agent {
         let devices = stock.occupation();
         let locks = open_locks(&config, &devices.anywhere, &config.label);
         let settings = execute::Settings { incarnation, width: config.width, locks: locks.clone(), devices };
+        let exposure = Exposure::new(config.root.clone(), Arc::clone(&ollama));
         let (executor, orders) = Executor::new(settings, ollama);
         let stop = CancellationToken::new();
         let executing = tokio::spawn(executor.run(stop.clone()));
@@ -241,6 +245,7 @@ impl Agent {
             width: config.width,
             live_tests: LiveTests::new(config.root.clone(), incarnation),
             policy: config.policy,
+            exposure,
             boot_clock: BootClock::of(&config.root),
             locks,
             stock,

@@ -3,6 +3,7 @@
 //! [`Report`] is what `--json` prints; `machines/text.rs` writes the same for people, and `machines/sentence.rs` says
 //! it in one sentence.
 
+mod engines;
 mod scores;
 mod sentence;
 #[cfg(test)]
@@ -394,7 +395,7 @@ fn warnings(view: &View, fusion: &Fusion) -> Vec<WarningRow> {
         fix: warning.code.fix(),
         information: warning.code.is_information(),
     });
-    rows.chain(locks::splits(view)).collect()
+    rows.chain(locks::splits(view)).chain(engines::findings(view)).collect()
 }
 
 /// A warning's text ends with what to do, which has its own place here.

@@ -10,7 +10,7 @@ use tropa_proto::{
         Tag,
     },
     id::{AgentId, Incarnation},
-    message::{AgentState, Announcement, Description, EngineState, Inventory},
+    message::{AgentState, Announcement, Description, EngineState, Inventory, Model},
     permit::Permit,
     roster::{Roster, Rules},
     uid::{Change, MachineClaim, MachineUid},
@@ -27,11 +27,22 @@ struct Made {
     kind: Hypervisor,
     engine: EngineState,
     claim: Option<MachineClaim>,
+    version: &'static str,
+    models: Vec<Model>,
 }
 
 fn made(label: &str, kernel: u32) -> Made {
     let (kind, engine) = (Hypervisor::None, EngineState::Up);
-    Made { label: label.to_owned(), kernel, gpu: false, kind, engine, claim: None }
+    Made {
+        label: label.to_owned(),
+        kernel,
+        gpu: false,
+        kind,
+        engine,
+        claim: None,
+        version: "0.24.0",
+        models: Vec::new(),
+    }
 }
 
 /// What the agents of a kernel say of their machine.
@@ -97,8 +108,8 @@ fn roster(agents: &[Made]) -> Roster {
         let epoch = if of.kind == Hypervisor::Unknown { Reading::Absent } else { Reading::Value(epoch) };
         let inventory = Inventory {
             engine: of.engine.clone(),
-            version: Text::cut("0.24.0"),
-            models: List::default(),
+            version: Text::cut(of.version),
+            models: List::cut(of.models.clone()).0,
             cut: false,
             port: 11434,
             permit: Permit::default(),
@@ -273,6 +284,41 @@ fn what_agents_remember_of_their_machines_is_said_with_what_to_do() {
     assert_eq!(uids.collect::<Vec<_>>(), [true, true, true, false], "the copy has no name of its own");
     assert_eq!((&*report.machines[0].id, &*report.machines[3].id), ("m-0001", "m-0004"));
     golden("remembered.txt", &report.text(true));
+}
+
+#[test]
+fn holes_of_an_old_engine_and_models_in_a_cloud_are_said_with_what_to_do() {
+    let cloud = Model {
+        name: Text::cut("giant:cloud"),
+        digest: [0; 32],
+        fingerprint: [0; 32],
+        size: 0,
+        context: 0,
+        completion: true,
+        embedding: false,
+        thinking: false,
+        tools: false,
+        remote: true,
+        loaded: None,
+    };
+    let down = EngineState::Down(Text::cut("connection refused"));
+    let agents = |old: &'static str| {
+        vec![
+            Made { version: old, ..made("den", 1) },
+            Made { version: "0.20.3", ..made("attic", 2) },
+            Made { version: old, engine: down.clone(), ..made("shed", 3) },
+            Made { models: vec![cloud.clone()], ..made("nas", 4) },
+        ]
+    };
+    let found = report(&agents("0.20.2"));
+    let found = found.warnings.iter().map(|row| (row.code, row.agents.join(" "), row.information));
+    assert_eq!(
+        found.collect::<Vec<_>>(),
+        [("ollama.vulnerable", "den".to_owned(), false), ("ollama.cloud_model", "nas".to_owned(), true)]
+    );
+    assert!(report(&agents("0.20.2")).text(false).contains("OLLAMA_HOST=127.0.0.1"));
+    let fine = report(&agents("0.20.3"));
+    assert!(fine.warnings.iter().all(|row| row.code != "ollama.vulnerable"), "{:?}", fine.warnings);
 }
 
 #[test]

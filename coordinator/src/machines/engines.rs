@@ -1,0 +1,42 @@
+//! What installs tell of themselves that their operators should mend or know of (`security.md` §9).
+
+use tropa_agent::ollama::is_vulnerable;
+use tropa_proto::{
+    message::{EngineState, Inventory},
+    roster::View,
+};
+
+use super::WarningRow;
+
+/// One finding of each kind, which names the installs that it concerns in the order of the roster.
+pub(super) fn findings(view: &View) -> Vec<WarningRow> {
+    let vulnerable =
+        |inventory: &Inventory| inventory.engine == EngineState::Up && is_vulnerable(&inventory.version);
+    let cloud = |inventory: &Inventory| inventory.models.iter().any(|model| model.remote);
+    let vulnerable = concerned(view, vulnerable).map(|agents| WarningRow {
+        code: "ollama.vulnerable",
+        text: format!("Ollama on {} is older than 0.20.3 and has known holes", agents.join(", ")),
+        agents,
+        fix: "install a newer Ollama from https://ollama.com/download; until then let nobody but this machine reach \
+              it: OLLAMA_HOST=127.0.0.1 ollama serve",
+        information: false,
+    });
+    let cloud = concerned(view, cloud).map(|agents| WarningRow {
+        code: "ollama.cloud_model",
+        text: format!(
+            "Ollama on {} lists models that run in its cloud; prompts would leave the mesh, so tropa uses none of them",
+            agents.join(", ")
+        ),
+        agents,
+        fix: "nothing to do; `ollama list` shows them without a size, `ollama rm` removes them",
+        information: true,
+    });
+    vulnerable.into_iter().chain(cloud).collect()
+}
+
+/// The labels of the installs whose inventory is so; `None` where there are none.
+fn concerned(view: &View, is_so: impl Fn(&Inventory) -> bool) -> Option<Vec<String>> {
+    let known = view.installs.iter().filter(|install| install.inventory.as_deref().is_some_and(&is_so));
+    let labels: Vec<String> = known.map(|install| install.label.clone()).collect();
+    (!labels.is_empty()).then_some(labels)
+}
