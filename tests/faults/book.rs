@@ -99,12 +99,15 @@ impl Book {
         let starts: BTreeSet<(u32, u32)> = self.of("exec_start").map(|line| (line.chunk, line.no)).collect();
         let twice = self.of("exec_start").count() - starts.len();
         assert_eq!(twice, 0, "no attempt is executed twice");
-        // A backup attempt and the one that it overtook are one execution more on purpose, and not a repetition.
-        let overtaken: BTreeSet<(u32, u32)> = self
-            .of("ended")
-            .filter(|line| line.more == "superseded")
-            .map(|line| (line.chunk, line.no))
-            .collect();
+        // A backup attempt and the one that it overtook are one execution more on purpose, and not a repetition. A job
+        // that is over says no more of the overtaken one.
+        let said = |kind: &str, more: Option<&str>| -> BTreeSet<(u32, u32)> {
+            let lines = self.of(kind).filter(|line| more.is_none_or(|more| line.more == more));
+            lines.map(|line| (line.chunk, line.no)).collect()
+        };
+        let closed = &said("ended", None) | &said("commit", None);
+        let silent = starts.iter().filter(|start| !closed.contains(start) && commits.contains_key(&start.0));
+        let overtaken = &said("ended", Some("superseded")) | &silent.copied().collect();
         let (backups, starts): (BTreeSet<_>, BTreeSet<_>) =
             starts.into_iter().partition(|attempt| overtaken.contains(attempt));
         let tried: BTreeSet<u32> = starts.iter().map(|(chunk, _)| *chunk).collect();
