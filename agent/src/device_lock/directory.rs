@@ -60,6 +60,11 @@ impl LockPlaces {
             let place = place?;
             match make(place, mode).and_then(|()| check(place)) {
                 Ok(()) => Some(place.clone()),
+                // Of two usual places one may be missing; one that the operator has named must not be.
+                Err(error) if self.user.is_none() => {
+                    tracing::warn!(%error, "no device locks: several coordinators may overlap here");
+                    None
+                }
                 Err(error) => {
                     tracing::debug!(place = %place.display(), %error, "no place for lane locks");
                     None
