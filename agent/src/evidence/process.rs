@@ -68,7 +68,7 @@ pub fn server(root: &Root, port: u16) -> Option<Server> {
     Some(Server { main: first, numbers, environment, status: status(root, first), family })
 }
 
-/// Lists the processes that call themselves servers of Ollama, other users' among them; at most [`MAX_FAMILY`].
+/// Lists the processes that call themselves servers of Ollama, other users' among them; at most 256.
 #[must_use]
 pub fn by_name(root: &Root) -> Vec<u32> {
     let serves = |process: &u32| {

@@ -8,7 +8,7 @@
 //! 0.12.4 there was no `pci_id`, and Apple's GPUs have none: then the log says nothing.
 //!
 //! A log holds many runs, of several servers where they share a file. The lines that count lie after the last line
-//! in which a server listens on the install's port, and before another server begins. [`places`] finds the log.
+//! in which a server listens on the install's port, and before another server begins. `places` finds the log.
 
 mod journal;
 mod places;
