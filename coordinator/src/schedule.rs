@@ -19,10 +19,12 @@ mod check;
 mod dispatch;
 mod forecast;
 mod holdings;
+mod interface;
 mod learned;
 mod missing;
 mod needs;
 mod pace;
+mod questions;
 mod reattach;
 mod spare;
 mod standing;
@@ -56,6 +58,7 @@ pub use self::{
     budget::{History, Verdict},
     change::Left,
     check::Violation,
+    interface::{Action, Event, Install, Largest, ModelIndex},
     missing::Doubt,
     pace::{Pace, Sample},
     reattach::Reattached,
@@ -65,125 +68,6 @@ pub use self::{
 
 /// Time of one synced commit before any has been measured: two syncs of an ordinary disk.
 const RECORD_TIME: Duration = Duration::from_millis(8);
-
-/// A model of the job, by its place in the job's list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ModelIndex(pub u16);
-
-/// One install as the roster places it now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Install {
-    /// Its agent.
-    pub agent: AgentId,
-    /// The run of its agent.
-    pub incarnation: Incarnation,
-    /// Its machine.
-    pub machine: MachineId,
-    /// How many chunks it may work on at once, as its operator declared; 0: that is measured during the job.
-    pub width: usize,
-    /// The models of the job that it has, and whose use its agent does not deny.
-    pub models: BTreeSet<ModelIndex>,
-    /// The largest chunks that its agent permits.
-    pub largest: Largest,
-    /// The models of the job that are loaded, which saves a load.
-    pub warm: BTreeSet<ModelIndex>,
-    /// How long loading a model may take, by its size; what was seen of loads counts more.
-    pub loads: BTreeMap<ModelIndex, Duration>,
-    /// The installs that share a device with it, itself not included. Symmetric over a roster.
-    pub rivals: BTreeSet<AgentId>,
-    /// Those rivals that no kernel lock keeps from it, because they cannot see one file.
-    pub unguarded: BTreeSet<AgentId>,
-}
-
-/// The most that an agent's policy permits a chunk to ask; 0: any.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Largest {
-    /// The context, in tokens.
-    pub context: u32,
-    /// The answer, in tokens.
-    pub answer: u32,
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// The roster is now this, complete.
-    Roster(Vec<Install>),
-    /// The row of this attempt is on disk.
-    Recorded(AttemptId),
-    /// The agent has taken the attempt, or its place has changed.
-    Accepted(AttemptId, Place),
-    /// The agent has not taken it.
-    Refused(AttemptId, Refusal),
-    /// The attempt has written so many tokens so far.
-    Tokens(AttemptId, u32),
-    /// What an attempt that is about to be `Finished` took.
-    Measured(AttemptId, Sample),
-    /// How fast this install was with this model in earlier jobs, and the width that was found for this run of it.
-    Remembered(AgentId, ModelIndex, Pace, Option<Width>),
-    /// The engine has ended the attempt with a result, which is on its way to the disk.
-    Finished(AttemptId),
-    /// The attempt has ended without one.
-    Failed(AttemptId, Reason),
-    /// The attempt is lost: its agent is gone, or broke the rules.
-    Lost(AttemptId),
-    /// The stream of the attempt broke off, which says nothing about the attempt.
-    Detached(AttemptId),
-    /// Beats of the agent are missing, or its connection is gone: it gets nothing new.
-    Suspect(AgentId),
-    /// It was suspected wrongly.
-    Alive(AgentId),
-    /// It has been silent for too long, or has ended: what it held is lost.
-    Dead(AgentId),
-    /// A stream to the agent is open again, and it has said what it holds of this job.
-    Reattached(Reattached),
-    /// The chunk's result or failure is on disk.
-    Committed(ChunkIndex),
-    /// The request that `Fill` asked for is on disk.
-    Filled(ChunkIndex),
-    /// No request comes of the answers; the chunk's failure is on its way to the disk.
-    Unfit(ChunkIndex),
-    /// The journal cannot write (true) or can again (false).
-    Paused(bool),
-    /// Nothing new starts; what runs may end.
-    Stop,
-    /// Nothing new starts, and what runs is called off.
-    CallOff,
-    /// Time has passed.
-    Tick,
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Write that these agents share a device with that one and that no kernel lock keeps them apart, in the place of
-    /// what was written of it before.
-    Unguarded(AgentId, BTreeSet<AgentId>),
-    /// Write the row of this attempt, then say `Recorded`.
-    Record(AttemptId, AgentId, Incarnation),
-    /// Send `Run` to the agent.
-    Send(AttemptId, AgentId),
-    /// Send `Cancel` for it.
-    Cancel(AttemptId, AgentId),
-    /// Write that the attempt ended without a result.
-    End(AttemptId, Class),
-    /// Commit this as the chunk's typed failure.
-    Fail(ChunkIndex, AttemptId, Class),
-    /// Send `Cancel` for an attempt that was lost, on a new stream, and listen to what becomes of it.
-    Recall(AttemptId, AgentId),
-    /// Ask the agent what it holds, as soon as a stream to it is open: `Reattached` or `Dead` follows.
-    Reattach(AgentId),
-    /// Listen, on a new stream, to what becomes of an attempt that the agent has.
-    Fetch(AttemptId, AgentId),
-    /// Commit the result that `Finished` named.
-    Commit(AttemptId),
-    /// All that the chunk needs is done: write its request with the answers in it, then say `Filled` or `Unfit`.
-    Fill(ChunkIndex),
-    /// Commit that the chunk has failed because the second one, which it needs, has.
-    FailNeed(ChunkIndex, ChunkIndex),
-    /// What came of it came too late: acknowledge it and drop it.
-    Drop(AttemptId),
-}
 
 /// The state of a job's chunks and of the installs that work on them.
 #[derive(Debug)]
@@ -397,59 +281,6 @@ impl Schedule {
         actions
     }
 
-    /// When the next `Tick` is due, if time alone can change anything.
-    #[must_use]
-    pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
-        let pauses = self.wakes_at.into_iter().chain(self.look_at);
-        pauses.chain(self.adoption_ends()).chain(self.missing_ends()).filter(|at| *at > now).min()
-    }
-
-    /// Every chunk's result or failure is on disk.
-    #[must_use]
-    pub fn is_done(&self) -> bool {
-        self.unfinished == 0
-    }
-
-    /// Nothing runs and nothing is on its way to the disk.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.holdings.is_empty() && self.finishing == 0 && !self.needs.is_filling()
-    }
-
-    /// What the chunks of a model ask: contexts in tokens, and the longest answer at each.
-    #[must_use]
-    pub fn asks(&self, model: ModelIndex) -> BTreeMap<u32, u32> {
-        let of_model = self.longest.iter().filter(|(kind, _)| kind.model == model);
-        of_model.map(|(kind, longest)| (kind.context, *longest)).collect()
-    }
-
-    /// Nothing runs, and the open chunks of these kinds have no install that could ever take them as the roster
-    /// is now. Empty while anything runs, waits for a pause to end or may still be adopted.
-    #[must_use]
-    pub fn stuck(&self, now: Duration) -> BTreeSet<Kind> {
-        if !self.is_idle() || !self.orphans.is_empty() || self.paused || self.stopped {
-            return BTreeSet::new();
-        }
-        let queued = self.waiting.kinds().map(|(kind, _)| kind);
-        let retried = self.retries.iter().map(|chunk| self.work(*chunk).kind());
-        let wanted: BTreeSet<_> = queued.chain(retried).collect();
-        let later = |standing: &Standing| standing.pause_until > now && standing.closed_for.is_none();
-        let some_later = self.standing.values().any(later);
-        wanted.into_iter().filter(|kind| !some_later && self.eligible(*kind).next().is_none()).collect()
-    }
-
-    /// The model of a chunk.
-    #[must_use]
-    pub fn model_of(&self, chunk: ChunkIndex) -> ModelIndex {
-        self.work(chunk).model
-    }
-
-    /// What a chunk asks of an install.
-    #[must_use]
-    pub fn work(&self, chunk: ChunkIndex) -> Work {
-        self.works.get(chunk.0 as usize).copied().unwrap_or_default()
-    }
-
     fn on_recorded(&mut self, attempt: AttemptId, now: Duration) {
         if let Some(active) = self.holdings.get_mut(&attempt)
             && active.stage == Stage::Recording
@@ -646,16 +477,8 @@ impl Schedule {
         }
     }
 
-    fn pauses_end(&self, now: Duration) -> Option<Duration> {
-        self.standing.values().map(|standing| standing.pause_until).filter(|at| *at > now).min()
-    }
-
     fn wake_all(&mut self) {
         self.woken.extend(self.installs.keys());
-    }
-
-    fn status(&self, chunk: ChunkIndex) -> Option<Status> {
-        self.status.get(chunk.0 as usize).copied()
     }
 
     fn finish(&mut self, chunk: ChunkIndex) {
