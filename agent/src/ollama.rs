@@ -44,7 +44,7 @@ use self::{
 pub use self::{
     attempt::{Completed, Progress, Unfinished},
     client::{Call, ClientError},
-    inventory::{AskError, is_vulnerable},
+    inventory::{AskError, NOT_VULNERABLE, is_vulnerable},
     request::{Limits, Request},
     settle::Settled,
     shapes::{full_name, is_cloud_name},

@@ -145,10 +145,7 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use tropa_proto::{
-        bounded::Text,
-        id::{AttemptId, ChunkIndex, JobId},
-    };
+    use tropa_proto::id::{AttemptId, ChunkIndex, JobId};
 
     use super::*;
     use crate::clock::now;
@@ -158,23 +155,7 @@ mod tests {
     }
 
     fn finished(bytes: usize) -> Finished {
-        let outcome = Outcome {
-            bytes: 0,
-            sha256: [0; 32],
-            digest: [0; 32],
-            done_reason: Text::default(),
-            prompt_tokens: 0,
-            output_tokens: 0,
-            reasoning_only: false,
-            wait_ms: 0,
-            wall_us: 0,
-            first_us: 0,
-            load_us: 0,
-            prompt_us: 0,
-            decode_us: 0,
-            total_us: 0,
-        };
-        Finished { outcome, result: vec![0; bytes].into() }
+        Finished { outcome: Outcome::default(), result: vec![0; bytes].into() }
     }
 
     #[test]

@@ -446,7 +446,7 @@ pub enum Refusal {
 }
 
 /// What a finished attempt brought. The result itself is `bytes` long and follows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Length of the result in bytes, at most [`MAX_RESULT`].
     pub bytes: u32,

@@ -109,22 +109,7 @@ fn beat(open: usize, ended: usize) -> Fate {
 }
 
 fn outcome(bytes: usize) -> Outcome {
-    Outcome {
-        bytes: u32::try_from(bytes).unwrap(),
-        sha256: [0; 32],
-        digest: [0; 32],
-        done_reason: Text::default(),
-        prompt_tokens: 0,
-        output_tokens: 0,
-        reasoning_only: false,
-        wait_ms: 0,
-        wall_us: 0,
-        first_us: 0,
-        load_us: 0,
-        prompt_us: 0,
-        decode_us: 0,
-        total_us: 0,
-    }
+    Outcome { bytes: u32::try_from(bytes).unwrap(), ..Outcome::default() }
 }
 
 /// A result that is announced with so many bytes: what cannot be read cannot be written either.

@@ -33,7 +33,7 @@ const MINIMUM: Version = Version::new(0, 12, 6);
 const MINIMUM_ALLOWED: Version = Version::new(0, 6, 4);
 
 /// The first version with the fixes of the known holes of the writing endpoints.
-const NOT_VULNERABLE: Version = Version::new(0, 20, 3);
+pub const NOT_VULNERABLE: Version = Version::new(0, 20, 3);
 
 /// Why a control call brought nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

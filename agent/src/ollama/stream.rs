@@ -255,20 +255,15 @@ fn ended(result: Bytes, mut outcome: Outcome) -> Result<Step, Broken> {
 fn outcome(last: &Map<String, Value>, done_reason: &str, reasoning_only: bool) -> Outcome {
     let micros = |key: &str| last.get(key).and_then(Value::as_u64).unwrap_or(0) / 1_000;
     Outcome {
-        bytes: 0,
-        sha256: [0; 32],
-        digest: [0; 32],
         done_reason: Text::cut(done_reason),
         prompt_tokens: tokens(last, "prompt_eval_count"),
         output_tokens: tokens(last, "eval_count"),
         reasoning_only,
-        wait_ms: 0,
-        wall_us: 0,
-        first_us: 0,
         load_us: micros("load_duration"),
         prompt_us: micros("prompt_eval_duration"),
         decode_us: micros("eval_duration"),
         total_us: micros("total_duration"),
+        ..Outcome::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! What installs tell of themselves that their operators should mend or know of (`security.md` §9).
 
-use tropa_agent::ollama::is_vulnerable;
+use tropa_agent::ollama::{NOT_VULNERABLE, is_vulnerable};
 use tropa_proto::{
     message::{EngineState, Inventory},
     roster::View,
@@ -15,7 +15,7 @@ pub(super) fn findings(view: &View) -> Vec<WarningRow> {
     let cloud = |inventory: &Inventory| inventory.models.iter().any(|model| model.remote);
     let vulnerable = concerned(view, vulnerable).map(|agents| WarningRow {
         code: "ollama.vulnerable",
-        text: format!("Ollama on {} is older than 0.20.3 and has known holes", agents.join(", ")),
+        text: format!("Ollama on {} is older than {NOT_VULNERABLE} and has known holes", agents.join(", ")),
         agents,
         fix: "install a newer Ollama from https://ollama.com/download; until then let nobody but this machine reach \
               it: OLLAMA_HOST=127.0.0.1 ollama serve",
