@@ -243,11 +243,15 @@ fn a_guest_that_nothing_links_to_its_host_works_when_its_host_does_not() {
     }
     let guest = Guest::start(&ground, &host, &kernel, None);
     let mut mesh = Mesh::new(&ground, host.clone());
-    mesh.install(&host);
+    let beside = ["--peer", &guest.agent];
+    mesh.special(&host, Special { agent: &beside, ..Special::default() });
     mesh.peer(guest.agent.clone());
     let found = mesh.look(&[]);
     found.expect("QEMU guest without a UUID, and its host", 2, 2, 1, &["NO_DURABLE_ANCHOR"]);
-    assert_eq!(found.report["relations"][0]["relation"], "unknown");
+    let relation = &found.report["relations"][0];
+    assert_eq!(relation["relation"], "unknown");
+    let reasons = relation["reasons"].to_string();
+    assert!(reasons.contains("local interface"), "its host sees that its traffic stays within: {reasons}");
     mesh.work(&[]);
 }
 

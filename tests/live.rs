@@ -10,8 +10,10 @@ use std::{
 use rustix::process::geteuid;
 use serde_json::Value;
 use tokio::time::timeout;
-use tropa_coordinator::{args::Global, clock::Clock, members::Members, settings::Settings};
-use tropa_proto::{fuse::Confidence, secret::MeshSecret};
+use tropa_coordinator::{
+    args::Global, clock::Clock, live::ask_neighbours, members::Members, settings::Settings,
+};
+use tropa_proto::{evidence::Hypervisor, fuse::Confidence, secret::MeshSecret};
 use tropa_tests::{
     harness::{Hardware, Programs, Running, World},
     namespace::{Namespace, ran},
@@ -122,15 +124,45 @@ fn agents_in_two_network_namespaces_prove_one_kernel_by_its_counters() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_that_joins_is_in_the_roster_and_proven_before_anybody_asks() {
+async fn an_agent_names_the_agents_beside_it_and_never_their_addresses() {
     let world = world();
     let doubles = [world.double("cpu", &[]).unwrap(), world.double("cpu", &[]).unwrap()];
     let one = world.agent("one", doubles[0].address, Hardware::This, &[]).unwrap();
+    let peer = one.address.to_string();
+    let _two = world.agent("two", doubles[1].address, Hardware::This, &["--peer", &peer]).unwrap();
+    let mut members = coordinator(&world).await;
+    members.gather(Duration::from_secs(60)).await;
+    let [one, two] = members.view().installs.clone().try_into().expect("two installs");
+    let asked = ask_neighbours(members.mesh(), two.agent, two.incarnation).await.expect("an answer");
+    // The coordinator is beside it too, and no agent.
+    assert!(asked.contains(&one.agent), "{asked:?}");
+    assert_eq!(ask_neighbours(members.mesh(), two.agent, one.incarnation).await, None, "another run");
+    let is_bare = |hypervisor| matches!(hypervisor, Hypervisor::None | Hypervisor::Root);
+    if is_bare(one.evidence.hypervisor) {
+        return skipped("on bare metal nobody is asked by himself");
+    }
+    let pair = (one.agent.min(two.agent), one.agent.max(two.agent));
+    while !members.view_and_tests().1.facts().get(&pair).is_some_and(|facts| facts.local_peer) {
+        timeout(Duration::from_secs(60), members.next()).await.expect("it is asked by itself");
+    }
+    members.leave().await;
+}
+
+/// A coordinator that has joined the mesh of this world.
+async fn coordinator(world: &World) -> Members {
     let global = Global { runtime_dir: Some(world.path("run")), quiet: true, ..Global::default() };
     let mut settings = Settings::resolve(&global).map_err(|failed| failed.error).unwrap();
     // Nothing of the user's own mesh is read.
     (settings.secret, settings.mdns, settings.peers) = (None, false, Vec::new());
-    let mut members = Members::join(&settings, [7; 32], Clock::start()).await.map_err(|f| f.error).unwrap();
+    Members::join(&settings, [7; 32], Clock::start()).await.map_err(|failed| failed.error).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_joins_is_in_the_roster_and_proven_before_anybody_asks() {
+    let world = world();
+    let doubles = [world.double("cpu", &[]).unwrap(), world.double("cpu", &[]).unwrap()];
+    let one = world.agent("one", doubles[0].address, Hardware::This, &[]).unwrap();
+    let mut members = coordinator(&world).await;
     members.gather(Duration::from_secs(60)).await;
 
     let start = now();

@@ -2,13 +2,14 @@
 //!
 //! A coordinator asks, step by step; each step runs in a task of its own, so the agent's loop never waits. What can
 //! be asked is little on purpose: to listen for five seconds under a random abstract name with a prefix of ours, to
-//! go to such a name, to tell the time, and to read four counters that every process of the kernel may read. The
-//! name is abstract, so it belongs to the network namespace and leaves nothing behind.
+//! go to such a name, to tell the time, to read four counters that every process of the kernel may read, and to name
+//! the peers whose traffic arrives through this machine itself. The name is abstract, so it belongs to the network
+//! namespace and leaves nothing behind.
 //!
 //! An agent whose hardware is declared answers nothing here: it does run on this kernel, and would prove to be what
 //! its operator says that it is not.
 
-use std::{ffi::OsString, io, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, ffi::OsString, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -17,13 +18,13 @@ use tokio::{
     time::timeout,
 };
 use tropa_proto::{
-    bounded::Text,
-    id::{Incarnation, hex},
+    bounded::{List, Text},
+    id::{AgentId, Incarnation, hex},
     mesh::{Mesh, Ticket},
     message::{Answer, LiveFinding, LiveStep},
 };
 
-use crate::evidence::{Root, read_counters};
+use crate::evidence::{Networks, Root, read_counters};
 
 /// How long an offer stands and a visit takes, at most: a coordinator needs two round trips in between.
 const STANDS_FOR: Duration = Duration::from_secs(5);
@@ -55,6 +56,7 @@ impl LiveTests {
         tokio::spawn(async move {
             let finding = match place {
                 _ if root.is_declared() => cannot("the hardware of this agent is declared"),
+                Ok(_place) if step == LiveStep::Neighbours => neighbours(&mesh, root).await,
                 Ok(place) => perform(step, received_ns, root, place).await,
                 Err(_) => cannot("busy with other live tests"),
             };
@@ -80,7 +82,20 @@ async fn perform(step: LiveStep, received_ns: i64, root: Root, at_work: OwnedSem
             Ok(counters) => LiveFinding::Counters(counters),
             Err(_panic) => cannot("the counters could not be read"),
         },
+        LiveStep::Neighbours => cannot("only a member of a mesh has neighbours"),
     }
+}
+
+/// Names the peers whose traffic arrives through this machine itself. Their addresses go no further.
+async fn neighbours(mesh: &Mesh, root: Root) -> LiveFinding {
+    let (links, listening) = (mesh.links().await, mesh.listening());
+    let Ok(networks) = tokio::task::spawn_blocking(move || Networks::read(&root)).await else {
+        return cannot("the routes could not be read");
+    };
+    let is_own = |address: &IpAddr| listening.iter().any(|own| own.ip().to_canonical() == *address);
+    let near = links.iter().filter(|(_, address)| networks.is_within(*address) || is_own(address));
+    let agents: BTreeSet<AgentId> = near.map(|(agent, _)| *agent).collect();
+    LiveFinding::Neighbours(List::cut(agents.into_iter().collect()).0)
 }
 
 /// Listens under this name, gives the nonce to whoever comes, and ends by itself.

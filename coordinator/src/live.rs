@@ -6,14 +6,18 @@
 //! A pair is tested once while both agents run: what was found holds for these two incarnations and is dropped when
 //! one of them is gone. Tests run beside the work, a few at a time, and nobody waits for them. An agent whose
 //! hardware is declared is never tested: it does run on this kernel, and would prove to be what its operator says
-//! that it is not. That a peer's traffic arrives through a local interface (`local_peer`) is not collected: a
-//! coordinator cannot see the interfaces of others.
+//! that it is not. Beside the tests agents are asked whose traffic arrives through their machine itself
+//! (`live/neighbours.rs`).
 
 mod judge;
+mod neighbours;
 mod report;
 mod trial;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::Serialize;
 use tropa_proto::{
@@ -23,9 +27,11 @@ use tropa_proto::{
     roster::{Install, Out, View},
 };
 
+use self::neighbours::Neighbours;
 pub use self::{
     judge::{Exchange, Round, clocks, sandwich},
     report::{PairReport, notes, on_demand},
+    trial::ask_neighbours,
 };
 
 /// Pairs under test at once: an agent takes eight steps at a time, and the engine's machine has work to do.
@@ -89,11 +95,12 @@ pub struct Trial {
     pub thorough: bool,
 }
 
-/// Which pairs are tested, and what was found.
+/// Which pairs are tested, and what was found; who has been asked about neighbours, and what was said.
 #[derive(Debug, Default)]
 pub struct LiveTests {
     records: BTreeMap<[AgentId; 2], Record>,
     running: BTreeSet<[AgentId; 2]>,
+    neighbours: Neighbours,
 }
 
 #[derive(Debug)]
@@ -111,10 +118,26 @@ impl LiveTests {
         trials
     }
 
+    /// Takes the agents to ask now whom they see beside them; [`LiveTests::told`] must follow for each.
+    pub fn inquire(&mut self, view: &View, now: Duration) -> Vec<(AgentId, Incarnation)> {
+        self.neighbours.due(view, now)
+    }
+
     /// Nothing runs, and nothing is left to run.
     #[must_use]
     pub fn is_idle(&self, view: &View) -> bool {
         self.running.is_empty() && self.wanted(view).next().is_none()
+    }
+
+    /// Everybody who may be asked has been, and none of them is being asked.
+    #[must_use]
+    pub fn has_inquired(&self, view: &View) -> bool {
+        self.neighbours.is_idle(view)
+    }
+
+    /// Takes whom a run of an agent sees beside it, nothing where it did not say; says whether fusion is to know.
+    pub fn told(&mut self, agent: AgentId, incarnation: Incarnation, named: Option<&[AgentId]>) -> bool {
+        self.neighbours.answered(agent, incarnation, named)
     }
 
     /// Takes what a trial found, unless one of its two runs has ended meanwhile; says whether it was taken. A proof
@@ -143,20 +166,23 @@ impl LiveTests {
             let run = agents.iter().zip(record.incarnations).find(|(of, _)| **of == agent);
             run.is_none_or(|(_, run)| run == incarnation)
         });
-        before != self.records.len()
+        self.neighbours.drop_but(agent, Some(incarnation)) || before != self.records.len()
     }
 
     /// Drops everything about an agent that has left for good; says whether there was anything.
     pub fn forget(&mut self, agent: AgentId) -> bool {
         let before = self.records.len();
         self.records.retain(|agents, _| !agents.contains(&agent));
-        before != self.records.len()
+        self.neighbours.drop_but(agent, None) || before != self.records.len()
     }
 
     /// What fusion is to know.
     #[must_use]
     pub fn facts(&self) -> BTreeMap<(AgentId, AgentId), PairFacts> {
-        self.records.iter().map(|(&[a, b], record)| ((a, b), record.findings.facts)).collect()
+        let mut facts =
+            self.records.iter().map(|(&[a, b], record)| ((a, b), record.findings.facts)).collect();
+        self.neighbours.add_to(&mut facts);
+        facts
     }
 
     /// The tests of a pair, in either order; empty where it was not tested.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use tokio::sync::mpsc;
 use tropa_proto::{
-    id::AgentId,
+    id::{AgentId, Incarnation},
     mesh::{self, COORDINATOR_MEMORY, DialFailure, Mesh, MeshConfig, MeshEvent},
     message::{AgentState, Answer, Description, Question, Role},
     roster::{Hashes, Roster, View},
@@ -22,7 +22,7 @@ use crate::{
     args::resolve,
     clock::Clock,
     exit::{Exit, Failed, OrExit as _},
-    live::{Findings, LiveTests, Trial},
+    live::{Findings, LiveTests, Trial, ask_neighbours},
     rules::{Book, RulesReport},
     settings::Settings,
 };
@@ -33,6 +33,15 @@ const MULTICAST_SETTLES: Duration = Duration::from_millis(250);
 
 /// What a description came back as, `None` when the agent did not answer.
 type Described = (AgentId, Hashes, Option<Description>);
+
+/// What a question beside the work has brought.
+#[derive(Debug)]
+enum Found {
+    /// A trial has run.
+    Tried(Trial, Findings),
+    /// An agent has said whom it sees beside it; nothing where it has not.
+    Neighbours(AgentId, Incarnation, Option<Vec<AgentId>>),
+}
 
 /// What has changed among the members.
 #[derive(Debug)]
@@ -66,8 +75,8 @@ pub struct Members {
     failures: BTreeMap<SocketAddr, DialFailure>,
     multicast: bool,
     live: LiveTests,
-    trials: mpsc::Sender<(Trial, Findings)>,
-    tried: mpsc::Receiver<(Trial, Findings)>,
+    finds: mpsc::Sender<Found>,
+    found: mpsc::Receiver<Found>,
     /// Everybody who should be here has been waited for; live tests may run beside the work.
     gathered: bool,
     /// The roster has changed since live tests were looked for.
@@ -95,8 +104,8 @@ impl Members {
         let (mesh, events) = mesh::start(config).await.context("joining the mesh").or_exit(Exit::Io)?;
         // As many descriptions as agents may be under way.
         let (answers, answered) = mpsc::channel(64);
-        // More than trials run at once, so none of them waits.
-        let (trials, tried) = mpsc::channel(16);
+        // More than are asked at once, so none of them waits.
+        let (finds, found) = mpsc::channel(32);
         let mut members = Self {
             mesh,
             events,
@@ -112,8 +121,8 @@ impl Members {
             failures: BTreeMap::new(),
             multicast: settings.mdns,
             live: LiveTests::default(),
-            trials,
-            tried,
+            finds,
+            found,
             gathered: false,
             unlooked: true,
         };
@@ -193,7 +202,10 @@ impl Members {
                 None => std::future::pending().await,
             },
             Some(described) = self.answered.recv() => self.on_described(described),
-            Some((trial, findings)) = self.tried.recv() => self.on_tried(&trial, findings),
+            Some(found) = self.found.recv() => match found {
+                Found::Tried(trial, findings) => self.on_tried(&trial, findings),
+                Found::Neighbours(agent, run, named) => self.on_neighbours(agent, run, named.as_deref()),
+            },
         };
         if matches!(change, Change::Roster | Change::Connected(_)) {
             self.follow_rules();
@@ -223,10 +235,10 @@ impl Members {
         self.gathered = true;
     }
 
-    /// Waits until the live tests that run by themselves have run, at most so long.
+    /// Waits until the live tests that run by themselves have run and everybody was asked, at most so long.
     pub async fn settle(&mut self, at_most: Duration) {
         let started = self.clock.now();
-        while !self.live.is_idle(self.roster.view()) {
+        while !self.live.is_idle(self.roster.view()) || !self.live.has_inquired(self.roster.view()) {
             let left = at_most.saturating_sub(self.clock.now().saturating_sub(started));
             if left.is_zero() {
                 return;
@@ -346,6 +358,14 @@ impl Members {
         Change::Roster
     }
 
+    fn on_neighbours(&mut self, agent: AgentId, run: Incarnation, named: Option<&[AgentId]>) -> Change {
+        if self.live.told(agent, run, named) {
+            self.roster.set_facts(self.live.facts());
+        }
+        // In any case there is room for another question.
+        Change::Roster
+    }
+
     /// Whom the rules name depends on who is here.
     fn follow_rules(&mut self) {
         if !self.rules.is_empty() {
@@ -354,17 +374,24 @@ impl Members {
         }
     }
 
-    /// Starts the live tests that are worth running, a few at a time, once everybody is there.
+    /// Starts the live tests that are worth running, and asks about neighbours, a few at a time, once everybody is there.
     fn test(&mut self) {
         if !self.gathered || !std::mem::take(&mut self.unlooked) {
             return;
         }
         for trial in self.live.start(self.roster.view()) {
-            let (mesh, trials) = (self.mesh.clone(), self.trials.clone());
+            let (mesh, finds) = (self.mesh.clone(), self.finds.clone());
             tokio::spawn(async move {
                 let findings = trial.run(&mesh).await;
                 // A closed channel means that the command is over.
-                let _ = trials.send((trial, findings)).await;
+                let _ = finds.send(Found::Tried(trial, findings)).await;
+            });
+        }
+        for (agent, run) in self.live.inquire(self.roster.view(), self.clock.now()) {
+            let (mesh, finds) = (self.mesh.clone(), self.finds.clone());
+            tokio::spawn(async move {
+                let named = ask_neighbours(&mesh, agent, run).await;
+                let _ = finds.send(Found::Neighbours(agent, run, named)).await;
             });
         }
     }

@@ -175,6 +175,11 @@ impl Message for Answer {
         {
             return Err("the answer left before the question arrived");
         }
+        if let Self::LiveTest { finding: LiveFinding::Neighbours(agents), .. } = self
+            && !agents.is_sorted_by(|a, b| a < b)
+        {
+            return Err("neighbours are not in order, or named twice");
+        }
         Ok(())
     }
 }

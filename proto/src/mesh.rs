@@ -237,6 +237,7 @@ enum Command {
     Open(AgentId, oneshot::Sender<Opened>),
     Dial(SocketAddr),
     Close(AgentId),
+    Links(oneshot::Sender<Vec<(AgentId, IpAddr)>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -363,6 +364,16 @@ impl Mesh {
     /// again after a short pause, which heals what hangs.
     pub async fn close(&self, agent: AgentId) {
         let _ = self.command(Command::Close(agent)).await;
+    }
+
+    /// Gives where each connected peer is, connection by connection: what this node sees and tells nobody. Nothing where
+    /// the mesh has ended.
+    pub async fn links(&self) -> Vec<(AgentId, IpAddr)> {
+        let (reply, links) = oneshot::channel();
+        match self.command(Command::Links(reply)).await {
+            Ok(()) => links.await.unwrap_or_default(),
+            Err(_ended) => Vec::new(),
+        }
     }
 
     /// Leaves the mesh: waits for a last announcement to get out (at most 0.3 s), closes all connections, and

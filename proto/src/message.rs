@@ -12,7 +12,7 @@ use crate::{
     bounded::{Blob, Content, List, Text},
     evidence::{Core, Evidence, Reading},
     failure::Reason,
-    id::{AttemptId, ChunkIndex, Incarnation, JobId},
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     permit::Permit,
     uid::MachineClaim,
 };
@@ -121,6 +121,8 @@ pub enum LiveStep {
     Clock,
     /// Read the counters of the kernel.
     Counters,
+    /// Say of whom you know that their traffic arrives through your machine itself.
+    Neighbours,
 }
 
 /// What came of a [`LiveStep`].
@@ -141,6 +143,9 @@ pub enum LiveFinding {
     Counters(Counters),
     /// Nothing: says why. Decides nothing.
     Cannot(Text<128>),
+    /// The agents that the asked one is connected with through loopback or an interface that leads to no wire, in
+    /// order; as many as one machine may have. Their addresses stay where they were seen.
+    Neighbours(List<AgentId, 64>),
 }
 
 /// Counters of a kernel since its boot, from a genuine procfs; anything else is not a [`Reading::Value`].

@@ -2,9 +2,10 @@ use std::time::Duration;
 
 use tropa_proto::{
     bounded::{List, Text},
-    evidence::{Core, Evidence, Hypervisor, Reading, Tag},
+    evidence::{Core, Evidence, Hypervisor, HypervisorClass, Reading, Tag},
     fuse::{ClockOffset, Code, Kind, Test},
-    message::{AgentState, Announcement, Counters},
+    message::{AgentState, Announcement, Counters, Description, EngineState, Inventory},
+    permit::Permit,
     roster::Roster,
     uid::{MachineClaim, MachineUid},
 };
@@ -39,11 +40,11 @@ fn of_two(a: &mut Kernel, b: &mut Kernel) -> Vec<Round> {
     (0..3).map(|_| Round { before: a.read(), between: b.read(), after: a.read() }).collect()
 }
 
-fn agent(n: u8) -> AgentId {
+pub(super) fn agent(n: u8) -> AgentId {
     AgentId([n; 32])
 }
 
-fn announcement(incarnation: u64, change: impl Fn(&mut Evidence)) -> Announcement {
+pub(super) fn announcement(incarnation: u64, change: impl Fn(&mut Evidence)) -> Announcement {
     let mut evidence = Evidence::empty(Os::Linux);
     evidence.boot_id = Reading::Value(Tag([1; 16]));
     evidence.hypervisor = Hypervisor::Vm;
@@ -66,7 +67,7 @@ fn announcement(incarnation: u64, change: impl Fn(&mut Evidence)) -> Announcemen
 }
 
 /// Agents of one boot, all of them in their first run.
-fn roster(agents: impl IntoIterator<Item = u8>) -> Roster {
+pub(super) fn roster(agents: impl IntoIterator<Item = u8>) -> Roster {
     let mut roster = Roster::new(false);
     for n in agents {
         roster.connected(agent(n), true);
@@ -222,6 +223,48 @@ fn a_crowd_is_tested_a_few_at_a_time_and_each_agent_once() {
         roster.set_facts(live.facts());
     }
     assert_eq!(ran.len(), 39, "one trial for each agent but the first: {ran:?}");
+}
+
+#[test]
+fn a_cloud_s_machine_whose_traffic_stays_within_another_s_is_not_known_to_be_apart() {
+    let mut roster = Roster::new(false);
+    for n in [1, 2] {
+        let mut announced = announcement(1, |evidence| evidence.boot_id = Reading::Value(Tag([n; 16])));
+        announced.core.epoch_ns = Reading::Absent;
+        let mut evidence = Evidence::from_core(&announced.core);
+        evidence.hypervisor_class = HypervisorClass::Cloud;
+        roster.connected(agent(n), true);
+        roster.announced(agent(n), announced, Duration::ZERO);
+        let description = Description { evidence, inventory: inventory(), denied: Text::default() };
+        roster.described(agent(n), ([0; 32], [0; 32]), description);
+    }
+    let kind = |roster: &mut Roster| {
+        roster.view().fusion.as_ref().unwrap().relation(agent(1), agent(2)).unwrap().kind
+    };
+    assert_eq!(kind(&mut roster), Kind::Distinct);
+    let mut live = LiveTests::default();
+    assert_eq!(live.inquire(roster.view(), Duration::ZERO).len(), 2);
+    assert!(!live.has_inquired(roster.view()));
+    assert!(live.told(agent(2), Incarnation(1), Some(&[agent(1)])), "one of the two is enough");
+    live.told(agent(1), Incarnation(1), None);
+    assert!(live.has_inquired(roster.view()));
+    roster.set_facts(live.facts());
+    assert_eq!(kind(&mut roster), Kind::UnknownExclude);
+    let why = roster.view().fusion.as_ref().unwrap().why(agent(1), agent(2)).unwrap();
+    let reasons: Vec<String> = why.reasons.iter().map(ToString::to_string).collect();
+    assert!(reasons.iter().any(|reason| reason.contains("local interface")), "{reasons:?}");
+    assert!(live.forget(agent(1)) && live.facts().is_empty());
+}
+
+fn inventory() -> Inventory {
+    Inventory {
+        engine: EngineState::Up,
+        version: Text::default(),
+        models: List::default(),
+        cut: false,
+        port: 0,
+        permit: Permit::default(),
+    }
 }
 
 #[test]

@@ -120,6 +120,26 @@ impl Trial {
     }
 }
 
+/// Asks one run of an agent whose traffic arrives through its machine itself; nothing where it does not say.
+pub async fn ask_neighbours(mesh: &Mesh, agent: AgentId, run: Incarnation) -> Option<Vec<AgentId>> {
+    match timeout(STEP_LIMIT, ask(mesh, agent, run, LiveStep::Neighbours)).await {
+        Ok(Ok(LiveFinding::Neighbours(agents))) => Some(agents.into_vec()),
+        Ok(Ok(other)) => {
+            tracing::debug!(
+                agent = agent.short(),
+                why = unexpected(&other),
+                "an agent does not name neighbours"
+            );
+            None
+        }
+        Ok(Err(why)) => {
+            tracing::debug!(agent = agent.short(), why, "an agent does not name neighbours");
+            None
+        }
+        Err(_elapsed) => None,
+    }
+}
+
 async fn ask(mesh: &Mesh, agent: AgentId, run: Incarnation, step: LiveStep) -> Result<LiveFinding, String> {
     let asked = getrandom::u64().map_err(|error| error.to_string())?;
     match mesh.ask(agent, Question::LiveTest { id: asked, step }).await {
@@ -141,9 +161,11 @@ async fn ask(mesh: &Mesh, agent: AgentId, run: Incarnation, step: LiveStep) -> R
 fn unexpected(finding: &LiveFinding) -> String {
     match finding {
         LiveFinding::Cannot(why) => why.to_string(),
-        LiveFinding::Offered | LiveFinding::Met(_) | LiveFinding::Clock { .. } | LiveFinding::Counters(_) => {
-            "an answer to another question".to_owned()
-        }
+        LiveFinding::Offered
+        | LiveFinding::Met(_)
+        | LiveFinding::Clock { .. }
+        | LiveFinding::Counters(_)
+        | LiveFinding::Neighbours(_) => "an answer to another question".to_owned(),
     }
 }
 

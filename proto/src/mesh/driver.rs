@@ -380,6 +380,9 @@ impl Driver {
                     let _ = self.swarm.disconnect_peer_id(peer);
                 }
             }
+            Command::Links(reply) => {
+                let _ = reply.send(self.links.ends.values().copied().collect());
+            }
             Command::Shutdown(reply) => return Next::Leave(Some(reply)),
         }
         Next::GoOn

@@ -28,12 +28,17 @@ pub(super) struct Links {
     /// Everybody with a connection, and since when.
     pub(super) connected: BTreeMap<AgentId, Instant>,
     pub(super) dialled: BTreeMap<ConnectionId, AgentId>,
-    /// Where the other end of each connection is.
-    pub(super) addresses: BTreeMap<ConnectionId, IpAddr>,
+    /// Who is at the other end of each connection, and where.
+    pub(super) ends: BTreeMap<ConnectionId, (AgentId, IpAddr)>,
     pub(super) agents: usize,
 }
 
 impl Links {
+    /// Where the other end of a connection is; `None` where it is gone.
+    pub(super) fn at(&self, connection: ConnectionId) -> Option<IpAddr> {
+        self.ends.get(&connection).map(|(_, address)| *address)
+    }
+
     /// Names whom to close on: of the members that have dialled this node the longest present, where there are more
     /// than [`CALLERS`]. Who is no member is a coordinator, or new, and is left.
     pub(super) fn surplus(&self, is_member: impl Fn(&AgentId) -> bool, now: Instant) -> Vec<AgentId> {

@@ -52,13 +52,15 @@ impl Driver {
                 self.swarm.close_connection(connection);
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
-                if let Some(address) = socket(endpoint.get_remote_address()) {
-                    self.links.addresses.insert(connection_id, address.ip().to_canonical());
+                if let (Some(agent), Some(address)) =
+                    (agent_of(&peer_id), socket(endpoint.get_remote_address()))
+                {
+                    self.links.ends.insert(connection_id, (agent, address.ip().to_canonical()));
                 }
                 self.on_connected(peer_id, connection_id, endpoint.is_dialer(), now);
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
-                self.links.addresses.remove(&connection_id);
+                self.links.ends.remove(&connection_id);
                 self.on_closed(&peer_id, connection_id, num_established, now);
             }
             SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
@@ -259,7 +261,7 @@ impl Driver {
         else {
             return self.reply(channel, Answer::Nothing);
         };
-        let (at, ticket) = (self.links.addresses.get(&connection).copied(), Ticket(self.next_ticket));
+        let (at, ticket) = (self.links.at(connection), Ticket(self.next_ticket));
         if self.outbox.push(MeshEvent::Asked { from, at, question, ticket }).is_some() {
             return self.reply(channel, Answer::Nothing);
         }
@@ -294,7 +296,7 @@ impl Driver {
 
     fn on_stream(&mut self, Inbound { peer, connection, stream, place }: Inbound) {
         if let Some(agent) = agent_of(&peer) {
-            let at = self.links.addresses.get(&connection).copied();
+            let at = self.links.at(connection);
             let stream = WorkStream::new(agent, at, stream, place, self.complaints.clone());
             self.tell(MeshEvent::Incoming(agent, stream));
         }

@@ -3,8 +3,12 @@
 use std::net::SocketAddr;
 
 use proptest::{
-    collection::vec, option, prelude::any, prop_compose, prop_oneof, sample::select, strategy::Just,
-    strategy::Strategy,
+    collection::{btree_set, vec},
+    option,
+    prelude::any,
+    prop_compose, prop_oneof,
+    sample::select,
+    strategy::{Just, Strategy},
 };
 use tropa_proto::{
     bounded::{Blob, List, Text},
@@ -13,7 +17,7 @@ use tropa_proto::{
         Reading, Tag,
     },
     failure::Reason,
-    id::{AttemptId, ChunkIndex, Incarnation, JobId},
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     message::{
         AgentState, Announcement, Answer, Beat, Counters, Description, Endpoint, EngineState, Failure,
         FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, MAX_RESULT, Model, Open, Outcome,
@@ -148,6 +152,7 @@ fn live_step() -> impl Strategy<Value = LiveStep> {
         any::<[u8; 16]>().prop_map(|place| LiveStep::Meet { place }),
         Just(LiveStep::Clock),
         Just(LiveStep::Counters),
+        Just(LiveStep::Neighbours),
     ]
 }
 
@@ -162,6 +167,8 @@ fn live_finding() -> impl Strategy<Value = LiveFinding> {
             LiveFinding::Counters(Counters { ctxt, processes, pgfault, pgfree })
         }),
         text().prop_map(LiveFinding::Cannot),
+        btree_set(any::<[u8; 32]>().prop_map(AgentId), 0..=64)
+            .prop_map(|agents| LiveFinding::Neighbours(List::cut(agents.into_iter().collect()).0)),
     ]
 }
 

@@ -7,7 +7,7 @@ use tropa_proto::{
         Reading, Tag,
     },
     failure::Reason,
-    id::{AttemptId, ChunkIndex, Incarnation, JobId},
+    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     message::{
         AgentState, Announcement, Answer, Beat, Counters, Description, Endpoint, EngineState, Failure,
         FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Open, Outcome, Place,
@@ -148,6 +148,7 @@ pub(crate) fn questions() -> Vec<Named<Question>> {
         ("live meet", live(LiveStep::Meet { place: [0xab; 16] })),
         ("live clock", live(LiveStep::Clock)),
         ("live counters", live(LiveStep::Counters)),
+        ("live neighbours", live(LiveStep::Neighbours)),
     ])
 }
 
@@ -173,6 +174,7 @@ pub(crate) fn answers() -> Vec<Named<Answer>> {
         ("live clock", live(LiveFinding::Clock { received_ns: 1 << 60, sent_ns: (1 << 60) + 9 })),
         ("live counters", live(LiveFinding::Counters(counters))),
         ("live cannot", live(LiveFinding::Cannot(Text::cut("no procfs")))),
+        ("live neighbours", live(LiveFinding::Neighbours(list([AgentId([0x11; 32]), AgentId([0x22; 32])])))),
     ])
 }
 
