@@ -25,7 +25,7 @@ pub struct Text<const MAX: usize>(String);
 pub struct Content<const MAX: usize>(Text<MAX>);
 
 /// Opaque bytes, at most `MAX`; shown by their length only, since prompts and answers travel in them.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Blob<const MAX: usize>(Vec<u8>);
 
 /// Says that a value is larger than its field.
@@ -95,6 +95,9 @@ impl<const MAX: usize> Text<MAX> {
 }
 
 impl<const MAX: usize> Blob<MAX> {
+    /// The bound.
+    pub const MAX: usize = MAX;
+
     /// Takes the bytes.
     ///
     /// # Errors

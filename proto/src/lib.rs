@@ -32,6 +32,7 @@ pub mod failure;
 pub mod fuse;
 pub mod hush;
 pub mod id;
+pub mod known;
 pub mod message;
 pub mod permit;
 pub mod proof;

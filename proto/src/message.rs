@@ -13,6 +13,7 @@ use crate::{
     evidence::{Core, Evidence, Reading},
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
+    known::Known,
     permit::Permit,
     uid::MachineClaim,
 };
@@ -86,10 +87,13 @@ pub enum AgentState {
 /// A question to an agent. All are reads, and an offer ends by itself: asking twice is asking.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
-    /// Who is known? Answered with signed announcements, from the given place in the order of agent ids.
+    /// Who is there that the asker does not know? Answered with signed announcements, from the given place in the order
+    /// of agent ids.
     Roster {
         /// How many entries to skip.
         from: u32,
+        /// Which to leave out.
+        known: Known,
     },
     /// What is behind the hashes of your announcement?
     Describe,

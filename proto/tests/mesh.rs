@@ -13,6 +13,7 @@ use tropa_proto::{
     bounded::{Blob, List},
     codec::Message as _,
     id::{AgentId, Incarnation},
+    known::Known,
     mesh::{
         self, DialFailure, MeshConfig, MeshError, MeshEvent, STREAMS_PER_AGENT, WorkError, greet_agent,
         greet_coordinator,
@@ -128,7 +129,7 @@ async fn who_says_that_it_leaves_is_in_no_roster_any_more() {
     let late = Node::start(Role::Coordinator, None, &[&hub]).await;
     let asked = async {
         loop {
-            match late.mesh.ask(hub.me(), Question::Roster { from: 0 }).await {
+            match late.mesh.ask(hub.me(), Question::Roster { from: 0, known: Known::nothing() }).await {
                 Ok(answer) => return answer,
                 Err(MeshError::NotConnected(_)) => tokio::task::yield_now().await,
                 Err(error) => panic!("{error}"),

@@ -26,6 +26,7 @@ use tropa_proto::{
     codec::{self, Message as _},
     evidence::{Core, Hypervisor, Os, Reading},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
+    known::Known,
     mesh::{Mesh, MeshConfig, MeshEvent, start},
     message::{
         AgentState, Announcement, Answer, Endpoint, FromAgent, Hello, Question, Refusal, Role, Run, ToAgent,
@@ -260,7 +261,11 @@ async fn oversize(args: &Args, until: Instant) -> Result<Count> {
             count.taken += u64::from(matches!(after, Err(_) | Ok(Ok(Some(_)))));
         }
         // Whoever is let in is answered.
-        let asked = timeout(Duration::from_secs(2), mesh.ask(agent, Question::Roster { from: 0 })).await;
+        let asked = timeout(
+            Duration::from_secs(2),
+            mesh.ask(agent, Question::Roster { from: 0, known: Known::nothing() }),
+        )
+        .await;
         count.shut_out = !matches!(asked, Ok(Ok(_)));
     }
     Ok(count)
@@ -369,7 +374,7 @@ fn order(attempt: AttemptId, incarnation: Incarnation) -> Run {
 async fn malformed(args: &Args, until: Instant) -> Result<Count> {
     let mut count = Count::default();
     let Some((mesh, mut events, agent)) = join(config(args, 5)?).await? else { return Ok(count) };
-    let roster = async || match mesh.ask(agent, Question::Roster { from: 0 }).await {
+    let roster = async || match mesh.ask(agent, Question::Roster { from: 0, known: Known::nothing() }).await {
         Ok(Answer::Roster { signed, .. }) => signed.into_vec(),
         Ok(Answer::Description(_) | Answer::Nothing | Answer::LiveTest { .. }) | Err(_) => Vec::new(),
     };

@@ -44,6 +44,7 @@ use crate::{
     chunk_stream::behaviour::{OpenError, Opened},
     hush::Hush,
     id::AgentId,
+    known::Known,
     message::{Answer, Question, Role},
     secret::{MeshSecret, public_prologue},
 };
@@ -114,7 +115,7 @@ pub(super) enum Asking {
     /// The owner asks.
     Owner(AgentId, oneshot::Sender<Result<Answer, MeshError>>),
     /// A page of a roster.
-    Pull { agent: AgentId, from: u32 },
+    Pull { agent: AgentId, from: u32, known: Known },
 }
 
 enum Next {

@@ -25,6 +25,7 @@ use crate::{
     bounded::{Blob, List},
     codec::{self, CodecError},
     id::AgentId,
+    known::Known,
     message::{AgentState, Announcement, Answer},
 };
 
@@ -70,12 +71,19 @@ pub(super) enum Merged {
 #[derive(Debug)]
 pub(super) struct Ledger {
     me: AgentId,
-    own: Option<Vec<u8>>,
+    own: Option<Own>,
     agents: BTreeMap<AgentId, Entry>,
     /// How many agents fit, this one included.
     room: usize,
     /// Something was heard since the marks were last asked for.
     is_changed: bool,
+}
+
+/// What this node says of itself.
+#[derive(Debug)]
+struct Own {
+    seq: u64,
+    envelope: Vec<u8>,
 }
 
 /// How an envelope came.
@@ -135,7 +143,8 @@ impl Ledger {
 
     /// Takes what this node says of itself; a leaving node is no longer named to others.
     pub(super) fn say(&mut self, announcement: &Announcement, envelope: Vec<u8>, now: Instant) {
-        self.own = (announcement.state != AgentState::Leaving).then_some(envelope);
+        let seq = announcement.seq;
+        self.own = (announcement.state != AgentState::Leaving).then_some(Own { seq, envelope });
         let entry = self.agents.entry(self.me).or_insert_with(|| Entry::new(now));
         entry.seq = entry.seq.max(announcement.seq);
     }
@@ -194,16 +203,29 @@ impl Ledger {
             .collect()
     }
 
-    /// Gives one page of the roster, own announcement included, in the order of agent ids.
-    pub(super) fn page(&self, from: u32) -> Answer {
+    /// Gives one page of what somebody does not know of the roster, own announcement included, in the order of agent
+    /// ids.
+    pub(super) fn page(&self, from: u32, known: &Known) -> Answer {
         let skip = usize::try_from(from).unwrap_or(usize::MAX);
-        let beyond = (Bound::Excluded(self.me), Bound::Unbounded);
-        let signed = |(_, entry): (_, &Entry)| entry.present.as_ref().map(|p| p.envelope.clone());
-        let all = self.agents.range(..self.me).filter_map(signed).chain(self.own.clone());
-        let mut rest = all.chain(self.agents.range(beyond).filter_map(signed)).skip(skip);
-        let page = rest.by_ref().take(PAGE).filter_map(|envelope| Blob::new(envelope).ok()).collect();
+        let mut rest = self.roster().filter(|(agent, seq, _)| !known.has(agent, *seq)).skip(skip);
+        let envelopes = rest.by_ref().take(PAGE).map(|(.., envelope)| envelope.to_vec());
+        let page = envelopes.filter_map(|envelope| Blob::new(envelope).ok()).collect();
         let more = rest.next().is_some();
         Answer::Roster { signed: List::cut(page).0, more }
+    }
+
+    /// Gives what it has of the roster, for a question.
+    pub(super) fn known(&self, salt: u64) -> Known {
+        let all: Vec<(AgentId, u64)> = self.roster().map(|(agent, seq, _)| (agent, seq)).collect();
+        Known::of(salt, &all)
+    }
+
+    /// Everybody present, with the number and the envelope of the latest announcement, in the order of agent ids.
+    fn roster(&self) -> impl Iterator<Item = (AgentId, u64, &[u8])> {
+        let beyond = (Bound::Excluded(self.me), Bound::Unbounded);
+        let own = self.own.as_ref().map(|own| (self.me, own.seq, &*own.envelope));
+        let before = self.agents.range(..self.me).filter_map(present);
+        before.chain(own).chain(self.agents.range(beyond).filter_map(present))
     }
 
     /// Gives the addresses at which a present agent listens, as it said.
@@ -227,7 +249,7 @@ impl Ledger {
     /// Spares the signature of what is known already, which is most of every roster page.
     fn has(&self, envelope: &[u8]) -> bool {
         let is_it = |entry: &Entry| entry.present.as_ref().is_some_and(|p| p.envelope == envelope);
-        self.own.as_deref() == Some(envelope) || self.agents.values().any(is_it)
+        self.own.as_ref().is_some_and(|own| own.envelope == envelope) || self.agents.values().any(is_it)
     }
 
     fn too_often(&mut self, agent: &AgentId, now: Instant) -> bool {
@@ -261,6 +283,10 @@ impl Ledger {
         let Some(gone) = gone.map(|(agent, _)| *agent) else { return false };
         self.agents.remove(&gone).is_some()
     }
+}
+
+fn present<'a>((agent, entry): (&AgentId, &'a Entry)) -> Option<(AgentId, u64, &'a [u8])> {
+    entry.present.as_ref().map(|present| (*agent, entry.seq, &*present.envelope))
 }
 
 impl Entry {

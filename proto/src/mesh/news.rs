@@ -1,7 +1,8 @@
 //! How news spreads: the own announcement by gossip, everybody else's by pulling rosters.
 //!
 //! Gossip brings changes within a second, but a late node would wait a whole period for it; a roster pull brings
-//! everything within milliseconds and repairs what gossip lost (`libp2p.md` §3).
+//! everything within milliseconds and repairs what gossip lost (`libp2p.md` §3). Whoever asks says what it knows, so that only the
+//! rest travels.
 
 use std::{
     collections::BTreeSet,
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     id::AgentId,
+    known::Known,
     message::{Announcement, Question},
 };
 
@@ -35,9 +37,6 @@ const PULL_PERIOD: Duration = Duration::from_secs(15);
 
 /// Roster pulls at once (`libp2p.md` §3.4).
 const PULLS: usize = 3;
-
-/// Roster envelopes that wait to be checked: one page per pull.
-const UNCHECKED: usize = PULLS * 512;
 
 /// Whose roster to ask for, and when.
 #[derive(Debug)]
@@ -124,17 +123,21 @@ impl Driver {
                 self.pulls.queue.insert(agent);
             }
         }
-        while self.pulls.flying < PULLS && self.unchecked.len() < UNCHECKED {
+        // What is not taken in yet would be asked for, and come, again.
+        while self.pulls.flying < PULLS && self.unchecked.is_empty() {
             let Some(agent) = self.pulls.queue.pop_first() else { break };
-            self.pull_page(agent, 0);
+            let salt = self.random();
+            let known = self.ledger.known(salt);
+            self.pull_page(agent, 0, known);
         }
     }
 
-    /// Asks a connected peer for one page of its roster.
-    pub(super) fn pull_page(&mut self, agent: AgentId, from: u32) {
+    /// Asks a connected peer for one page of what is not known of its roster.
+    pub(super) fn pull_page(&mut self, agent: AgentId, from: u32, known: Known) {
         let Some(peer) = peer_of(&agent).filter(|_| self.links.connected(&agent)) else { return };
-        let id = self.swarm.behaviour_mut().questions.send_request(&peer, Question::Roster { from });
-        self.questions.insert(id, Asking::Pull { agent, from });
+        let question = Question::Roster { from, known: known.clone() };
+        let id = self.swarm.behaviour_mut().questions.send_request(&peer, question);
+        self.questions.insert(id, Asking::Pull { agent, from, known });
         self.pulls.flying += 1;
     }
 
@@ -147,9 +150,14 @@ impl Driver {
     }
 
     fn random_link(&mut self) -> Option<AgentId> {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let links = self.links.connected.len();
-        let place = usize::try_from(self.random >> 33).ok()?.checked_rem(links)?;
+        let random = self.random();
+        let place = usize::try_from(random >> 33).ok()?.checked_rem(self.links.connected.len())?;
         self.links.connected.keys().nth(place).copied()
+    }
+
+    /// No secret, only different from node to node and from call to call.
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.random
     }
 }

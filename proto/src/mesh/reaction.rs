@@ -195,7 +195,7 @@ impl Driver {
         match event {
             QuestionEvent::Message { peer, connection_id, message } => match message {
                 request_response::Message::Request { request_id, request, channel } => match request {
-                    Question::Roster { from } => self.reply(channel, self.ledger.page(from)),
+                    Question::Roster { from, known } => self.reply(channel, self.ledger.page(from, &known)),
                     Question::Describe | Question::LiveTest { .. } => {
                         self.asked((&peer, connection_id), request, request_id, channel)
                     }
@@ -274,7 +274,7 @@ impl Driver {
             Some(Asking::Owner(_, reply)) => {
                 let _ = reply.send(Ok(answer));
             }
-            Some(Asking::Pull { agent, from }) => {
+            Some(Asking::Pull { agent, from, known }) => {
                 self.pulls.flying -= 1;
                 let Answer::Roster { signed, more } = answer else { return };
                 let len = u32::try_from(signed.len()).unwrap_or(u32::MAX);
@@ -282,7 +282,7 @@ impl Driver {
                 // Whoever has more pages than members makes them up.
                 let next = from.saturating_add(len);
                 if more && len > 0 && usize::try_from(next).is_ok_and(|next| next <= MEMBERS) {
-                    self.pull_page(agent, next);
+                    self.pull_page(agent, next, known);
                 }
             }
             None => {}

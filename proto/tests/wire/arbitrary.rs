@@ -18,6 +18,7 @@ use tropa_proto::{
     },
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
+    known::Known,
     message::{
         AgentState, Announcement, Answer, Beat, Counters, Description, Endpoint, EngineState, Failure,
         FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, MAX_RESULT, Model, Open, Outcome,
@@ -138,9 +139,13 @@ fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port())
 }
 
+fn known() -> impl Strategy<Value = Known> {
+    (any::<u64>(), blob()).prop_map(|(salt, bits)| Known { salt, bits })
+}
+
 pub(crate) fn question() -> impl Strategy<Value = Question> {
     prop_oneof![
-        any::<u32>().prop_map(|from| Question::Roster { from }),
+        (any::<u32>(), known()).prop_map(|(from, known)| Question::Roster { from, known }),
         Just(Question::Describe),
         (any::<u64>(), live_step()).prop_map(|(id, step)| Question::LiveTest { id, step }),
     ]

@@ -8,6 +8,7 @@ use tropa_proto::{
     },
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
+    known::Known,
     message::{
         AgentState, Announcement, Answer, Beat, Counters, Description, Endpoint, EngineState, Failure,
         FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Open, Outcome, Place,
@@ -142,7 +143,8 @@ pub(crate) fn announcements() -> Vec<Named<Announcement>> {
 pub(crate) fn questions() -> Vec<Named<Question>> {
     let live = |step| Question::LiveTest { id: 0x1122_3344_5566_7788, step };
     named([
-        ("roster", Question::Roster { from: 512 }),
+        ("roster", Question::Roster { from: 512, known: Known::nothing() }),
+        ("rest of a roster", Question::Roster { from: 0, known: Known::of(3, &[(AgentId([7; 32]), 9)]) }),
         ("describe", Question::Describe),
         ("live offer", live(LiveStep::Offer { place: [0xab; 16], nonce: [0xcd; 32] })),
         ("live meet", live(LiveStep::Meet { place: [0xab; 16] })),

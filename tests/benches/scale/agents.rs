@@ -20,6 +20,7 @@ use tropa_coordinator::{
 };
 use tropa_proto::{
     id::AgentId,
+    known::Known,
     message::{Answer, Question},
 };
 use tropa_tests::{
@@ -171,7 +172,8 @@ async fn least_known(members: &mut Members) -> Result<usize> {
         asking.spawn(async move {
             let mut known = 0;
             loop {
-                let page = mesh.ask(agent, Question::Roster { from: u32::try_from(known)? }).await?;
+                let from = u32::try_from(known)?;
+                let page = mesh.ask(agent, Question::Roster { from, known: Known::nothing() }).await?;
                 let Answer::Roster { signed, more } = page else { anyhow::bail!("no roster") };
                 known += signed.len();
                 if !more {
