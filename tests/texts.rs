@@ -104,7 +104,11 @@ fn a_text_takes_its_longest_path_on_two_machines_and_asks_and_says_the_same_on_o
     let write = ["write", "The roads of the Inca", "--parts", "5", "--no-backups"];
     let _one = machine(&world, 1, &pace);
     let alone = run(&world, &write);
-    ends_with(&alone, 0, &["1 install, 1 machine: 1 chunk at a time", "6 chunks run one after the other"]);
+    ends_with(
+        &alone,
+        0,
+        &["1 install, 1 machine as declared: 1 chunk at a time", "6 chunks run one after the other"],
+    );
     let [asked_alone, alone_text] = [json!(requests(&world)), text(&alone).into()];
     let work = seen(&world, 0);
     assert_eq!(work.len(), 6);
@@ -112,7 +116,7 @@ fn a_text_takes_its_longest_path_on_two_machines_and_asks_and_says_the_same_on_o
 
     let _two = machine(&world, 2, &pace);
     let both = run(&world, &write);
-    ends_with(&both, 0, &["2 installs, 2 machines: 2 chunks at a time"]);
+    ends_with(&both, 0, &["2 installs, 2 machines as declared: 2 chunks at a time"]);
     assert_eq!([json!(requests(&world)), text(&both).into()], [asked_alone, alone_text]);
     at_once_between(&seen(&world, 6), 4);
 
@@ -254,7 +258,7 @@ fn a_panel_answers_at_once_what_does_not_wait_for_each_other() {
     let _both = [machine(&world, 1, &pace), machine(&world, 2, &pace)];
     let ask = ["panel", "Why do llamas hum?", "--critics", "4", "--no-backups"];
     let panel = run(&world, &[&ask[..], &["--json"]].concat());
-    ends_with(&panel, 0, &["2 installs, 2 machines: 2 chunks at a time"]);
+    ends_with(&panel, 0, &["2 installs, 2 machines as declared: 2 chunks at a time"]);
     let lines = rows(&panel);
     let names: Vec<&str> = lines.iter().map(|line| line["id"].as_str().unwrap()).collect();
     assert_eq!(names, ["researcher", "critic 1", "critic 2", "critic 3", "critic 4", "editor"]);

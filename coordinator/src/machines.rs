@@ -30,6 +30,7 @@ use crate::{
 };
 
 pub use scores::{ScoreRow, ScoreTable};
+pub(crate) use sentence::machines as counted;
 
 /// Pairs that a report explains, at most: with more agents the table stays readable and `--json` stays small. Same
 /// hardware comes first, then unknown, then distinct; each kind has a quarter for itself.

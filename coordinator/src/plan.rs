@@ -29,7 +29,7 @@ pub use self::{
 use crate::{
     exit::Exit,
     locks,
-    machines::WarningRow,
+    machines::{WarningRow, counted},
     schedule::{self, Largest, ModelIndex},
 };
 
@@ -172,7 +172,7 @@ pub fn plan_without(view: &View, items: u64, models: &[Pinned], contexts: &[u32]
         machines: machines.len(),
         at_once,
         cost: Cost::default(),
-        summary: summary(usable.len(), machines.len(), at_once, &rows),
+        summary: summary(usable.len(), &counted(view, &machines), at_once, &rows),
         rows,
         warnings: locks::splits(view),
     }
@@ -303,6 +303,9 @@ fn row(
         (Some(rule), ..) => reason_denied(rule, &install.label),
         (None, Some(out), _) => reason_out(out, &install.label),
         (None, None, Part::Out | Part::Denied) => reason_no_model(install, &missing),
+        (None, None, Part::Works) if install.evidence.declared => {
+            ("own hardware, as declared".to_owned(), String::new())
+        }
         (None, None, Part::Works) => ("own hardware".to_owned(), String::new()),
         (None, None, Part::StandsIn) => reason_shared(view, install, at_work),
     };
@@ -450,9 +453,9 @@ fn reason_shared(view: &View, install: &Install, at_work: &BTreeSet<AgentId>) ->
     )
 }
 
-fn summary(installs: usize, machines: usize, at_once: usize, rows: &[Row]) -> String {
+fn summary(installs: usize, machines: &str, at_once: usize, rows: &[Row]) -> String {
     let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
-    let head = format!("{}, {}", plural(installs, "install"), plural(machines, "machine"));
+    let head = format!("{}, {machines}", plural(installs, "install"));
     if at_once == 0 {
         return format!("{head}: nothing can run this job.");
     }

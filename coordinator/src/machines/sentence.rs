@@ -6,7 +6,7 @@ use std::{
 };
 
 use tropa_proto::{
-    id::AgentId,
+    id::{AgentId, MachineId},
     roster::{Install, Machine, View},
 };
 
@@ -25,7 +25,7 @@ pub(super) fn of(view: &View, working: &BTreeSet<AgentId>) -> String {
     let mut text = format!(
         "{}, {}: {} at a time.",
         count(view.installs.len(), "install"),
-        count(view.machines.len(), "machine"),
+        machines(view, &view.machines.iter().map(|machine| machine.id).collect()),
         count(chunks, "chunk")
     );
     let spare = |install: &&Install| install.out.is_none() && !working.contains(&install.agent);
@@ -66,6 +66,19 @@ pub(super) fn of(view: &View, working: &BTreeSet<AgentId>) -> String {
     }
     text.push_str(&idle(view));
     text
+}
+
+/// Counts machines, and says how many of them are there because an operator said so.
+pub(crate) fn machines(view: &View, which: &BTreeSet<MachineId>) -> String {
+    let is_declared = |install: &&Install| install.evidence.declared && which.contains(&install.machine);
+    let declared: BTreeSet<MachineId> =
+        view.installs.iter().filter(is_declared).map(|install| install.machine).collect();
+    let counted = count(which.len(), "machine");
+    match declared.len() {
+        0 => counted,
+        all if all == which.len() => format!("{counted} as declared"),
+        some => format!("{counted} ({some} as declared)"),
+    }
 }
 
 /// Who gets no work at all.

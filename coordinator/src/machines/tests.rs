@@ -24,6 +24,7 @@ struct Made {
     label: String,
     kernel: u32,
     gpu: bool,
+    declared: bool,
     kind: Hypervisor,
     engine: EngineState,
     claim: Option<MachineClaim>,
@@ -37,6 +38,7 @@ fn made(label: &str, kernel: u32) -> Made {
         label: label.to_owned(),
         kernel,
         gpu: false,
+        declared: false,
         kind,
         engine,
         claim: None,
@@ -65,6 +67,7 @@ fn agent(n: usize) -> AgentId {
 fn evidence(of: &Made) -> Evidence {
     let mut evidence = Evidence::empty(Os::Linux);
     evidence.hypervisor = of.kind;
+    evidence.declared = of.declared;
     evidence.cpus = Cpus { host: 16, physical: 8, ..Cpus::default() };
     evidence.memory = 32 << 30;
     if of.kind != Hypervisor::Unknown {
@@ -100,7 +103,7 @@ fn evidence(of: &Made) -> Evidence {
 }
 
 fn roster(agents: &[Made]) -> Roster {
-    let mut roster = Roster::new(false);
+    let mut roster = Roster::new(true);
     for (n, of) in agents.iter().enumerate() {
         let id = agent(n + 1);
         let evidence = evidence(of);
@@ -215,6 +218,18 @@ fn two_installs_on_one_machine_say_what_would_help() {
         "3 installs, 2 machines: 2 chunks at a time. The second install on den adds nothing; an agent on another \
          machine would."
     );
+}
+
+#[test]
+fn what_is_declared_is_shown_as_declared_also_without_why() {
+    let declared = |label, kernel| Made { declared: true, ..made(label, kernel) };
+    let some = report(&[made("den", 1), declared("attic", 2), declared("attic-2", 2)]);
+    let head = "3 installs, 2 machines (1 as declared): 2 chunks at a time.";
+    assert!(some.summary.starts_with(head), "{}", some.summary);
+    let all = report(&[declared("den", 1), declared("attic", 2)]);
+    assert_eq!(all.summary, "2 installs, 2 machines as declared: 2 chunks at a time.");
+    let rows = |report: &Report| report.text(false).matches("declared, not read; ").count();
+    assert_eq!((rows(&some), rows(&all)), (1, 2));
 }
 
 #[test]

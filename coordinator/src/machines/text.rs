@@ -126,7 +126,9 @@ fn table(text: &mut String, machines: &[&MachineRow]) {
         }
         // What keeps a machine from working says more than what makes it one.
         let out = machine.agents.iter().find(|agent| !agent.out.is_empty() && machine.at_once == 0);
-        let why = out.map_or_else(|| machine.why.clone(), |agent| format!("no work: {}", agent.out));
+        let declared = if machine.declared { "declared, not read; " } else { "" };
+        let why = out
+            .map_or_else(|| format!("{declared}{}", machine.why), |agent| format!("no work: {}", agent.out));
         table.row([&name, &machine.agents.len().to_string(), &machine.at_once.to_string(), &named, &why]);
     }
     if let rest @ [_, ..] = &machines[shown..] {
