@@ -9,6 +9,7 @@
 //! A [`Draft`] takes the input and becomes a [`Journal`]. The journal reads, from any place and lazily: bodies
 //! stay on disk until they are sent or exported. All that happens during a run is written by the one [`Writer`].
 
+mod apply;
 mod directory;
 mod draft;
 mod error;
@@ -19,6 +20,7 @@ mod read;
 mod removal;
 mod schema;
 mod sizes;
+mod step;
 mod timeline;
 mod totals;
 mod writer;
@@ -44,9 +46,10 @@ pub use jobs::{FindError, JobState, JobSummary, find, list, summary};
 pub use read::{AttemptRow, Chunk, Decided, DoneRow, FailedRow, Item, OpenAttempt, PastAttempt, Resume};
 pub use removal::{Cancel, ask_to_cancel, purge, sweep};
 pub use sizes::Size;
+pub use step::{Done, Effect, Named, Step, Token};
 pub use timeline::{Attempted, Names, Won};
 pub use totals::{Share, Totals};
-pub use writer::{Committed, Done, Effect, Named, QUEUE, RETRY, Step, Token, Writer};
+pub use writer::{Committed, QUEUE, RETRY, Writer};
 
 /// What kind of job a journal records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
