@@ -7,7 +7,6 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use etcetera::base_strategy::{BaseStrategy as _, Xdg};
 use tropa_proto::{
     bounded::List, mesh::AGENT_MEMORY, message::ModelName, permit::Permit, proof, secret::MeshSecret,
 };
@@ -17,6 +16,7 @@ use crate::{
     device_lock::LockPlaces,
     evidence::{LaneError, LaneSpec, Root},
     ollama::{OllamaUrl, UrlError, full_name},
+    places::Places,
     policy::{Network, NetworkError, Policy},
     runtime_dir::RuntimePlaces,
 };
@@ -187,7 +187,7 @@ impl Args {
     /// # Errors
     /// Names the argument that cannot be followed, and the remedy.
     pub fn resolve(self) -> Result<Config, ArgsError> {
-        let places = Xdg::new().map_err(ArgsError::Home)?;
+        let places = Places::of_user().map_err(ArgsError::Home)?;
         let secret = self.secret(&places)?;
         if let Some(exposed) =
             self.listen.iter().find(|address| secret.is_none() && !address.ip().is_loopback())
@@ -204,9 +204,7 @@ impl Args {
             Some(directory) => LockPlaces { system: directory, user: None },
             None => lock_places(),
         };
-        let state = self
-            .state_dir
-            .unwrap_or_else(|| places.state_dir().unwrap_or_else(|| places.data_dir()).join("tropa"));
+        let state = self.state_dir.unwrap_or(places.state);
         Ok(Config {
             mdns: secret.is_some() && !self.no_mdns,
             ollama,
@@ -228,12 +226,10 @@ impl Args {
     }
 
     /// Finds the mesh secret: the named file, else the user's, else the system's, else none.
-    fn secret(&self, places: &Xdg) -> Result<Option<MeshSecret>, ArgsError> {
+    fn secret(&self, places: &Places) -> Result<Option<MeshSecret>, ArgsError> {
         let file = match &self.mesh_secret_file {
             Some(path) => Some(path.clone()),
-            None => [places.config_dir().join("tropa/mesh.secret"), PathBuf::from("/etc/tropa/mesh.secret")]
-                .into_iter()
-                .find(|path| path.exists()),
+            None => places.find("mesh.secret"),
         };
         file.map(|path| MeshSecret::read(&path)).transpose().map_err(ArgsError::Secret)
     }

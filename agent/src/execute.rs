@@ -35,6 +35,7 @@ use tropa_proto::{
     id::{AgentId, AttemptId, JobId},
     message::{Failure, FromAgent, Held as HeldOfJob},
     proof::{self},
+    system,
 };
 
 pub use self::orders::{Ended, Guests, Load, Orders, Settings};
@@ -42,7 +43,7 @@ use self::{
     beats::{Beats, held},
     orders::{MAX_ORDERS, Order, RunOrder},
     progress::{Reports, Ticker},
-    records::{network_namespace, warn_record},
+    records::warn_record,
 };
 use crate::{
     admission::{Action, Admission, Event, Key, TURN},
@@ -130,7 +131,7 @@ impl Executor {
             last_unsettled: false,
             failed: None,
             checking_bytes: 0,
-            netns: network_namespace(),
+            netns: system::network_namespace(),
             acquiring: None,
             acquired: 0,
             blocked: mpsc::channel(4),

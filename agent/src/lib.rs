@@ -18,11 +18,13 @@ pub mod machine;
 pub mod occupation;
 pub mod ollama;
 pub mod outbox;
+pub mod places;
 pub mod policy;
 mod program;
 mod renewal;
 pub mod runtime_dir;
 mod serve;
+pub mod signals;
 pub mod state;
 pub(crate) mod stock;
 

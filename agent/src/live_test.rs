@@ -1,30 +1,39 @@
 //! The agent's side of the live tests (`identity.md` §9): is this kernel that other agent's kernel?
 //!
 //! A coordinator asks, step by step; each step runs in a task of its own, so the agent's loop never waits. What can
-//! be asked is little on purpose: to listen for five seconds under a random abstract name with a prefix of ours, to
-//! go to such a name, to tell the time, to read four counters that every process of the kernel may read, and to name
-//! the peers whose traffic arrives through this machine itself. The name is abstract, so it belongs to the network
-//! namespace and leaves nothing behind.
+//! be asked is little on purpose: to listen for five seconds under a random name with a prefix of ours, to go to such a
+//! name, to tell the time, to read four counters that every process of the kernel may read, and to name the peers whose
+//! traffic arrives through this machine itself. The name belongs to the network namespace, on Windows to the machine,
+//! and leaves nothing behind.
 //!
 //! An agent whose hardware is declared answers nothing here: it does run on this kernel, and would prove to be what
 //! its operator says that it is not.
 
-use std::{collections::BTreeSet, ffi::OsString, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
+#[cfg(unix)]
+#[path = "live_test/unix.rs"]
+mod rendezvous;
+#[cfg(windows)]
+#[path = "live_test/windows.rs"]
+mod rendezvous;
+
+use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tropa_proto::{
     bounded::{List, Text},
-    id::{AgentId, Incarnation, hex},
+    id::{AgentId, Incarnation},
     mesh::{Mesh, Ticket},
     message::{Answer, LiveFinding, LiveStep},
 };
 
-use crate::evidence::{Networks, Root, read_counters};
+use crate::{
+    clock::wall_clock,
+    evidence::{Networks, Root, read_counters},
+};
+use rendezvous::{Host, visit};
 
 /// How long an offer stands and a visit takes, at most: a coordinator needs two round trips in between.
 const STANDS_FOR: Duration = Duration::from_secs(5);
@@ -67,11 +76,11 @@ impl LiveTests {
 
 async fn perform(step: LiveStep, received_ns: i64, root: Root, at_work: OwnedSemaphorePermit) -> LiveFinding {
     match step {
-        LiveStep::Offer { place, nonce } => match offer(&name(place), nonce, at_work, STANDS_FOR) {
+        LiveStep::Offer { place, nonce } => match offer(place, nonce, at_work, STANDS_FOR) {
             Ok(()) => LiveFinding::Offered,
             Err(error) => cannot(&format!("cannot listen: {error}")),
         },
-        LiveStep::Meet { place } => match timeout(STANDS_FOR, meet(&name(place))).await {
+        LiveStep::Meet { place } => match timeout(STANDS_FOR, visit(place)).await {
             Ok(Ok(nonce)) => LiveFinding::Met(nonce),
             Ok(Err(error)) => cannot(&format!("nobody met: {error}")),
             Err(_elapsed) => cannot("nobody met in time"),
@@ -98,46 +107,31 @@ async fn neighbours(mesh: &Mesh, root: Root) -> LiveFinding {
     LiveFinding::Neighbours(List::cut(agents.into_iter().collect()).0)
 }
 
-/// Listens under this name, gives the nonce to whoever comes, and ends by itself.
-fn offer(name: &Path, nonce: [u8; 32], at_work: OwnedSemaphorePermit, stands: Duration) -> io::Result<()> {
-    let listener = UnixListener::bind(name)?;
+/// Listens at this place, gives the nonce to whoever comes, and ends by itself.
+fn offer(
+    place: [u8; 16],
+    nonce: [u8; 32],
+    at_work: OwnedSemaphorePermit,
+    stands: Duration,
+) -> io::Result<()> {
+    let mut host = Host::at(place)?;
     tokio::spawn(async move {
         let serving = async {
             for _ in 0..VISITORS {
-                let (mut visitor, _) = listener.accept().await?;
-                // Who does not read 32 bytes has gone.
-                let _ = visitor.write_all(&nonce).await;
+                host.receive(&nonce).await?;
             }
             io::Result::Ok(())
         };
         // Whatever ends it, the name is free again.
         let _ = timeout(stands, serving).await;
+        drop(host);
         drop(at_work);
     });
     Ok(())
 }
 
-async fn meet(name: &Path) -> io::Result<[u8; 32]> {
-    let mut host = UnixStream::connect(name).await?;
-    let mut nonce = [0; 32];
-    host.read_exact(&mut nonce).await?;
-    Ok(nonce)
-}
-
-/// An abstract name: the leading NUL makes it one, on Linux; elsewhere no such path can be made.
-fn name(place: [u8; 16]) -> std::path::PathBuf {
-    OsString::from(format!("\0tropa-rendezvous-{}", hex(&place))).into()
-}
-
 fn cannot(why: &str) -> LiveFinding {
     LiveFinding::Cannot(Text::cut(why))
-}
-
-/// The wall clock in nanoseconds since 1970, 0 before.
-fn wall_clock() -> i64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    let ns = i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
-    i64::try_from(ns).unwrap_or(i64::MAX).max(0)
 }
 
 #[cfg(test)]
@@ -173,7 +167,7 @@ mod tests {
         let places = Arc::new(Semaphore::new(1));
         let place = random();
         let permit = Arc::clone(&places).try_acquire_owned().unwrap();
-        offer(&name(place), [1; 32], permit, Duration::from_millis(20)).unwrap();
+        offer(place, [1; 32], permit, Duration::from_millis(20)).unwrap();
         // The place comes back when the offer is over, and not before.
         assert!(places.try_acquire().is_err());
         drop(timeout(Duration::from_secs(60), Arc::clone(&places).acquire_owned()).await.unwrap().unwrap());

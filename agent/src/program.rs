@@ -3,16 +3,14 @@
 use std::{io, process::ExitCode};
 
 use clap::Parser as _;
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     Agent, AgentError, Config,
     args::{self, Args, Command},
+    signals::Signals,
     stock,
 };
 
@@ -70,9 +68,7 @@ async fn serve_until_stopped(config: Config) -> Result<(), AgentError> {
     // The line that scripts wait for; a closed stdout is no reason to stop.
     let _ = print(&format!("listening {}", agent.address()));
     let stop = CancellationToken::new();
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let Ok(mut signals) = Signals::new() else {
         return agent.run(std::future::pending()).await;
     };
     let asked = stop.clone();
@@ -81,8 +77,7 @@ async fn serve_until_stopped(config: Config) -> Result<(), AgentError> {
     loop {
         tokio::select! {
             ended = &mut running => return ended,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = signals.next() => {}
         }
         if stop.is_cancelled() {
             // The second time: do not wait for what runs.

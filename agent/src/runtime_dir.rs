@@ -9,19 +9,16 @@
 
 use std::{
     fs,
-    fs::File,
     io::{self, Read as _, Write as _},
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
-use rustix::{
-    fs::{FlockOperation, OFlags},
-    io::Errno,
-};
 use serde::{Deserialize, Serialize};
-use tropa_proto::id::{AgentId, hex};
+use tropa_proto::{
+    id::{AgentId, hex},
+    system::{self, Access, Lock, Lockable},
+};
 
 /// Bytes of one file: an address and an id are under 200.
 const MAX_FILE: u64 = 4096;
@@ -52,21 +49,22 @@ pub struct Present {
 pub struct Presence {
     path: PathBuf,
     present: Present,
-    file: File,
+    file: Lockable,
 }
 
 impl RuntimePlaces {
     /// Takes the usual places: `/run/tropa/agents`, `$XDG_RUNTIME_DIR/tropa/agents`, and where there is no such
-    /// variable a private directory of this user below the directory for temporary files.
+    /// variable a private directory of this user below the directory for temporary files. Where nothing tells who may
+    /// write to a directory of all users, only this user's.
     #[must_use]
     pub fn usual(runtime: Option<&Path>, temporary: &Path) -> Self {
-        let run = if cfg!(target_os = "macos") { "/var/run" } else { "/run" };
-        let user = rustix::process::geteuid().as_raw();
-        let own = match runtime {
-            Some(runtime) => runtime.join("tropa/agents"),
-            None => temporary.join(format!("tropa-{user}/agents")),
+        let own = match (runtime, system::user()) {
+            (Some(runtime), _) => runtime.join("tropa/agents"),
+            (None, Some(user)) => temporary.join(format!("tropa-{user}/agents")),
+            (None, None) => temporary.join("tropa/agents"),
         };
-        Self(vec![Path::new(run).join("tropa/agents"), own])
+        let shared = system::user().map(|_| system::run_directory().join("tropa/agents"));
+        Self(shared.into_iter().chain([own]).collect())
     }
 
     /// Takes the given places, for tests and for unusual hosts.
@@ -136,18 +134,21 @@ impl Presence {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        file.write_all(&serde_json::to_vec(present)?)?;
+        let file = system::files(0o644).write(true).create_new(true).open(&beside)?;
+        let file = Lockable::new(file, &beside)?;
+        if !file.try_lock(Lock::Exclusive)? {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        file.file().write_all(&serde_json::to_vec(present)?)?;
         // Another agent of this name, with a copy of its state, keeps its file until the two have parted.
         let path =
             if is_held(&path) { place.join(format!("{name}.{}.json", std::process::id())) } else { path };
-        fs::rename(&beside, &path)?;
+        Lockable::rename(&beside, &path)?;
         Ok(Self { path, present: present.clone(), file })
     }
 
     fn is_in_place(&self) -> bool {
-        is_same(&self.file, &self.path)
+        system::is_same(self.file.file(), &self.path)
     }
 }
 
@@ -155,7 +156,7 @@ impl Drop for Presence {
     fn drop(&mut self) {
         // Never the file of an agent that came after us.
         if self.is_in_place() {
-            let _ = fs::remove_file(&self.path);
+            let _ = Lockable::remove(&self.path);
         }
     }
 }
@@ -168,47 +169,41 @@ fn here(place: &Path) -> Vec<Present> {
 }
 
 fn look(path: &Path) -> Option<Present> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
-    if !file.metadata().ok()?.is_file() {
+    let file = open(path).ok()?;
+    if file.try_lock(Lock::Shared).ok()? {
+        // Nobody holds it. The comparison leaves a new file of the same agent alone; should one slip in
+        // between, its `refresh` puts it back.
+        if system::is_same(file.file(), path) {
+            let _ = Lockable::remove(path);
+        }
         return None;
     }
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-        Err(Errno::WOULDBLOCK) => {}
-        Err(_) => return None,
-        Ok(()) => {
-            // Nobody holds it. The comparison leaves a new file of the same agent alone; should one slip in
-            // between, its `refresh` puts it back.
-            if is_same(&file, path) {
-                let _ = fs::remove_file(path);
-            }
-            return None;
-        }
-    }
     let mut text = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut text).ok()?;
+    file.file().take(MAX_FILE).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
 /// Somebody who lives holds this file.
 fn is_held(path: &Path) -> bool {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let Ok(file) = fs::OpenOptions::new().read(true).custom_flags(flags).open(path) else { return false };
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    open(path).is_ok_and(|file| matches!(file.try_lock(Lock::Shared), Ok(false)))
 }
 
-fn is_same(file: &File, path: &Path) -> bool {
-    let Ok(open) = file.metadata() else { return false };
-    fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (open.dev(), open.ino()))
+fn open(path: &Path) -> io::Result<Lockable> {
+    let file = system::files(0).read(true).open(path)?;
+    if file.metadata()?.is_file() {
+        Lockable::new(file, path)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
 }
 
 /// Makes the directory and, at most, the one above it; refuses what is not to be trusted.
 fn make(place: &Path) -> io::Result<()> {
     // Root's is for all to read; a user's is private.
-    let mode = if rustix::process::geteuid().is_root() { 0o755 } else { 0o700 };
+    let mode = if system::is_root() { 0o755 } else { 0o700 };
     let above = place.parent();
     for directory in above.into_iter().chain([place]) {
-        match fs::DirBuilder::new().mode(mode).create(directory) {
+        match system::directories(mode).create(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
         }
@@ -216,18 +211,27 @@ fn make(place: &Path) -> io::Result<()> {
     if is_trusted(place) && above.is_none_or(is_trusted) {
         return Ok(());
     }
-    let why = format!("{} belongs to somebody else or anybody may write to it", place.display());
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+    let why = match fs::symlink_metadata(place).map(|found| system::access(place, &found)) {
+        Ok(Access::Unknown) => "nothing here tells who may write to it: use one below your own profile",
+        Ok(Access::Bits { .. } | Access::Profile) | Err(_) => {
+            "it belongs to somebody else or anybody may write to it"
+        }
+    };
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{}: {why}", place.display())))
 }
 
 /// A real directory, root's or ours, that not everybody may write to.
 fn is_trusted(directory: &Path) -> bool {
-    let own = rustix::process::geteuid().as_raw();
-    fs::symlink_metadata(directory).is_ok_and(|found| may_trust(&found, own))
+    fs::symlink_metadata(directory)
+        .is_ok_and(|found| found.is_dir() && may_trust(system::access(directory, &found), system::user()))
 }
 
-fn may_trust(found: &fs::Metadata, own: u32) -> bool {
-    found.is_dir() && (found.uid() == 0 || found.uid() == own) && found.mode() & 0o002 == 0
+fn may_trust(access: Access, own: Option<u32>) -> bool {
+    match access {
+        Access::Bits { owner, mode } => (owner == 0 || Some(owner) == own) && mode & 0o002 == 0,
+        Access::Profile => true,
+        Access::Unknown => false,
+    }
 }
 
 /// An id as its hexadecimal text.
@@ -246,7 +250,7 @@ mod as_text {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs::File, os::unix::fs::PermissionsExt as _};
 
     use super::*;
 
@@ -321,7 +325,7 @@ mod tests {
             .map(|(name, content)| {
                 fs::write(at(name), content).unwrap();
                 let file = File::open(at(name)).unwrap();
-                rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
+                system::lock(&file, Lock::Exclusive).unwrap();
                 file
             })
             .collect();
@@ -337,8 +341,13 @@ mod tests {
         fs::set_permissions(&place, fs::Permissions::from_mode(0o777)).unwrap();
         assert!(places.list().is_empty());
         assert_eq!(places.announce(present(2)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        let found = fs::metadata(directory.path()).unwrap();
-        assert!(may_trust(&found, found.uid()));
-        assert_eq!(may_trust(&found, found.uid() + 1), found.uid() == 0, "a third user's is not ours");
+    }
+
+    #[test]
+    fn the_directory_of_a_third_user_and_one_that_nothing_is_known_of_are_not_trusted() {
+        let of = |owner, mode| may_trust(Access::Bits { owner, mode }, Some(7));
+        assert!(of(7, 0o755) && of(0, 0o775));
+        assert!(!of(8, 0o700) && !of(7, 0o777) && !of(0, 0o1777));
+        assert!(may_trust(Access::Profile, None) && !may_trust(Access::Unknown, None));
     }
 }

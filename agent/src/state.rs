@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <state>/agents/<install>/    0700   one directory per install, locked by the agent that runs
-//!     lock                     0600   flock: two agents never share one identity
+//!     lock                     0600   locked: two agents never share one identity
 //!     key                      0600   the seed of an Ed25519 key, 32 bytes
 //!     seq                      0600   the first sequence number that no announcement can have used
 //!     birth                    0600   keyed hashes of the hardware on which the key was made
@@ -25,19 +25,15 @@ use std::{
     fmt, fs,
     fs::File,
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use ed25519_dalek::SigningKey;
-use rustix::{
-    fs::{FlockOperation, OFlags},
-    io::Errno,
-};
 use sha2::{Digest as _, Sha256};
 use tropa_proto::{
     evidence::{Facts, Key, Salt},
     id::{AgentId, hex},
+    system::{self, Access, FileSystem, Lock},
 };
 
 /// Sequence numbers that are written ahead: one write and sync for so many announcements, some hours of them.
@@ -75,11 +71,11 @@ pub enum StateError {
         source: io::Error,
     },
     /// Others may read or change what is secret.
-    #[error("{path} is open to others; run: {fix}")]
+    #[error("{path} may be open to others; {fix}")]
     Unsafe {
         /// The path.
         path: PathBuf,
-        /// The command that mends it.
+        /// What mends it, where there is one the command.
         fix: String,
     },
     /// A file is not what was written.
@@ -326,35 +322,23 @@ fn install_name(host: &str, port: u16) -> String {
 
 /// Locks a file for the life of this process; `None` if another agent has it.
 fn take(path: &Path) -> Result<Option<File>, StateError> {
-    let flags = OFlags::NOFOLLOW.bits().cast_signed();
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(at("open", path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(errno) => Err(at("lock", path)(errno.into())),
-    }
+    let mut options = system::files(0o600);
+    let options = options.read(true).write(true).create(true).truncate(false);
+    let file = options.open(path).map_err(at("open", path))?;
+    let free = system::try_lock(&file, Lock::Exclusive).map_err(at("lock", path))?;
+    Ok(free.then_some(file))
 }
 
 /// Says whether what is written here outlives a restart: the layer of a container that is not on a volume does not,
 /// nor does memory. What cannot be told counts as lasting.
 #[must_use]
 pub fn lasts(directory: &Path) -> bool {
-    /// overlayfs, tmpfs and ramfs, from `linux/magic.h`. The type of the field differs between platforms.
-    const PASSING: [u32; 3] = [0x794c_7630, 0x0102_1994, 0x8584_58f6];
-    rustix::fs::statfs(directory).map_or(true, |found| !PASSING.contains(&(found.f_type as u32)))
+    system::file_system(directory).map_or(true, |found| found != FileSystem::Passing)
 }
 
 /// Makes a directory for us alone, or refuses one that is not.
 fn make_private(directory: &Path) -> Result<(), StateError> {
-    match fs::DirBuilder::new().mode(0o700).recursive(true).create(directory) {
+    match system::directories(0o700).recursive(true).create(directory) {
         Ok(()) => {}
         Err(error) => return Err(at("make", directory)(error)),
     }
@@ -367,14 +351,15 @@ fn make_private(directory: &Path) -> Result<(), StateError> {
 }
 
 /// Refuses what others can read or change.
-fn check(path: &Path, found: &fs::Metadata, mode: u32) -> Result<(), StateError> {
-    let own = rustix::process::geteuid().as_raw();
-    let fix = if found.uid() != own {
-        format!("chown {own} {}", path.display())
-    } else if found.mode() & 0o077 != 0 {
-        format!("chmod {mode:o} {}", path.display())
-    } else {
-        return Ok(());
+fn check(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), StateError> {
+    let own = system::user();
+    let fix = match system::access(path, found) {
+        Access::Bits { owner, .. } if Some(owner) != own => {
+            format!("run: chown {} {}", own.unwrap_or_default(), path.display())
+        }
+        Access::Bits { mode, .. } if mode & 0o077 != 0 => format!("run: chmod {wanted:o} {}", path.display()),
+        Access::Bits { .. } | Access::Profile => return Ok(()),
+        Access::Unknown => "nothing here tells; pass a --state-dir below your own profile".to_owned(),
     };
     Err(StateError::Unsafe { path: path.into(), fix })
 }
@@ -382,9 +367,7 @@ fn check(path: &Path, found: &fs::Metadata, mode: u32) -> Result<(), StateError>
 /// Reads a file of the state; `None` where there is none.
 pub(crate) fn read(directory: &Path, name: &str) -> Result<Option<Vec<u8>>, StateError> {
     let path = directory.join(name);
-    // A FIFO in this place must not stop us.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+    let file = match system::files(0).read(true).open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(at("open", &path)(error)),
@@ -409,14 +392,14 @@ pub(crate) fn write_new(directory: &Path, name: &str, content: &[u8]) -> Result<
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(at("remove", &beside)(error)),
     }
-    let written =
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).and_then(|mut file| {
-            file.write_all(content)?;
-            file.sync_all()
-        });
+    let made = system::files(0o600).write(true).create_new(true).open(&beside);
+    let written = made.and_then(|mut file| {
+        file.write_all(content)?;
+        file.sync_all()
+    });
     written
         .and_then(|()| fs::rename(&beside, &path))
-        .and_then(|()| File::open(directory)?.sync_all())
+        .and_then(|()| system::sync_directory(directory))
         .map_err(at("write", &path))
 }
 

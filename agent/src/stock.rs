@@ -20,6 +20,7 @@ use tropa_proto::{
     evidence::{Facts, Key, LaneClaim, Salt},
     message::{Description, EngineState, Inventory},
     roster::Hashes,
+    system,
 };
 
 use crate::{
@@ -248,7 +249,11 @@ impl Reading {
 /// # Errors
 /// When this is not root, or the file cannot be written.
 pub(crate) fn save_privileged(config: &Config) -> io::Result<PathBuf> {
-    if !rustix::process::geteuid().is_root() {
+    if system::user().is_none() {
+        let why = "no reading is kept for one user here: the agent reads all of it itself";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+    }
+    if !system::is_root() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "only root can read it"));
     }
     let places = config.runtime.as_ref().map_or_else(Vec::new, RuntimePlaces::privileged);

@@ -41,4 +41,12 @@ impl Clock {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
+
+    /// The wall clock in nanoseconds since 1970, to be compared with others'. Zero before 1970.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
+    pub fn wall_ns() -> i64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
 }

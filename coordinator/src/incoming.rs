@@ -5,15 +5,16 @@
 //! frees the lock however the command ends, so the next command knows what was left behind, and removes it.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
-use rustix::fs::{FlockOperation, flock};
-use tropa_proto::id::JobId;
+use tropa_proto::{
+    id::JobId,
+    system::{self, Lock},
+};
 
 use crate::exit::{Exit, Failed, OrExit as _};
 
@@ -39,10 +40,10 @@ impl Incoming {
     }
 
     fn make(all: &Path, dir: PathBuf) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(all)?;
+        system::directories(0o700).recursive(true).create(all)?;
         // Held while a place is made or removed: nobody removes one that is not locked yet.
-        let turn = File::open(all)?;
-        flock(&turn, FlockOperation::LockExclusive)?;
+        let turn = lock_file(&all.join("lock"))?;
+        system::lock(&turn, Lock::Exclusive)?;
         for entry in fs::read_dir(all)?.take(MAX_LOOKED_AT) {
             let left = entry?.path();
             if is_abandoned(&left) {
@@ -50,9 +51,11 @@ impl Incoming {
                 let _ = fs::remove_dir_all(&left);
             }
         }
-        DirBuilder::new().mode(0o700).create(&dir)?;
-        let lock = File::open(&dir)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        system::directories(0o700).create(&dir)?;
+        let lock = lock_file(&dir.join("lock"))?;
+        if !system::try_lock(&lock, Lock::Exclusive)? {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         Ok(Self { dir, _lock: lock })
     }
 
@@ -76,10 +79,19 @@ impl Drop for Incoming {
     }
 }
 
+/// A directory that nobody holds. One without a lock is what is left of a removal.
 fn is_abandoned(dir: &Path) -> bool {
-    let Ok(place) = File::open(dir) else { return false };
-    place.metadata().is_ok_and(|meta| meta.is_dir())
-        && flock(&place, FlockOperation::NonBlockingLockExclusive).is_ok()
+    if !fs::symlink_metadata(dir).is_ok_and(|found| found.is_dir()) {
+        return false;
+    }
+    match system::files(0).read(true).write(true).open(dir.join("lock")) {
+        Ok(lock) => matches!(system::try_lock(&lock, Lock::Exclusive), Ok(true)),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+fn lock_file(path: &Path) -> io::Result<File> {
+    system::files(0o600).read(true).write(true).create(true).truncate(false).open(path)
 }
 
 #[cfg(test)]
@@ -98,6 +110,8 @@ mod tests {
         let second = Incoming::open(state.path(), JobId([2; 16])).unwrap();
         assert!(first.copy().exists(), "the first command is still reading it");
         drop((first, second));
-        assert_eq!(fs::read_dir(state.path().join("incoming")).unwrap().count(), 0);
+        let names =
+            fs::read_dir(state.path().join("incoming")).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["lock"]);
     }
 }

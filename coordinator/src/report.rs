@@ -22,6 +22,7 @@ use std::{
 use tropa_proto::{
     id::ChunkIndex,
     proof::{Bug, planted},
+    system,
 };
 
 use crate::journal::{self, Finished, Journal};
@@ -321,7 +322,7 @@ fn replace(
     file.sync_all().map_err(|e| Error::io("sync", &beside, e))?;
     std::fs::rename(&beside, path).map_err(|e| Error::io("rename to", path, e))?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::io("sync", dir, e))
+    system::sync_directory(dir).map_err(|e| Error::io("sync", dir, e))
 }
 
 fn put(journal: &Journal, index: u32, to: &mut impl Write, path: &Path) -> Result<(), Error> {

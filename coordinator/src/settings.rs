@@ -7,13 +7,13 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use etcetera::base_strategy::{BaseStrategy as _, Xdg};
 use serde::Deserialize;
 use toml::Spanned;
 use tropa_agent::{
     args::{lock_places, runtime_places},
     device_lock::LockPlaces,
     ollama::OllamaUrl,
+    places::Places,
     runtime_dir::RuntimePlaces,
 };
 use tropa_proto::secret::MeshSecret;
@@ -29,9 +29,6 @@ const WAIT: Duration = Duration::from_secs(3);
 
 /// A configuration file larger than this is not one.
 const MAX_CONFIG: u64 = 1 << 20;
-
-/// The system's configuration and secret, read where the user has none.
-const SYSTEM: &str = "/etc/tropa";
 
 /// What every command knows.
 #[derive(Debug)]
@@ -100,12 +97,10 @@ impl Settings {
     /// With [`Exit::Usage`] for a value out of range or an unknown key, [`Exit::Io`] for a file that cannot be
     /// read, [`Exit::NotAuthorised`] for a secret that others can read.
     pub fn resolve(global: &Global) -> Result<Self, Failed> {
-        let places = Xdg::new().context("finding the home directory").or_exit(Exit::Usage)?;
-        let config = places.config_dir().join("tropa");
-        let state = places.state_dir().unwrap_or_else(|| places.data_dir()).join("tropa");
-        let (file, rules) = File::read(global.config.as_deref(), &config)?;
+        let places = Places::of_user().context("finding the home directory").or_exit(Exit::Usage)?;
+        let (file, rules) = File::read(global.config.as_deref(), &places)?;
         let secret =
-            find_secret(global.mesh_secret_file.as_ref().or(file.mesh_secret_file.as_ref()), &config)?;
+            find_secret(global.mesh_secret_file.as_ref().or(file.mesh_secret_file.as_ref()), &places)?;
         let ollama = ollama(global.ollama.as_ref().or(file.ollama.as_ref()))?;
         let wait = match global.wait.or(file.wait) {
             None => WAIT,
@@ -126,8 +121,8 @@ impl Settings {
             json: global.json,
             progress: global.progress,
             quiet: global.quiet,
-            state,
-            config,
+            state: places.state,
+            config: places.config,
             job: file.job,
             rules,
         })
@@ -174,12 +169,8 @@ impl JobDefaults {
 impl File {
     /// Reads the file that was named, else the user's, else the system's, else nothing; the rules come apart, with
     /// their lines and the time when the file was changed.
-    fn read(named: Option<&Path>, config: &Path) -> Result<(Self, Book), Failed> {
-        let candidates = match named {
-            Some(path) => vec![path.to_owned()],
-            None => vec![config.join("config.toml"), Path::new(SYSTEM).join("config.toml")],
-        };
-        let Some(path) = candidates.into_iter().find(|path| named.is_some() || path.exists()) else {
+    fn read(named: Option<&Path>, places: &Places) -> Result<(Self, Book), Failed> {
+        let Some(path) = named.map(Path::to_owned).or_else(|| places.find("config.toml")) else {
             return Ok((Self::default(), Book::default()));
         };
         let metadata = std::fs::metadata(&path);
@@ -207,13 +198,8 @@ fn since_1970_ms(time: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn find_secret(named: Option<&PathBuf>, config: &Path) -> Result<Option<MeshSecret>, Failed> {
-    let found = match named {
-        Some(path) => Some(path.clone()),
-        None => [config.join("mesh.secret"), Path::new(SYSTEM).join("mesh.secret")]
-            .into_iter()
-            .find(|path| path.exists()),
-    };
+fn find_secret(named: Option<&PathBuf>, places: &Places) -> Result<Option<MeshSecret>, Failed> {
+    let found = named.cloned().or_else(|| places.find("mesh.secret"));
     found.map(|path| MeshSecret::read(&path)).transpose().or_exit(Exit::NotAuthorised)
 }
 

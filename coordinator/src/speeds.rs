@@ -7,7 +7,6 @@ use std::{
     collections::BTreeMap,
     fs, io,
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tropa_proto::{
     id::{AgentId, Incarnation, hex, unhex},
     message::{Fingerprint, MAX_MEASURED_WIDTH},
+    system,
 };
 
 use crate::schedule::{Pace, Width};
@@ -134,8 +134,7 @@ impl Speeds {
         let speeds = self.entries.iter().map(|(key, speed)| Row::of(key, speed)).collect();
         let text = serde_json::to_vec(&File { schema: SCHEMA.to_owned(), speeds })?;
         let temporary = self.path.with_extension(format!("new.{}", std::process::id()));
-        let mut file =
-            fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = system::files(0o600).write(true).create(true).truncate(true).open(&temporary)?;
         file.write_all(&text)?;
         fs::rename(&temporary, &self.path)
     }

@@ -1,14 +1,13 @@
 //! The two ways to stop a command from outside: ctrl-c and SIGTERM. The first asks, the second does not.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tropa_agent::signals::{Signals, StoppedBy};
 
 use crate::exit::{Exit, Failed, OrExit as _};
 
 /// Listens for the signals.
 #[derive(Debug)]
 pub struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
+    signals: Signals,
     seen: bool,
 }
 
@@ -27,9 +26,8 @@ impl Stop {
     /// # Errors
     /// When the system does not let the command listen.
     pub fn new() -> Result<Self, Failed> {
-        let interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Io)?;
-        let terminate = signal(SignalKind::terminate()).or_exit(Exit::Io)?;
-        Ok(Self { interrupt, terminate, seen: false })
+        let signals = Signals::new().or_exit(Exit::Io)?;
+        Ok(Self { signals, seen: false })
     }
 
     /// Works on something that has changed nothing yet, and gives it up at the first signal.
@@ -45,9 +43,9 @@ impl Stop {
 
     /// Waits for the next signal. May be dropped at any time.
     pub async fn next(&mut self) -> Stopped {
-        let exit = tokio::select! {
-            _ = self.interrupt.recv() => Exit::Interrupted,
-            _ = self.terminate.recv() => Exit::Terminated,
+        let exit = match self.signals.next().await {
+            StoppedBy::User => Exit::Interrupted,
+            StoppedBy::System => Exit::Terminated,
         };
         Stopped { exit, at_once: std::mem::replace(&mut self.seen, true) }
     }

@@ -12,12 +12,7 @@ use std::{
 ///
 /// Where the system refuses the limit, the program runs on: what the system writes is then up to its own settings.
 pub fn tells_nothing() {
-    #[cfg(unix)]
-    {
-        use rustix::process::{Resource, Rlimit, setrlimit};
-        let none = Rlimit { current: Some(0), maximum: Some(0) };
-        let _ = setrlimit(Resource::Core, none);
-    }
+    crate::system::no_core();
     panic::set_hook(Box::new(|panic| {
         use std::io::Write as _;
         // A closed stderr is no reason for a second panic.

@@ -38,6 +38,7 @@ pub mod permit;
 pub mod proof;
 pub mod roster;
 pub mod secret;
+pub mod system;
 pub mod uid;
 
 #[cfg(feature = "mesh")]

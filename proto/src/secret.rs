@@ -14,8 +14,7 @@
 //! handshake can test guesses off-line, and only 256 random bits make that useless.
 
 use std::{
-    fmt,
-    fs::{self, File, OpenOptions},
+    fmt, fs,
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
@@ -24,7 +23,10 @@ use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::id::{hex, unhex};
+use crate::{
+    id::{hex, unhex},
+    system::{self, Access},
+};
 
 /// The label in front of the secret; its number is the version of the file.
 const SECRET_LABEL: &str = "tropa-mesh-secret-1";
@@ -75,6 +77,9 @@ pub enum SecretError {
         /// Who wants to read it.
         user: u32,
     },
+    /// The system does not tell who can read the file, and it lies where that matters.
+    #[error("nothing here tells who can read {}: keep it below the profile of the user that needs it", .0.display())]
+    Unknown(PathBuf),
     /// The path names no regular file of a plausible size.
     #[error("{} is not a small regular file", .0.display())]
     NotAFile(PathBuf),
@@ -158,9 +163,10 @@ impl MeshSecret {
         };
         let directory =
             path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        private_directory(directory).map_err(failed)?;
+        system::directories(0o700).recursive(true).create(directory).map_err(failed)?;
         let unfinished = directory.join(format!(".mesh.secret.{:016x}.new", getrandom::u64()?));
-        let written = private_file(&unfinished).and_then(|mut file| {
+        let mut options = system::files(0o600);
+        let written = options.write(true).create_new(true).open(&unfinished).and_then(|mut file| {
             file.write_all(self.to_text().as_bytes())?;
             file.sync_all()?;
             // A link, unlike a rename, never replaces what is there.
@@ -168,7 +174,7 @@ impl MeshSecret {
         });
         let removed = fs::remove_file(&unfinished);
         written.map_err(failed)?;
-        removed.and_then(|()| File::open(directory)?.sync_all()).map_err(failed)
+        removed.and_then(|()| system::sync_directory(directory)).map_err(failed)
     }
 
     /// Reads the file, and refuses it where others than its owner could have read or written it.
@@ -179,7 +185,9 @@ impl MeshSecret {
     /// Whatever is wrong with the file; the text says what to do.
     pub fn read(path: &Path) -> Result<Self, SecretError> {
         let failed = |source| SecretError::Read { path: path.to_owned(), source };
-        let file = open_at_once(path).map_err(failed)?;
+        // A link is the operator's choice, and how secrets reach some containers.
+        let whole = fs::canonicalize(path).map_err(failed)?;
+        let file = system::files(0).read(true).open(whole).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() || metadata.len() > MAX_FILE {
             return Err(SecretError::NotAFile(path.to_owned()));
@@ -240,29 +248,14 @@ impl fmt::Debug for MeshSecret {
     }
 }
 
-#[cfg(unix)]
-fn private_directory(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-#[cfg(unix)]
-fn private_file(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-/// Opens for reading and never waits for the writer of a pipe.
-#[cfg(unix)]
-fn open_at_once(path: &Path) -> io::Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?.into())
-}
-
-#[cfg(unix)]
-fn private(path: &Path, metadata: &fs::Metadata) -> Result<(), SecretError> {
-    use std::os::unix::fs::MetadataExt as _;
-    let (mode, owner, user) = (metadata.mode() & 0o7777, metadata.uid(), rustix::process::geteuid().as_raw());
+/// Refuses a file that others than its owner could have read or written.
+fn private(path: &Path, found: &fs::Metadata) -> Result<(), SecretError> {
+    let (owner, mode) = match system::access(path, found) {
+        Access::Bits { owner, mode } => (owner, mode),
+        Access::Profile => return Ok(()),
+        Access::Unknown => return Err(SecretError::Unknown(path.to_owned())),
+    };
+    let user = system::user().unwrap_or(owner);
     let readable_by_group = if owner == 0 { 0o040 } else { 0 };
     if mode & 0o077 & !readable_by_group != 0 {
         return Err(SecretError::Exposed { path: path.to_owned(), mode });
@@ -270,27 +263,6 @@ fn private(path: &Path, metadata: &fs::Metadata) -> Result<(), SecretError> {
     if owner != user && owner != 0 {
         return Err(SecretError::Foreign { path: path.to_owned(), owner, user });
     }
-    Ok(())
-}
-
-// Elsewhere the directory of the user's profile is private by its access list.
-#[cfg(not(unix))]
-fn private_directory(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path)
-}
-
-#[cfg(not(unix))]
-fn private_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).open(path)
-}
-
-#[cfg(not(unix))]
-fn open_at_once(path: &Path) -> io::Result<File> {
-    File::open(path)
-}
-
-#[cfg(not(unix))]
-fn private(_: &Path, _: &fs::Metadata) -> Result<(), SecretError> {
     Ok(())
 }
 

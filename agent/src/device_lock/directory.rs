@@ -1,40 +1,15 @@
 //! Where the lock files lie, and which directories are no place for them.
 
-use std::{
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD};
+use tropa_proto::system::{self, Access, FileSystem};
 
 use super::LockError;
-
-/// File systems whose locks another host or another kernel may not see, by the magic number of `statfs`.
-///
-/// FUSE and 9p are among them because what stands behind them is another kernel's (virtual machines, Docker
-/// Desktop, sshfs). Numbers from `linux/magic.h` and from the file systems' own headers.
-const NETWORK: [(u32, &str); 15] = [
-    (0x6969, "NFS"),
-    (0x517b, "SMB"),
-    (0xfe53_4d42, "SMB2"),
-    (0xff53_4d42, "CIFS"),
-    (0x6573_5546, "FUSE"),
-    (0x0102_1997, "9p"),
-    (0x5346_414f, "AFS"),
-    (0x7375_7245, "Coda"),
-    (0x00c3_6400, "Ceph"),
-    (0x564c, "NCP"),
-    (0x0116_1970, "GFS2"),
-    (0x7461_636f, "OCFS2"),
-    (0x0bd0_0bd0, "Lustre"),
-    (0x4750_4653, "GPFS"),
-    (0x1983_0326, "BeeGFS"),
-];
 
 /// The places for lock files, in the order of preference.
 #[derive(Clone, Debug)]
 pub struct LockPlaces {
-    /// One for all users and containers of the host: `/run/tropa/lanes`.
+    /// One for all users and containers of the host: `/run/tropa/lanes`, on Windows `%ProgramData%\tropa\lanes`.
     pub system: PathBuf,
     /// `$XDG_RUNTIME_DIR/tropa/lanes`, which excludes agents of one user only.
     pub user: Option<PathBuf>,
@@ -44,9 +19,8 @@ impl LockPlaces {
     /// Takes the usual places; `runtime` is what `XDG_RUNTIME_DIR` says.
     #[must_use]
     pub fn usual(runtime: Option<&Path>) -> Self {
-        let run = if cfg!(target_os = "macos") { "/var/run" } else { "/run" };
         Self {
-            system: Path::new(run).join("tropa/lanes"),
+            system: system::run_directory().join("tropa/lanes"),
             user: runtime.map(|directory| directory.join("tropa/lanes")),
         }
     }
@@ -76,6 +50,10 @@ impl LockPlaces {
 
 /// Refuses a directory whose locks would exclude nobody, or which anybody may change.
 ///
+/// FUSE is refused as a network is: what stands behind it may be another kernel's (virtual machines, Docker Desktop,
+/// sshfs). Where nothing tells who may change a directory it is taken: a lock that somebody spoils costs time, and no
+/// lock at all would cost more of it.
+///
 /// # Errors
 /// When it is a link, not a directory, world-writable, somebody else's and not root's, not writable for us, or on
 /// a network file system.
@@ -86,28 +64,26 @@ pub(super) fn check(directory: &Path) -> Result<(), LockError> {
     if !found.is_dir() {
         return unfit("not a directory".to_owned());
     }
-    if found.mode() & 0o002 != 0 {
-        return unfit(format!("writable for everybody: chmod o-w {}", directory.display()));
-    }
-    let own = rustix::process::geteuid().as_raw();
-    // Group-shared directories of another user are the operator's choice; a private one of another is not ours.
-    if found.uid() != 0 && found.uid() != own && found.mode() & 0o020 == 0 {
-        return unfit(format!("owned by user {}", found.uid()));
-    }
-    rustix::fs::accessat(CWD, directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
-        .map_err(|errno| io(errno.into()))?;
-    let magic = rustix::fs::statfs(directory).map_err(|errno| io(errno.into()))?.f_type;
-    // The type of the field differs between platforms; the numbers fit in 32 bits.
-    match network(magic as u32) {
-        Some(name) => {
-            unfit(format!("on a network file system ({name}), whose locks other kernels do not see"))
+    match system::access(directory, &found) {
+        Access::Bits { mode, .. } if mode & 0o002 != 0 => {
+            return unfit(format!("writable for everybody: chmod o-w {}", directory.display()));
         }
-        None => Ok(()),
+        // Group-shared directories of another user are the operator's choice; a private one of another is not ours.
+        Access::Bits { owner, mode } if owner != 0 && Some(owner) != system::user() && mode & 0o020 == 0 => {
+            return unfit(format!("owned by user {owner}"));
+        }
+        Access::Bits { .. } | Access::Profile | Access::Unknown => {}
+    }
+    system::may_make_files(directory).map_err(io)?;
+    match system::file_system(directory).map_err(io)? {
+        FileSystem::Local | FileSystem::Passing => Ok(()),
+        FileSystem::Fuse => unfit(elsewhere("FUSE")),
+        FileSystem::Network(name) => unfit(elsewhere(name)),
     }
 }
 
-fn network(magic: u32) -> Option<&'static str> {
-    NETWORK.iter().find(|(number, _)| *number == magic).map(|(_, name)| *name)
+fn elsewhere(name: &str) -> String {
+    format!("on a network file system ({name}), whose locks other kernels do not see")
 }
 
 fn make(directory: &Path, mode: u32) -> Result<(), LockError> {
@@ -117,20 +93,22 @@ fn make(directory: &Path, mode: u32) -> Result<(), LockError> {
     let io = |source| LockError::Io { what: "make", path: directory.into(), source };
     if let Some(parent) = directory.parent().filter(|parent| !parent.exists()) {
         let parent_mode = if mode & 0o070 == 0 { 0o700 } else { 0o755 };
-        std::fs::DirBuilder::new().mode(parent_mode).create(parent).map_err(io)?;
+        system::directories(parent_mode).create(parent).map_err(io)?;
     }
-    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+    match system::directories(0o700).create(directory) {
         Ok(()) => {}
         // Another agent was faster.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) => return Err(io(error)),
     }
     // The umask took bits away that the group needs.
-    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(mode)).map_err(io)
+    system::set_directory_mode(directory, mode).map_err(io)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
     use super::*;
 
     #[test]
@@ -159,13 +137,5 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(directory.path(), &link).unwrap();
         assert!(matches!(check(&link), Err(LockError::Unfit { .. })));
-    }
-
-    #[test]
-    fn file_systems_of_other_kernels_are_known_by_their_magic() {
-        assert_eq!(network(0x6969), Some("NFS"));
-        assert_eq!(network(0xff53_4d42), Some("CIFS"));
-        assert_eq!(network(0x0102_1994), None, "tmpfs");
-        assert_eq!(network(0xef53), None, "ext4");
     }
 }

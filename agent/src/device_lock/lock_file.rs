@@ -2,22 +2,17 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileExt as _, MetadataExt as _},
-    },
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
 };
 
-use rustix::{
-    fs::{CWD, FlockOperation, Mode as Permissions, OFlags},
-    io::Errno,
-};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tropa_proto::id::{hex, unhex};
+use tropa_proto::{
+    id::{hex, unhex},
+    system::{self, Access, Lock, Lockable},
+};
 
 use super::{DeviceName, LeftBehind, Line, LockError};
 
@@ -41,6 +36,17 @@ pub(super) enum Mode {
     Part,
 }
 
+impl Mode {
+    /// The lock that it takes; none for a part.
+    fn lock(self) -> Option<Lock> {
+        match self {
+            Self::Exclusive => Some(Lock::Exclusive),
+            Self::Shared => Some(Lock::Shared),
+            Self::Part => None,
+        }
+    }
+}
+
 /// The first line of a lock file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
@@ -56,7 +62,7 @@ struct Header {
 /// An open lock file; closing it releases its lock.
 #[derive(Debug)]
 pub(super) struct LockFile {
-    file: File,
+    file: Lockable,
     path: PathBuf,
     mode: Mode,
     id: [u8; 16],
@@ -109,44 +115,34 @@ impl LockFile {
 
     /// Takes the lock if it is free.
     pub(super) fn try_lock(&self) -> Result<bool, LockError> {
-        let operation = match self.mode {
-            Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
-            Mode::Shared => FlockOperation::NonBlockingLockShared,
-            Mode::Part => return Ok(true),
-        };
-        match flock(&self.file, operation) {
-            Ok(()) => Ok(true),
-            Err(Errno::WOULDBLOCK) => Ok(false),
-            Err(errno) => Err(at("lock", &self.path)(errno.into())),
+        match self.mode.lock() {
+            Some(lock) => self.file.try_lock(lock).map_err(at("lock", &self.path)),
+            None => Ok(true),
         }
     }
 
     /// Waits for the lock, for as long as it takes.
     pub(super) fn lock(&self) -> Result<(), LockError> {
-        let operation = match self.mode {
-            Mode::Exclusive => FlockOperation::LockExclusive,
-            Mode::Shared => FlockOperation::LockShared,
-            Mode::Part => return Ok(()),
-        };
-        flock(&self.file, operation).map_err(|errno| at("lock", &self.path)(errno.into()))
+        match self.mode.lock() {
+            Some(lock) => self.file.lock(lock).map_err(at("lock", &self.path)),
+            None => Ok(()),
+        }
     }
 
     /// Says whether the path still names the file that is open.
     pub(super) fn is_in_place(&self) -> bool {
-        let Ok(open) = self.file.metadata() else { return false };
-        std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == (open.dev(), open.ino()))
+        system::is_same(self.file.file(), &self.path)
     }
 
     /// Tells who shares the lock directory: a keyed hash, so that neither the random id nor the inode is shown.
     pub(super) fn lock_id(&self) -> Result<[u8; 8], LockError> {
-        let open = self.file.metadata().map_err(at("look at", &self.path))?;
+        let (volume, number) = system::identity(self.file.file()).map_err(at("look at", &self.path))?;
         // The key comes first and all parts have fixed lengths, which is all that a truncated hash needs here.
         let hash = Sha256::new()
             .chain_update(self.id)
             .chain_update(b"tropa-lock-id-v1")
-            .chain_update(open.dev().to_le_bytes())
-            .chain_update(open.ino().to_le_bytes())
+            .chain_update(volume.to_le_bytes())
+            .chain_update(number.to_le_bytes())
             .finalize();
         let mut id = [0; 8];
         id.copy_from_slice(&hash[..8]);
@@ -186,34 +182,37 @@ impl LockFile {
             return Err(LockError::Unfit { path: self.path.clone(), what });
         }
         // A death between the two leaves the end of an old line, which the next holder takes for a request.
-        self.file.write_all_at(&text, self.header_len).map_err(at("write", &self.path))?;
-        self.file.set_len(self.header_len + text.len() as u64).map_err(at("shorten", &self.path))
+        let mut file = self.file.file();
+        file.seek(SeekFrom::Start(self.header_len))
+            .and_then(|_| file.write_all(&text))
+            .map_err(at("write", &self.path))?;
+        file.set_len(self.header_len + text.len() as u64).map_err(at("shorten", &self.path))
     }
 
     /// Leaves a mark that somebody waits; it lasts until the returned file is closed.
     pub(super) fn mark_waiting(&self) -> Result<File, LockError> {
         let path = self.wait_path();
-        let mark = open(&path, OFlags::CREATE).map_err(at("open", &path))?;
-        flock(&mark, FlockOperation::LockShared).map_err(|errno| at("lock", &path)(errno.into()))?;
+        let mark = options().create(true).truncate(false).open(&path).map_err(at("open", &path))?;
+        system::lock(&mark, Lock::Shared).map_err(at("lock", &path))?;
         Ok(mark)
     }
 
     /// Says whether somebody waits for this file; a failure to find out counts as yes.
     pub(super) fn someone_waits(&self) -> bool {
-        match open(&self.wait_path(), OFlags::empty()) {
-            Ok(mark) => flock(&mark, FlockOperation::NonBlockingLockExclusive).is_err(),
+        match options().open(self.wait_path()) {
+            Ok(mark) => !matches!(system::try_lock(&mark, Lock::Exclusive), Ok(true)),
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         }
     }
 
     fn open_existing(path: &Path, mode: Mode) -> Result<Self, LockError> {
-        let file = open(path, OFlags::empty()).map_err(at("open", path))?;
+        let file = options().open(path).map_err(at("open", path))?;
         let found = file.metadata().map_err(at("look at", path))?;
         let unfit = |what: String| Err(LockError::Unfit { path: path.into(), what });
         if !found.is_file() {
             return unfit("not a regular file".to_owned());
         }
-        if found.mode() & 0o007 != 0 {
+        if matches!(system::access(path, &found), Access::Bits { mode, .. } if mode & 0o007 != 0) {
             return unfit(format!("open to everybody: chmod 0660 {}", path.display()));
         }
         let content = read(&file).map_err(at("read", path))?;
@@ -222,11 +221,12 @@ impl LockFile {
         let Some((id, parent)) = header.and_then(|header| Some((unhex(&header.id)?, header.parent))) else {
             return unfit("not a lock file of tropa; stop the agents of this host and remove it".to_owned());
         };
+        let file = Lockable::new(file, path).map_err(at("open", path))?;
         Ok(Self { file, path: path.into(), mode, id, parent, header_len: header_len as u64 })
     }
 
     fn lines(&self) -> Result<Vec<Line>, LockError> {
-        let content = read(&self.file).map_err(at("read", &self.path))?;
+        let content = read(self.file.file()).map_err(at("read", &self.path))?;
         let body = content.get(self.header_len as usize..).unwrap_or_default();
         let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         Ok(lines.map(|line| serde_json::from_slice(line).unwrap_or(Line::Unreadable)).collect())
@@ -249,47 +249,29 @@ fn create(directory: &Path, path: &Path, parent: Option<String>) -> Result<(), L
     let header = Header { tropa_lock: 1, id: hex(&random[16..]), parent };
     let mut text = serde_json::to_vec(&header).map_err(|error| at("write", path)(error.into()))?;
     text.push(b'\n');
-    let file = open(&temporary, OFlags::CREATE | OFlags::EXCL).map_err(at("make", path))?;
-    let made = file
-        .write_all_at(&text, 0)
-        .and_then(|()| Ok(rustix::fs::fchmod(&file, Permissions::from_raw_mode(0o660))?))
-        .and_then(|()| match std::fs::hard_link(&temporary, path) {
+    let mut file = options().create_new(true).open(&temporary).map_err(at("make", path))?;
+    let made = file.write_all(&text).and_then(|()| system::set_mode(&file, 0o660)).and_then(|()| {
+        match std::fs::hard_link(&temporary, path) {
             // Another agent was faster; its file is as good.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             linked => linked,
-        });
+        }
+    });
     let removed = std::fs::remove_file(&temporary);
     made.and(removed).map_err(at("make", path))
 }
 
-fn open(path: &Path, flags: OFlags) -> io::Result<File> {
-    let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file: OwnedFd = rustix::fs::openat(CWD, path, flags, Permissions::from_raw_mode(0o660))?;
-    Ok(file.into())
+fn options() -> OpenOptions {
+    let mut options = system::files(0o660);
+    options.read(true).write(true);
+    options
 }
 
-fn read(file: &File) -> io::Result<Vec<u8>> {
-    let mut content = vec![0; MAX_CONTENT];
-    let mut len = 0;
-    while len < content.len() {
-        match file.read_at(&mut content[len..], len as u64) {
-            Ok(0) => break,
-            Ok(more) => len += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    content.truncate(len);
+fn read(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.rewind()?;
+    file.take(MAX_CONTENT as u64).read_to_end(&mut content)?;
     Ok(content)
-}
-
-fn flock(file: &File, operation: FlockOperation) -> Result<(), Errno> {
-    loop {
-        match rustix::fs::flock(file, operation) {
-            Err(Errno::INTR) => {}
-            other => return other,
-        }
-    }
 }
 
 fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> LockError {

@@ -5,8 +5,8 @@
 //! becomes a [`Reading`] that says what was found; nothing here panics, blocks, or reads more than a bound.
 //!
 //! The root is `/`, or a directory that the operator declared to be another host. Below a declared root every
-//! symbolic link is resolved inside it (`openat2` with `RESOLVE_IN_ROOT`), so that a tree cannot borrow the
-//! identity of the machine it lies on.
+//! symbolic link is resolved inside it (by the kernel on Linux, step by step elsewhere), so that a tree cannot borrow
+//! the identity of the machine it lies on.
 //!
 //! # The tree of a declared root
 //!
@@ -24,17 +24,23 @@
 //! | `tropa/macos/ioreg` | what `ioreg -rd1 -c IOPlatformExpertDevice` prints |
 //! | `tropa/windows/cryptography`, `bios`, `product`, `processor` | what `reg.exe query` prints |
 
+#[cfg(target_os = "linux")]
+#[path = "files/linux.rs"]
+mod below;
+#[cfg(not(target_os = "linux"))]
+#[path = "files/walk.rs"]
+mod below;
+// Its tests run where the others do.
+#[cfg(all(test, target_os = "linux"))]
+#[expect(dead_code, reason = "Linux needs none of it")]
+mod walk;
+
 use std::{
     fs::File,
-    io::{Read as _, Seek as _, SeekFrom},
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::PathBuf,
 };
 
-use rustix::{
-    fs::{Dir, FileType, Mode, OFlags},
-    io::Errno,
-};
 use tropa_proto::{bounded::Text, evidence::Reading};
 
 /// Bytes of one file: an identifier has some dozens, the largest text (a process's status) some thousands.
@@ -55,12 +61,6 @@ pub struct Tail {
     pub whole: bool,
 }
 
-/// Opens without the right to read, where the platform can: to look at what is there.
-#[cfg(target_os = "linux")]
-const ANY: OFlags = OFlags::PATH;
-#[cfg(not(target_os = "linux"))]
-const ANY: OFlags = OFlags::empty();
-
 /// The root of a file system: the machine's own, or a directory that stands for another host.
 #[derive(Clone, Debug)]
 pub struct Root {
@@ -72,7 +72,8 @@ impl Root {
     /// Takes the machine's own root.
     #[must_use]
     pub fn live() -> Self {
-        Self { path: PathBuf::from("/"), declared: false }
+        let drive = std::env::var("SystemDrive").ok().filter(|_| cfg!(windows));
+        Self { path: PathBuf::from(format!("{}/", drive.unwrap_or_default())), declared: false }
     }
 
     /// Takes a directory that the operator declares to be a host; the evidence will say so.
@@ -138,16 +139,14 @@ impl Root {
     /// would be another pipe to whoever writes into it.
     #[must_use]
     pub fn regular(&self, path: &str) -> Reading<File> {
-        let look = match self.open(path, ANY) {
-            Ok(look) => look,
-            Err(errno) => return refused(errno),
-        };
-        if let Err(refusal) = is_regular(&look) {
-            return refusal;
+        match below::look(self, path) {
+            Ok(found) if !found.is_file() => return rejected("not a regular file"),
+            Ok(_) => {}
+            Err(error) => return failed(&error),
         }
-        match self.open(path, OFlags::empty()) {
-            Ok(file) => Reading::Value(File::from(file)),
-            Err(errno) => refused(errno),
+        match below::open(self, path) {
+            Ok(file) => Reading::Value(file),
+            Err(error) => failed(&error),
         }
     }
 
@@ -163,13 +162,7 @@ impl Root {
     /// Lists the names in a directory, sorted, at most [`MAX_ENTRIES`]; nothing where there is no such directory.
     #[must_use]
     pub fn names(&self, path: &str) -> Vec<String> {
-        let Ok(directory) = self.open(path, OFlags::DIRECTORY) else { return Vec::new() };
-        let Ok(entries) = Dir::new(directory) else { return Vec::new() };
-        let mut names: Vec<String> = entries
-            .take(MAX_ENTRIES)
-            .filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned))
-            .filter(|name| name != "." && name != "..")
-            .collect();
+        let mut names = below::names(self, path).unwrap_or_default();
         names.sort();
         names
     }
@@ -177,53 +170,37 @@ impl Root {
     /// Says whether something is there, of whatever kind.
     #[must_use]
     pub fn exists(&self, path: &str) -> bool {
-        self.open(path, ANY).is_ok()
+        below::look(self, path).is_ok()
     }
 
     /// Reads where a symbolic link points, without following it.
     #[must_use]
     pub fn link(&self, path: &str) -> Option<String> {
-        let path = Path::new(path);
-        let parent = path.parent()?.to_str()?;
-        let directory = self.open(parent, OFlags::DIRECTORY | ANY).ok()?;
-        let target = rustix::fs::readlinkat(&directory, path.file_name()?, Vec::new()).ok()?;
-        target.into_string().ok()
+        below::link(self, path).ok()?.into_os_string().into_string().ok()
     }
 
-    /// Gives the device number of the file system that a file lies on.
+    /// Gives the number of the file system that a file lies on, where the system has such numbers.
     #[must_use]
     pub fn device(&self, path: &str) -> Option<u64> {
-        use std::os::unix::fs::MetadataExt as _;
-        let file = File::from(self.open(path, ANY).ok()?);
-        file.metadata().ok().map(|found| found.dev())
+        below::device(self, path)
     }
 
     /// Says whether a file lies on a procfs, and not on something that was mounted over it.
     #[must_use]
     pub fn on_procfs(&self, path: &str) -> bool {
-        #[cfg(target_os = "linux")]
-        {
-            let found = self.open(path, ANY).and_then(|file| rustix::fs::fstatfs(&file));
-            found.is_ok_and(|found| found.f_type == rustix::fs::PROC_SUPER_MAGIC)
-        }
-        #[cfg(not(target_os = "linux"))]
-        {
-            let _ = path;
-            false
-        }
+        below::on_procfs(self, path)
     }
 
     fn bytes(&self, path: &str, max: usize, whole: Whole) -> Reading<Vec<u8>> {
-        let file = match self.open(path, OFlags::empty()) {
-            Ok(file) => file,
-            Err(errno) => return refused(errno),
+        let opened = below::open(self, path).and_then(|file| Ok((file.metadata()?, file)));
+        let file = match opened {
+            Ok((found, file)) if found.is_file() => file,
+            Ok(_) => return rejected("not a regular file"),
+            Err(error) => return failed(&error),
         };
-        if let Err(refusal) = is_regular(&file) {
-            return refusal;
-        }
         let mut bytes = Vec::new();
         // One byte more than the bound tells a file that ends there from one that goes on.
-        match File::from(file).take(max as u64 + 1).read_to_end(&mut bytes) {
+        match file.take(max as u64 + 1).read_to_end(&mut bytes) {
             Ok(_) if bytes.len() <= max => Reading::Value(bytes),
             Ok(_) if whole == Whole::Beginning => {
                 bytes.truncate(max);
@@ -232,28 +209,6 @@ impl Root {
             Ok(_) => rejected(&format!("longer than {max} bytes")),
             Err(error) => failed(&error),
         }
-    }
-
-    fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        // A FIFO must not stop us, and no file that we read may become our terminal.
-        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let path = path.trim_start_matches('/');
-        if !self.declared {
-            return rustix::fs::open(self.path.join(path), flags, Mode::empty());
-        }
-        #[cfg(target_os = "linux")]
-        {
-            let root = rustix::fs::open(&self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-            let path = if path.is_empty() { "." } else { path };
-            let flags = if flags.contains(OFlags::PATH) {
-                flags.difference(OFlags::NONBLOCK | OFlags::NOCTTY)
-            } else {
-                flags
-            };
-            rustix::fs::openat2(&root, path, flags, Mode::empty(), rustix::fs::ResolveFlags::IN_ROOT)
-        }
-        #[cfg(not(target_os = "linux"))]
-        rustix::fs::open(self.path.join(path), flags, Mode::empty())
     }
 }
 
@@ -270,23 +225,18 @@ pub(crate) fn rejected<T>(why: &str) -> Reading<T> {
     Reading::Rejected(Text::cut(why))
 }
 
-/// Says how a file was read that could be opened and not be read.
-pub(crate) fn failed<T>(error: &std::io::Error) -> Reading<T> {
-    match Errno::from_io_error(error) {
-        Some(errno) => refused(errno),
-        None => rejected(&error.to_string()),
+/// Says how a file was read that could not be opened or not be read.
+pub(crate) fn failed<T>(error: &io::Error) -> Reading<T> {
+    match error.kind() {
+        // Gone, below something that is no directory, or of a process or a device that has ended.
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Reading::Absent,
+        io::ErrorKind::PermissionDenied => Reading::Denied,
+        _ if below::has_ended(error) => Reading::Absent,
+        _ => rejected(&format!("cannot be read: {error}")),
     }
 }
 
-fn is_regular<T>(file: &OwnedFd) -> Result<(), Reading<T>> {
-    match rustix::fs::fstat(file) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => Ok(()),
-        Ok(_) => Err(rejected("not a regular file")),
-        Err(errno) => Err(refused(errno)),
-    }
-}
-
-fn end_of(file: &mut File, max: u64) -> std::io::Result<Tail> {
+fn end_of(file: &mut File, max: u64) -> io::Result<Tail> {
     let before = file.metadata()?.len().saturating_sub(max);
     // One byte earlier tells a line that begins there from one that is cut.
     file.seek(SeekFrom::Start(before.saturating_sub(1)))?;
@@ -297,17 +247,6 @@ fn end_of(file: &mut File, max: u64) -> std::io::Result<Tail> {
     let to = bytes.iter().rposition(is_end).map_or(from, |at| at + 1);
     let lines = bytes.get(from..to).unwrap_or_default();
     Ok(Tail { text: String::from_utf8_lossy(lines).into_owned(), whole: before == 0 })
-}
-
-fn refused<T>(errno: Errno) -> Reading<T> {
-    // Gone, below something that is no directory, or of a process or a device that has ended.
-    if [Errno::NOENT, Errno::NOTDIR, Errno::NODEV, Errno::NXIO, Errno::SRCH].contains(&errno) {
-        Reading::Absent
-    } else if errno == Errno::ACCESS || errno == Errno::PERM {
-        Reading::Denied
-    } else {
-        rejected(&format!("cannot be read: {errno}"))
-    }
 }
 
 fn as_text(bytes: Vec<u8>) -> Reading<String> {
@@ -326,7 +265,10 @@ fn as_text(bytes: Vec<u8>) -> Reading<String> {
 pub(crate) mod tests {
     use std::os::unix::fs::symlink;
 
-    use rustix::fs::CWD;
+    use rustix::{
+        fs::{CWD, Mode},
+        io::Errno,
+    };
 
     use super::*;
 
@@ -382,10 +324,11 @@ pub(crate) mod tests {
     #[test]
     fn a_file_that_this_user_may_not_read_is_denied_and_a_gone_process_is_absent() {
         // Tests may run as root, who may read everything: the errors themselves are checked.
-        assert_eq!(refused::<()>(Errno::ACCESS), Reading::Denied);
-        assert_eq!(refused::<()>(Errno::PERM), Reading::Denied);
-        assert_eq!(refused::<()>(Errno::SRCH), Reading::Absent);
-        assert!(matches!(refused::<()>(Errno::IO), Reading::Rejected(_)));
+        let refusal = |errno: Errno| failed::<()>(&errno.into());
+        assert_eq!(refusal(Errno::ACCESS), Reading::Denied);
+        assert_eq!(refusal(Errno::PERM), Reading::Denied);
+        assert_eq!(refusal(Errno::SRCH), Reading::Absent);
+        assert!(matches!(refusal(Errno::IO), Reading::Rejected(_)));
     }
 
     #[test]

@@ -11,6 +11,8 @@
 //! no guess: everything visible is all there is. A finding that the device is not known belongs only to claims of
 //! that rung that name a GPU.
 
+mod environment;
+
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use tropa_proto::{
@@ -201,7 +203,7 @@ fn lasting(
 ) -> Option<(BTreeSet<u16>, Attribution)> {
     by_log(root, server, facts, clues)
         .map(|gpus| (gpus, Attribution::ServerLog))
-        .or_else(|| Some((by_environment(&server?.environment, &facts.gpus)?, Attribution::Environment)))
+        .or_else(|| Some((environment::usable(&server?.environment, &facts.gpus)?, Attribution::Environment)))
 }
 
 /// Finds the runner on NVIDIA's cards. The driver may speak of the host's process ids inside a container, so a
@@ -263,44 +265,6 @@ fn by_log(root: &Root, server: Option<&Server>, facts: &Facts, clues: &Clues<'_>
         found.extend(at);
     }
     Some(found)
-}
-
-/// Reads what pins the server. A variable hides GPUs of its vendor and no others, so those of other vendors stay. A
-/// number counts only where it can mean one thing: CUDA orders GPUs by speed unless told otherwise, so with several
-/// it needs `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
-fn by_environment(environment: &[String], gpus: &[Gpu<String>]) -> Option<BTreeSet<u16>> {
-    let variable = |name: &str| {
-        environment.iter().find_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.trim()))
-    };
-    let by_address = variable("CUDA_DEVICE_ORDER") == Some("PCI_BUS_ID");
-    let is_of = |place: &u16, vendor: &str| &*gpus[usize::from(*place)].vendor == vendor;
-    let mut usable = all(gpus);
-    let mut pinned = false;
-    for (name, vendor) in [
-        ("CUDA_VISIBLE_DEVICES", "nvidia"),
-        ("NVIDIA_VISIBLE_DEVICES", "nvidia"),
-        ("ROCR_VISIBLE_DEVICES", "amd"),
-        ("HIP_VISIBLE_DEVICES", "amd"),
-    ] {
-        let Some(value) = variable(name).filter(|value| !value.is_empty() && *value != "all") else {
-            continue;
-        };
-        let own: Vec<u16> = all(gpus).into_iter().filter(|place| is_of(place, vendor)).collect();
-        let numbers_count = own.len() == 1 || (vendor == "nvidia" && by_address);
-        let mut found = BTreeSet::new();
-        for part in value.split(',').map(str::trim) {
-            let place = match part.parse::<usize>() {
-                // In a container the numbers of NVIDIA's runtime are those of the host.
-                Ok(number) if numbers_count && name != "NVIDIA_VISIBLE_DEVICES" => own.get(number).copied(),
-                Ok(_) => None,
-                Err(_) => place_of(gpus, part).filter(|place| is_of(place, vendor)),
-            };
-            found.insert(place?);
-        }
-        usable.retain(|place| !is_of(place, vendor) || found.contains(place));
-        pinned = true;
-    }
-    pinned.then_some(usable)
 }
 
 /// Finds a GPU by its id (with or without the vendor's prefix), its place, or its PCI address.

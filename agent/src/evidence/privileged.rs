@@ -8,15 +8,14 @@
 use std::{
     fs,
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use tropa_proto::{
     bounded::List,
     evidence::{Facts, Reading},
+    system::{self, Access},
 };
 
 use super::{files::Root, linux};
@@ -50,7 +49,7 @@ impl Privileged {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&beside)?;
+        let mut file = system::files(0o640).write(true).create_new(true).open(&beside)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         fs::rename(&beside, path)
     }
@@ -65,13 +64,14 @@ impl Privileged {
     }
 
     fn load_of(path: &Path, owner: u32) -> io::Result<Option<Self>> {
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-        let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        let file = match system::files(0).read(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
         let found = file.metadata()?;
-        if !found.is_file() || found.uid() != owner || found.mode() & 0o022 != 0 {
+        // Where nothing tells who wrote it, it is nobody's.
+        let is_theirs = matches!(system::access(path, &found), Access::Bits { owner: of, mode } if of == owner && mode & 0o022 == 0);
+        if !found.is_file() || !is_theirs {
             let why = format!("{} is not a file that only root can write", path.display());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }

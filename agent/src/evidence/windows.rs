@@ -87,9 +87,13 @@ fn query(root: &Root, query: &Query) -> Reading<String> {
     if root.is_declared() {
         return root.text(&format!("tropa/windows/{}", query.file));
     }
-    let program =
-        if cfg!(windows) { r"C:\Windows\System32\reg.exe" } else { "/mnt/c/Windows/System32/reg.exe" };
-    command::output(program, query.arguments)
+    let program = if cfg!(windows) {
+        let system = std::env::var("SystemRoot").unwrap_or_else(|_| r"C:\Windows".to_owned());
+        format!(r"{system}\System32\reg.exe")
+    } else {
+        "/mnt/c/Windows/System32/reg.exe".to_owned()
+    };
+    command::output(&program, query.arguments)
 }
 
 /// Finds a value in what `reg.exe query` prints: lines of name, type and data between four blanks.

@@ -1,6 +1,6 @@
 //! Settle records: what the lock files say of a request at the engine, and how one is proved over.
 
-use std::{os::unix::fs::MetadataExt as _, time::Duration};
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tropa_proto::id::hex;
@@ -48,9 +48,4 @@ pub(super) fn options_hash(runner: &str) -> String {
 
 pub(super) fn warn_record(error: &LockError) {
     tracing::warn!(error = error as &dyn std::error::Error, "writing a settle record failed");
-}
-
-/// The inode of our network namespace, in which the address of the install is meant; 0 where there is none.
-pub(super) fn network_namespace() -> u64 {
-    std::fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
 }

@@ -5,13 +5,12 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{BufReader, BufWriter, Read, Write as _},
-    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
-use tropa_proto::{id::hex, message::Endpoint};
+use tropa_proto::{id::hex, message::Endpoint, system};
 
 use super::{
     DEFAULT_MAX_TOKENS, Error, Format, InputError, JobOptions, Origin, Think,
@@ -81,7 +80,7 @@ pub fn prepare(input: Input<'_>, copy: &Path, options: JobOptions) -> Result<Pre
             if kind.is_dir() {
                 return Err(InputError::at(0, "a directory", "name a file").into());
             }
-            if kind.is_fifo() || kind.is_char_device() || kind.is_socket() {
+            if !kind.is_file() {
                 (keep(&mut file, copy, path)?, true, suffix)
             } else {
                 (path.to_owned(), false, suffix)
@@ -389,13 +388,9 @@ impl Chunks<'_> {
 
 /// Copies what can be read only once.
 fn keep(stream: &mut dyn Read, copy: &Path, from: &Path) -> Result<PathBuf, Error> {
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(copy)
-        .map_err(|e| Error::io("create", copy, e))?;
+    let mut options = system::files(0o600);
+    let options = options.write(true).create(true).truncate(true);
+    let file = options.open(copy).map_err(|e| Error::io("create", copy, e))?;
     let mut writer = BufWriter::new(file);
     let mut buffer = [0; 64 << 10];
     loop {

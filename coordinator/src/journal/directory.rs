@@ -4,14 +4,13 @@
 //! a coordinator that resumes comes back as the same peer, and two coordinators of one user never share one.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use tropa_proto::system::{self, FileSystem, Lockable};
 
 use super::Error;
 
@@ -21,29 +20,10 @@ pub const MIN_FREE: u64 = 64 << 20;
 /// Tries to get the lock, 20 ms apart: `tropa jobs` holds it for microseconds while it asks who has it.
 const LOCK_TRIES: u32 = 10;
 
-/// File systems over a network, by the magic of `statfs`: WAL needs memory shared between all openers, which two
-/// hosts do not have. FUSE is not among them: most of it is local.
-#[cfg(target_os = "linux")]
-const NETWORK: [(u32, &str); 13] = [
-    (0x6969, "NFS"),
-    (0x517b, "SMB"),
-    (0xff53_4d42, "CIFS"),
-    (0xfe53_4d42, "SMB2"),
-    (0x7375_7245, "Coda"),
-    (0x564c, "NCP"),
-    (0x5346_414f, "AFS"),
-    (0x6b41_4653, "AFS"),
-    (0x0102_1997, "9P"),
-    (0x00c3_6400, "Ceph"),
-    (0x0bd0_0bd0, "Lustre"),
-    (0x4750_4653, "GPFS"),
-    (0x0116_1970, "GFS2"),
-];
-
 /// The lock of one job's directory; the kernel frees it when the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    _file: Lockable,
 }
 
 pub(super) fn database(dir: &Path) -> PathBuf {
@@ -53,16 +33,12 @@ pub(super) fn database(dir: &Path) -> PathBuf {
 /// Makes the directory of a new job with its key, and an empty database file; takes the lock.
 pub(super) fn create(dir: &Path) -> Result<Lock, Error> {
     let parent = parent(dir);
-    DirBuilder::new()
+    system::directories(0o700)
         .recursive(true)
-        .mode(0o700)
         .create(parent)
         .map_err(|e| Error::io("make the directory of jobs", parent, e))?;
     refuse_network(parent)?;
-    DirBuilder::new()
-        .mode(0o700)
-        .create(dir)
-        .map_err(|e| Error::io("make the directory of the job", dir, e))?;
+    system::directories(0o700).create(dir).map_err(|e| Error::io("make the directory of the job", dir, e))?;
     let lock = Lock::take(dir)?;
     let mut seed = [0_u8; 32];
     getrandom::fill(&mut seed).map_err(|e| Error::io("make the key of the job", dir, io::Error::other(e)))?;
@@ -77,7 +53,7 @@ pub(super) fn create(dir: &Path) -> Result<Lock, Error> {
 /// Makes the names of a new job durable: its directory and the one above.
 pub(super) fn sync(dir: &Path) -> Result<(), Error> {
     for path in [dir, parent(dir)] {
-        File::open(path).and_then(|file| file.sync_all()).map_err(|e| Error::io("sync", path, e))?;
+        system::sync_directory(path).map_err(|e| Error::io("sync", path, e))?;
     }
     Ok(())
 }
@@ -93,24 +69,18 @@ pub(super) fn key(dir: &Path) -> Result<[u8; 32], Error> {
 
 /// Opens a file that only its owner can read, created where it is missing, never through a link.
 pub(super) fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    let mut options = system::files(0o600);
+    options.read(true).write(true);
     options
 }
 
-/// Refuses a directory on a network file system.
+/// Refuses a directory on a network file system: WAL needs memory shared between all openers, which two hosts do not
+/// have. FUSE is not refused: most of it is local.
 pub(super) fn refuse_network(dir: &Path) -> Result<(), Error> {
-    #[cfg(target_os = "linux")]
-    {
-        let found =
-            rustix::fs::statfs(dir).map_err(|e| Error::io("look at the file system of", dir, e.into()))?;
-        // The magic has 32 bits, in a field that is wider and signed on most platforms.
-        let magic = (i128::from(found.f_type) & 0xffff_ffff) as u32;
-        if let Some((_, name)) = NETWORK.iter().find(|(known, _)| *known == magic) {
-            return Err(Error::Network { name });
-        }
+    match system::file_system(dir).map_err(|e| Error::io("look at the file system of", dir, e))? {
+        FileSystem::Network(name) => Err(Error::Network { name }),
+        FileSystem::Local | FileSystem::Passing | FileSystem::Fuse => Ok(()),
     }
-    Ok(())
 }
 
 /// Checks that the file system of `dir` has room for `bytes` and at least [`MIN_FREE`].
@@ -121,10 +91,12 @@ pub(super) fn refuse_network(dir: &Path) -> Result<(), Error> {
 /// [`Error::NoSpace`] with both figures, or what went wrong in asking.
 pub fn require_space(dir: &Path, bytes: u64) -> Result<(), Error> {
     let dir = dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(dir);
-    let found = rustix::fs::statvfs(dir).map_err(|e| Error::io("ask for free space in", dir, e.into()))?;
-    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    let free = system::free_space(dir).map_err(|e| Error::io("ask for free space in", dir, e))?;
     let need = bytes.max(MIN_FREE);
-    if free < need { Err(Error::NoSpace { free, need }) } else { Ok(()) }
+    match free {
+        Some(free) if free < need => Err(Error::NoSpace { free, need }),
+        Some(_) | None => Ok(()),
+    }
 }
 
 impl Lock {
@@ -134,34 +106,35 @@ impl Lock {
     /// [`Error::Locked`] with what the holder wrote.
     pub(super) fn take(dir: &Path) -> Result<Self, Error> {
         let path = dir.join("lock");
-        let mut file = private()
+        let file = private()
             .create(true)
             .truncate(false)
             .open(&path)
+            .and_then(|file| Lockable::new(file, &path))
             .map_err(|e| Error::io("open the lock of the job", &path, e))?;
         let mut tries = 1;
-        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            if error != rustix::io::Errno::WOULDBLOCK {
-                return Err(Error::io("lock", &path, error.into()));
-            }
+        while !file.try_lock(system::Lock::Exclusive).map_err(|e| Error::io("lock", &path, e))? {
             if tries == LOCK_TRIES {
-                return Err(Error::Locked { holder: holder(&mut file) });
+                return Err(Error::Locked { holder: holder(file.file()) });
             }
             tries += 1;
             std::thread::sleep(Duration::from_millis(20));
         }
         let text = format!("pid {} started {}\n", std::process::id(), started());
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(text.as_bytes()))
+        let mut inside = file.file();
+        inside
+            .set_len(0)
+            .and_then(|()| inside.rewind())
+            .and_then(|()| inside.write_all(text.as_bytes()))
             .map_err(|e| Error::io("write", &path, e))?;
         Ok(Self { _file: file })
     }
 
     /// Tells whether a live process holds the lock of the job.
     pub(super) fn is_held(dir: &Path) -> bool {
-        let Ok(file) = File::open(dir.join("lock")) else { return false };
-        flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+        let path = dir.join("lock");
+        let opened = File::open(&path).and_then(|file| Lockable::new(file, &path));
+        opened.is_ok_and(|file| matches!(file.try_lock(system::Lock::Shared), Ok(false)))
     }
 }
 
@@ -170,7 +143,7 @@ fn parent(dir: &Path) -> &Path {
 }
 
 /// Reads what the holder of a lock says about itself, for people only.
-fn holder(file: &mut File) -> String {
+fn holder(file: &File) -> String {
     let mut text = String::new();
     // 128 bytes hold two numbers and a label; the file is not trusted to be ours.
     let read = file.take(128).read_to_string(&mut text);

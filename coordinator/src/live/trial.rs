@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use tokio::time::timeout;
 use tropa_proto::{
     id::{AgentId, Incarnation},
@@ -11,6 +10,7 @@ use tropa_proto::{
 };
 
 use super::{Exchange, Findings, Outcome, Round, Tested, Trial, clocks, sandwich};
+use crate::clock::Clock;
 
 /// How long one step may take: an agent answers within milliseconds, or its machine has no time for tests.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
@@ -96,9 +96,9 @@ impl Trial {
             let mut run = [Vec::new(), Vec::new()];
             for _ in 0..EXCHANGES {
                 for (which, exchanges) in run.iter_mut().enumerate() {
-                    let asked_ns = wall_clock();
+                    let asked_ns = Clock::wall_ns();
                     let found = self.step(mesh, which, LiveStep::Clock).await?;
-                    let answered_ns = wall_clock();
+                    let answered_ns = Clock::wall_ns();
                     let LiveFinding::Clock { received_ns, sent_ns } = found else {
                         return Err(unexpected(&found));
                     };
@@ -167,11 +167,4 @@ fn unexpected(finding: &LiveFinding) -> String {
         | LiveFinding::Counters(_)
         | LiveFinding::Neighbours(_) => "an answer to another question".to_owned(),
     }
-}
-
-/// The wall clock of this machine in nanoseconds since 1970.
-fn wall_clock() -> i64 {
-    let time = clock_gettime(ClockId::Realtime);
-    let ns = i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
-    i64::try_from(ns).unwrap_or(i64::MAX).max(0)
 }

@@ -222,14 +222,6 @@ impl NetworkBehaviour for Door {
     }
 }
 
-/// Gives the bytes that this process has in memory; `None` where the system does not say so: on Linux it does.
-pub(super) fn resident() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,14 +296,5 @@ mod tests {
         assert_eq!(door.admit(Some(agent), false), Err(Refused::Banned));
         door.ban(BTreeSet::new());
         assert_eq!(door.admit(Some(agent), true), Ok(()));
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn this_process_has_something_in_memory() {
-        let before = resident().unwrap();
-        let block = vec![1_u8; 32 << 20];
-        assert!(resident().unwrap() >= before + (16 << 20), "{before}");
-        drop(block);
     }
 }

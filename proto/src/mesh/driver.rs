@@ -30,7 +30,7 @@ use tokio::{
 use super::{
     Command, MeshConfig, MeshError, MeshEvent,
     dial::{Dialer, Present as _, Target},
-    door::{self, Guests, House},
+    door::{Guests, House},
     gossip::{Ledger, Way},
     links::Links,
     marks::Marks,
@@ -47,6 +47,7 @@ use crate::{
     known::Known,
     message::{Answer, Question, Role},
     secret::{MeshSecret, public_prologue},
+    system,
 };
 
 /// The loop turns at least so often (`reliability.md` §4).
@@ -153,7 +154,7 @@ impl Driver {
         let prologue = config.secret.as_ref().map_or_else(public_prologue, MeshSecret::prologue);
         let with_mdns = config.mdns && config.secret.is_some();
         let places = usize::try_from(swarm::places(config.role)).unwrap_or(usize::MAX);
-        let house = House { places, memory: config.memory, guests, resident: door::resident };
+        let house = House { places, memory: config.memory, guests, resident: system::resident };
         let (swarm, topic) = swarm::build(&key, &prologue, config.role, with_mdns, house)?;
         let now = clock();
         let (marks, known) = Marks::open(config.marks, now);

@@ -20,7 +20,7 @@ use std::{
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::gossip::MEMBERS;
-use crate::id::AgentId;
+use crate::{id::AgentId, system};
 
 /// Between two replacements of the file: a sync a minute is nothing to a disk, and a minute of old announcements
 /// nothing to a mesh.
@@ -141,10 +141,13 @@ fn read(path: &Path) -> io::Result<BTreeMap<AgentId, u64>> {
 /// Puts the file in place whole: written beside under a name of this process, synced, and renamed.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     if let Some(directory) = path.parent() {
-        make_private(directory)?;
+        system::directories(0o700).recursive(true).create(directory)?;
     }
     let beside = path.with_extension(format!("{}.new", std::process::id()));
-    let written = create(&beside).and_then(|mut file| {
+    // What a process of the same number left half-way.
+    let _ = fs::remove_file(&beside);
+    let created = system::files(0o600).write(true).create_new(true).open(&beside);
+    let written = created.and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, path)
@@ -153,31 +156,6 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         let _ = fs::remove_file(&beside);
     }
     written
-}
-
-#[cfg(unix)]
-fn make_private(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
-}
-
-#[cfg(unix)]
-fn create(path: &Path) -> io::Result<fs::File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    // What a process of the same number left half-way.
-    let _ = fs::remove_file(path);
-    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-#[cfg(not(unix))]
-fn make_private(directory: &Path) -> io::Result<()> {
-    fs::create_dir_all(directory)
-}
-
-#[cfg(not(unix))]
-fn create(path: &Path) -> io::Result<fs::File> {
-    let _ = fs::remove_file(path);
-    fs::OpenOptions::new().write(true).create_new(true).open(path)
 }
 
 #[cfg(test)]

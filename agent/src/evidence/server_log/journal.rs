@@ -9,7 +9,11 @@
 //! Long values are compressed, by default from 512 bytes on: such a line is [`UNREADABLE`], and so is one in a form
 //! that is not known.
 
-use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt as _};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+};
 
 use tropa_proto::{canonical, evidence::Reading};
 
@@ -132,7 +136,7 @@ struct Journal<'a> {
 impl<'a> Journal<'a> {
     fn open(file: &'a File) -> Result<Self, Trouble> {
         let mut header = [0; 120];
-        file.read_exact_at(&mut header, 0)?;
+        read_at(file, &mut header, 0)?;
         let flags = u32_at(&header, 12);
         if !header.starts_with(b"LPKSHHRH") {
             return Err(Trouble::Format("a file of the journal is no such file"));
@@ -202,7 +206,7 @@ impl<'a> Journal<'a> {
             let room = size.saturating_sub(24) / item as u64;
             let wanted = usize::try_from(room).unwrap_or(usize::MAX).min(count - entries.len());
             let mut items = vec![0; wanted * item];
-            self.file.read_exact_at(&mut items, array.saturating_add(24))?;
+            read_at(self.file, &mut items, array.saturating_add(24))?;
             let offsets = items.chunks_exact(item).map(|item| match item {
                 [a, b, c, d] => u64::from(u32::from_le_bytes([*a, *b, *c, *d])),
                 _ => u64_at(item, 0),
@@ -247,7 +251,7 @@ impl<'a> Journal<'a> {
     /// The first bytes of an object of a kind, and its size.
     fn object(&self, at: u64, kind: u8, least: usize) -> Result<([u8; 64], u64), Trouble> {
         let mut bytes = [0; 64];
-        self.file.read_exact_at(&mut bytes[..least], at)?;
+        read_at(self.file, &mut bytes[..least], at)?;
         let size = u64_at(&bytes, 8);
         if bytes[0] == kind && size >= least as u64 {
             Ok((bytes, size))
@@ -261,15 +265,25 @@ impl<'a> Journal<'a> {
         let start: u64 = if self.compact { 72 } else { 64 };
         let length = usize::try_from(size.saturating_sub(start).min(MAX_VALUE)).unwrap_or_default();
         let mut payload = vec![0; length];
-        self.file.read_exact_at(&mut payload, at.saturating_add(start))?;
+        read_at(self.file, &mut payload, at.saturating_add(start))?;
         Ok(payload)
     }
 
     fn number(&self, at: u64) -> Result<u64, Trouble> {
         let mut bytes = [0; 8];
-        self.file.read_exact_at(&mut bytes, at)?;
+        read_at(self.file, &mut bytes, at)?;
         Ok(u64::from_le_bytes(bytes))
     }
+}
+
+/// Reads from a place in a file that nobody else reads.
+fn read_at(mut file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+    // Beyond what a file can have, a place is beyond its end.
+    if i64::try_from(at).is_err() {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 
-use rustix::time::{ClockId, clock_gettime};
 use tropa_proto::evidence::{Os, Reading};
 
 use super::{
@@ -26,7 +25,7 @@ const MAX_USERS: usize = 64;
 
 /// Age of a log of a server that may have ended, in seconds: the agent itself asks the server every 30 s while it is
 /// idle, and every 300 s while it works.
-const MAX_AGE: i64 = 600;
+const MAX_AGE: u64 = 600;
 
 /// Reads what the log of the server on this port of this host says; of the log that the operator names, where one is
 /// named. `server` is the process of the server where it can be seen.
@@ -124,11 +123,11 @@ fn file(root: &Root, path: &str, place: &str, port: Option<u16>) -> Reading<Logg
 }
 
 /// Seconds since a file was written to; of a declared host, whose clock is not known, 0.
-fn age(root: &Root, path: &str) -> Reading<i64> {
-    use std::os::unix::fs::MetadataExt as _;
-    root.regular(path).and_then(|file| match file.metadata() {
+fn age(root: &Root, path: &str) -> Reading<u64> {
+    root.regular(path).and_then(|file| match file.metadata().and_then(|found| found.modified()) {
         Ok(_) if root.is_declared() => Reading::Value(0),
-        Ok(found) => Reading::Value(clock_gettime(ClockId::Realtime).tv_sec.saturating_sub(found.mtime())),
+        // One of the future is of now.
+        Ok(modified) => Reading::Value(modified.elapsed().unwrap_or_default().as_secs()),
         Err(error) => failed(&error),
     })
 }
