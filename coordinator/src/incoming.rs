@@ -1,8 +1,8 @@
 //! Where an input that can be read only once is kept until its chunks are in the journal: for this user alone, and
 //! never longer than a command that could still need it.
 //!
-//! Every command has a directory of its own below `<state>/incoming`, locked while the command lives. The kernel
-//! frees the lock however the command ends, so the next command knows what was left behind, and removes it.
+//! Every command has a directory of its own below `<state>/incoming`, and in it a file that is locked while the
+//! command lives. The kernel frees the lock however the command ends, so the next command knows what was left behind, and removes it.
 
 use std::{
     fs::{self, File},
@@ -42,7 +42,7 @@ impl Incoming {
     fn make(all: &Path, dir: PathBuf) -> io::Result<Self> {
         system::directories(0o700).recursive(true).create(all)?;
         // Held while a place is made or removed: nobody removes one that is not locked yet.
-        let turn = lock_file(&all.join("lock"))?;
+        let turn = lock_file(&all.with_extension("lock"))?;
         system::lock(&turn, Lock::Exclusive)?;
         for entry in fs::read_dir(all)?.take(MAX_LOOKED_AT) {
             let left = entry?.path();
@@ -110,8 +110,6 @@ mod tests {
         let second = Incoming::open(state.path(), JobId([2; 16])).unwrap();
         assert!(first.copy().exists(), "the first command is still reading it");
         drop((first, second));
-        let names =
-            fs::read_dir(state.path().join("incoming")).unwrap().map(|entry| entry.unwrap().file_name());
-        assert_eq!(names.collect::<Vec<_>>(), ["lock"]);
+        assert_eq!(fs::read_dir(state.path().join("incoming")).unwrap().count(), 0);
     }
 }
