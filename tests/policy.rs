@@ -148,6 +148,9 @@ fn a_policy_that_cannot_be_followed_names_its_flag_and_starts_nothing() {
         ("--only-from", "den", "den is not ADDRESS"),
         ("--only-model", "qwen*3", "a * stands at the end only"),
         ("--only-model", "", "it is not a name"),
+        ("--only-model", "=", "it is not a name"),
+        ("--only-model", "llama3.2:", "it is not a name"),
+        ("--only-model", ":*", "it is not a name"),
         ("--max-num-ctx", "0", "--max-num-ctx"),
         ("--max-num-predict", "many", "--max-num-predict"),
     ] {

@@ -15,7 +15,7 @@ use crate::{
     Config,
     device_lock::LockPlaces,
     evidence::{LaneError, LaneSpec, Root},
-    ollama::{OllamaUrl, UrlError, full_name},
+    ollama::{OllamaUrl, UrlError, begins_name, full_name, is_name},
     places::Places,
     policy::{Network, NetworkError, Policy},
     runtime_dir::RuntimePlaces,
@@ -287,13 +287,13 @@ fn log_below(root: &Root, path: PathBuf) -> Result<String, ArgsError> {
 /// A model as a permit names it: completed as Ollama does, or up to its `*`.
 fn model_pattern(name: &str) -> Result<ModelName, ArgsError> {
     let refused = |why: &str| ArgsError::OnlyModel(name.to_owned(), why.to_owned());
-    if name.is_empty() || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(refused("it is not a name as `ollama list` shows them"));
-    }
-    let stars = name.matches('*').count();
-    if stars > 1 || (stars == 1 && !name.ends_with('*')) {
+    let (bare, is_beginning) = name.strip_suffix('*').map_or((name, false), |bare| (bare, true));
+    if bare.contains('*') {
         return Err(refused("a * stands at the end only"));
     }
-    let full = if stars == 1 { name.to_lowercase() } else { full_name(name) };
+    if !(if is_beginning { begins_name(bare) } else { is_name(bare) }) {
+        return Err(refused("it is not a name as `ollama list` shows them"));
+    }
+    let full = if is_beginning { name.to_lowercase() } else { full_name(name) };
     ModelName::new(full).map_err(|_| refused("it is longer than any name of a model"))
 }

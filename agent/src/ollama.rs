@@ -47,7 +47,7 @@ pub use self::{
     inventory::{AskError, NOT_VULNERABLE, is_vulnerable},
     request::{Limits, Request},
     settle::Settled,
-    shapes::{full_name, is_cloud_name},
+    shapes::{begins_name, full_name, is_cloud_name, is_name},
     url::{OllamaUrl, UrlError},
 };
 use crate::{clock::now, policy::Policy};

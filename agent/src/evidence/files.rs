@@ -227,12 +227,14 @@ pub(crate) fn rejected<T>(why: &str) -> Reading<T> {
 
 /// Says how a file was read that could not be opened or not be read.
 pub(crate) fn failed<T>(error: &io::Error) -> Reading<T> {
-    match error.kind() {
-        // Gone, below something that is no directory, or of a process or a device that has ended.
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Reading::Absent,
-        io::ErrorKind::PermissionDenied => Reading::Denied,
-        _ if below::has_ended(error) => Reading::Absent,
-        _ => rejected(&format!("cannot be read: {error}")),
+    let kind = error.kind();
+    // Gone, below something that is no directory, or of a process or a device that has ended.
+    if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&kind) || below::has_ended(error) {
+        Reading::Absent
+    } else if kind == io::ErrorKind::PermissionDenied {
+        Reading::Denied
+    } else {
+        rejected(&format!("cannot be read: {error}"))
     }
 }
 

@@ -118,6 +118,30 @@ pub fn full_name(name: &str) -> String {
     if tagged { name } else { format!("{name}:latest") }
 }
 
+/// Says whether a model can have this name: `host/namespace/model:tag`, of which only the model is needed, each part of
+/// letters, digits, `_`, `-` and in most places `.`, none of them empty or longer than 80 (Ollama's `types/model/name.go`,
+/// in 0.24.0). A name with a digest is refused: lists of models show none.
+pub fn is_name(name: &str) -> bool {
+    let part = |part: &str, more: &str, most: usize| {
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        part.starts_with(word)
+            && part.len() <= most
+            && part.chars().all(|c| word(c) || c == '-' || more.contains(c))
+    };
+    let mut parts = name.rsplitn(3, '/');
+    let last = parts.next().unwrap_or_default();
+    let (model, tag) = last.split_once(':').map_or((last, None), |(model, tag)| (model, Some(tag)));
+    part(model, ".", 80)
+        && tag.is_none_or(|tag| part(tag, ".", 80))
+        && parts.next().is_none_or(|namespace| part(namespace, "", 80))
+        && parts.next().is_none_or(|host| part(host, ".:", 350))
+}
+
+/// Says whether the name of a model can begin so.
+pub fn begins_name(text: &str) -> bool {
+    ["", "a", "a/a"].iter().any(|rest| is_name(&format!("{text}{rest}")))
+}
+
 fn marked(field: &Option<String>) -> bool {
     field.as_deref().is_some_and(|text| !text.is_empty())
 }
@@ -132,6 +156,45 @@ fn nullable<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_one_that_a_model_can_have() {
+        let long = "a".repeat(80);
+        for name in ["tiny", "Llama3.2:3b", "user/m_1:latest", "hf.co/a-b/c.d:Q4_K_M", "host:80/n/m", &long] {
+            assert!(is_name(name), "{name}");
+        }
+        let longer = "a".repeat(81);
+        for name in [
+            "",
+            "=",
+            "--model",
+            "-x",
+            ".m",
+            "m:",
+            ":t",
+            "/m",
+            "a//m",
+            "n/",
+            "m:t:u",
+            "a.b/m",
+            "a b",
+            "m\n",
+            "m@x",
+            "mé",
+            "http://host/n/m",
+            "../m",
+            "a/b/c/d",
+            &longer,
+        ] {
+            assert!(!is_name(name), "{name}");
+        }
+        for text in ["", "qwen3:", "hf.co/", "hf.co/a/", "host:80/", "m"] {
+            assert!(begins_name(text), "{text}");
+        }
+        for text in ["=", ":", "/", "a//", "a/b/c/", "m:t:"] {
+            assert!(!begins_name(text), "{text}");
+        }
+    }
 
     #[test]
     fn cloud_is_read_from_the_tag_alone_and_in_any_case() {
