@@ -232,6 +232,7 @@ impl World {
             loads: BTreeMap::new(),
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),
+            gpu_lanes: None,
         };
         let roster = self.lanes.iter().enumerate().map(install).collect();
         self.tell(Event::Roster(roster));

@@ -44,6 +44,7 @@ use crate::{
     incoming::Incoming,
     job::Input,
     members::Members,
+    plan::Together,
     progress::Progress,
     settings::Settings,
     stdout::{print, print_json},
@@ -255,18 +256,15 @@ impl Bench<'_> {
         }
     }
 
-    /// The installs that may work at the same time, the fastest first: each that shares nothing with one before it.
+    /// The installs that may work at the same time, the fastest first.
     fn distinct(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.candidates.len()).collect();
         order.sort_by(|a, b| {
             let [one, two] = [a, b].map(|at| &self.candidates[*at]);
             one.tried.total_cmp(&two.tried).then(one.install.agent.cmp(&two.install.agent))
         });
-        let mut agents = BTreeSet::new();
-        order.retain(|at| {
-            let install = &self.candidates[*at].install;
-            install.rivals.is_disjoint(&agents) && agents.insert(install.agent)
-        });
+        let mut together = Together::default();
+        order.retain(|at| together.admit(&self.candidates[*at].install));
         order
     }
 

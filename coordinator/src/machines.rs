@@ -80,6 +80,10 @@ pub struct MachineRow {
     pub kernels: usize,
     /// Logical processors of the host; 0 where it is not known.
     pub cpus: u16,
+    /// Physical cores of the host; 0 where it is not known.
+    pub cores: u16,
+    /// Installs on GPUs that may be busy on it at once, since they share its processors; `null` where none works on one.
+    pub gpu_lanes: Option<usize>,
     /// Bytes of memory of the host; 0 where it is not known.
     pub memory: u64,
     /// Installs that may work on it at the same time.
@@ -224,6 +228,8 @@ fn machine_row(view: &View, machine: &Machine, working: &BTreeSet<AgentId>) -> M
         name: machine.name.clone(),
         kernels: described.map_or(1, |described| described.kernels.len()),
         cpus: described.map_or(0, |described| described.host_cpus),
+        cores: described.map_or(0, |described| described.physical_cores),
+        gpu_lanes: members.iter().find_map(|install| view.gpu_lanes(install)),
         memory: described.map_or(0, |described| described.memory),
         at_once: members.iter().filter(|install| working.contains(&install.agent)).count(),
         why: why_one(view, machine, working),

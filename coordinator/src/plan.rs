@@ -129,6 +129,7 @@ pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
                 .collect(),
             rivals: install.rivals.clone(),
             unguarded: unguarded(view, install),
+            gpu_lanes: view.gpu_lanes(install),
         }
     })
     .collect()
@@ -178,19 +179,37 @@ pub fn plan_without(view: &View, items: u64, models: &[Pinned], contexts: &[u32]
     }
 }
 
-/// The installs that work at the same time when all have work: in the scheduler's order, each that is no rival of
-/// one before it.
+/// The installs that work at the same time when all have work, in the scheduler's order.
 #[must_use]
 pub fn at_work(installs: &[schedule::Install]) -> BTreeSet<AgentId> {
     let mut order: Vec<_> = installs.iter().collect();
     order.sort_by_key(|install| (install.warm.is_empty(), install.agent));
-    let mut chosen = BTreeSet::new();
-    for install in order {
-        if install.rivals.is_disjoint(&chosen) {
-            chosen.insert(install.agent);
+    let mut together = Together::default();
+    order.into_iter().for_each(|install| _ = together.admit(install));
+    together.agents
+}
+
+/// Installs that may all be busy at one time.
+#[derive(Debug, Default)]
+pub struct Together {
+    agents: BTreeSet<AgentId>,
+    gpu_lanes: BTreeMap<MachineId, usize>,
+}
+
+impl Together {
+    /// Takes one more, if it is no rival of one before it and its machine has processors for another GPU lane; says
+    /// whether it was taken.
+    pub fn admit(&mut self, install: &schedule::Install) -> bool {
+        let lanes = self.gpu_lanes.get(&install.machine).copied().unwrap_or(0);
+        let crowded = install.gpu_lanes.is_some_and(|most| lanes >= most);
+        if crowded || !install.rivals.is_disjoint(&self.agents) {
+            return false;
         }
+        if install.gpu_lanes.is_some() {
+            self.gpu_lanes.insert(install.machine, lanes + 1);
+        }
+        self.agents.insert(install.agent)
     }
-    chosen
 }
 
 impl Plan {
@@ -435,8 +454,14 @@ fn reason_no_model(install: &Install, missing: &[&Pinned]) -> (String, String) {
 }
 
 fn reason_shared(view: &View, install: &Install, at_work: &BTreeSet<AgentId>) -> (String, String) {
+    let faster = "an agent on another machine would make the job faster".to_owned();
     let Some(holder) = install.rivals.intersection(at_work).next() else {
-        return ("shares a device".to_owned(), String::new());
+        let busy = view.gpu_lanes(install).unwrap_or_default();
+        let lanes = if busy == 1 { "one GPU lane".to_owned() } else { format!("{busy} GPU lanes") };
+        return (
+            format!("adds nothing beside {lanes} of its machine, whose processors feed no more"),
+            faster,
+        );
     };
     let name = view
         .installs
@@ -449,7 +474,7 @@ fn reason_shared(view: &View, install: &Install, at_work: &BTreeSet<AgentId>) ->
             holder.short(),
             view.why_together(install.agent, *holder)
         ),
-        "an agent on another machine would make the job faster".to_owned(),
+        faster,
     )
 }
 

@@ -16,6 +16,7 @@
 mod budget;
 mod change;
 mod check;
+mod cores;
 mod dispatch;
 mod forecast;
 mod holdings;
@@ -474,6 +475,7 @@ impl Schedule {
             && !self.holdings.holds(&agent)
         {
             self.woken.extend(&install.rivals);
+            self.woken.extend(self.holdings.crews().waited_for(&agent));
         }
     }
 

@@ -71,6 +71,15 @@ pub fn conflict(a: &Lane, b: &Lane, together: bool) -> bool {
     a.0.iter().any(|one| b.0.iter().any(|other| one.conflicts(other, together)))
 }
 
+/// How many GPU lanes of a machine may be busy at once, at least 1: half of its physical cores, for each needs one that
+/// feeds it and one beside (`identity.md` §8, judgement). Where only the logical processors are known, half of them count
+/// as cores, as with two threads to a core; where nothing is known (0), one lane.
+#[must_use]
+pub fn gpu_lanes_at_once(physical_cores: u16, processors: u16) -> usize {
+    let cores = if physical_cores == 0 { processors / 2 } else { physical_cores };
+    usize::from(cores / 2).max(1)
+}
+
 impl Lane {
     /// What work occupies: these GPUs, and the memory system where some of the work runs on processors.
     ///
@@ -124,6 +133,12 @@ impl Lane {
             lane.0.insert(Device::GpuAt { kernel: place.kernel, pci: None });
         }
         lane
+    }
+
+    /// Says whether any of the work runs on a GPU, or a part of one.
+    #[must_use]
+    pub fn uses_gpu(&self) -> bool {
+        self.0.iter().any(|device| !matches!(device, Device::Dram { .. }))
     }
 
     /// What both occupy.
@@ -306,6 +321,15 @@ mod tests {
         let lane = Lane::occupied(place(1), &evidence, Some(&loaded));
         assert!(both_ways(&lane, &lane.clone(), true));
         assert!(lane.devices().any(|device| matches!(device, Device::GpuAt { pci: None, .. })));
+    }
+
+    #[test]
+    fn gpu_lanes_share_the_cores_of_their_machine_and_what_is_not_known_counts_less() {
+        let lanes = [(16, 32), (9, 18), (2, 4), (1, 2), (0, 16), (0, 1), (0, 0)];
+        assert_eq!(lanes.map(|(cores, cpus)| gpu_lanes_at_once(cores, cpus)), [8, 4, 1, 1, 4, 1, 1]);
+        let full = gpu(Some(1), GpuKind::Full);
+        assert!(Lane::of(place(1), [&full], true, &[]).uses_gpu());
+        assert!(!Lane::of(place(1), [], true, &[]).uses_gpu());
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl Schedule {
     pub(super) fn on_roster(&mut self, installs: Vec<Install>, now: Duration, actions: &mut Vec<Action>) {
         let installs = installs.into_iter().map(|install| (install.agent, install)).collect();
         let before: BTreeMap<AgentId, Install> = std::mem::replace(&mut self.installs, installs);
+        self.holdings.renew(self.installs.values());
         self.woken.extend(self.installs.keys());
         let mut back = BTreeSet::new();
         for install in self.installs.values() {
@@ -159,8 +160,8 @@ impl Schedule {
         self.on_ended(attempt, (Class::Lost, None), now, actions);
     }
 
-    /// Installs that turn out to share a device while both hold work: what has not started is taken back, and
-    /// neither gets more until one has ended. What runs is let finish: hanging up frees no device at once.
+    /// Installs that turn out to share a device while both hold work, or the processors of their machine with more lanes
+    /// than those serve: what has not started is taken back, and neither gets more until one has ended. What runs is let finish: hanging up frees no device at once.
     fn part_new_rivals(&mut self, actions: &mut Vec<Action>) {
         let holders: BTreeSet<AgentId> = self.holdings.holders().copied().collect();
         let occupying: BTreeSet<AgentId> = self
@@ -173,7 +174,7 @@ impl Schedule {
         let mut unsent = Vec::new();
         for agent in &holders {
             let Some(install) = self.installs.get(agent) else { continue };
-            if install.rivals.is_disjoint(&holders) {
+            if install.rivals.is_disjoint(&holders) && !self.holdings.crews().is_over(agent) {
                 continue;
             }
             let held = self.holdings.of(agent).filter(|(_, active)| active.is_unsent());

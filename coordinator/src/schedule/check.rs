@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use tropa_proto::{
-    id::{AgentId, AttemptId, ChunkIndex},
+    id::{AgentId, AttemptId, ChunkIndex, MachineId},
     message::MAX_MEASURED_WIDTH,
 };
 
@@ -17,6 +17,8 @@ use super::{Schedule, Status, spare::may_coexist};
 pub enum Violation {
     /// Two installs that share a device both hold attempts.
     Overlap(AgentId, AgentId),
+    /// More GPU lanes of a machine hold attempts than its processors serve.
+    Crowded(MachineId, usize),
     /// An install holds more than its width and one ahead.
     TooMany(AgentId, usize),
     /// A chunk is with more than one install and its backup.
@@ -52,6 +54,18 @@ impl Schedule {
                 return Err(Violation::Early(attempt.chunk, need));
             }
         }
+        let mut lanes: BTreeMap<MachineId, usize> = BTreeMap::new();
+        for (agent, count) in &sent {
+            let Some(install) = self.installs.get(agent).filter(|_| *count > 0) else { continue };
+            if let Some(most) = install.gpu_lanes {
+                let busy = lanes.entry(install.machine).or_default();
+                *busy += 1;
+                // What a roster finds at work is let finish.
+                if *busy > most.max(self.holdings.crews().allowed(&install.machine)) {
+                    return Err(Violation::Crowded(install.machine, *busy));
+                }
+            }
+        }
         for (agent, count) in &sent {
             let Some(install) = self.installs.get(agent) else { continue };
             // A measured width may have become less while they were on their way.
@@ -80,6 +94,9 @@ impl fmt::Display for Violation {
         match self {
             Self::Overlap(a, b) => {
                 write!(f, "{} and {} share a device and both hold work", a.short(), b.short())
+            }
+            Self::Crowded(machine, count) => {
+                write!(f, "{count} GPU lanes of machine {} hold work", machine.short())
             }
             Self::TooMany(agent, count) => write!(f, "{} holds {count} attempts", agent.short()),
             Self::Twice(chunk, attempt) => write!(f, "chunk {} runs twice: {attempt:?}", chunk.0),

@@ -145,7 +145,8 @@ impl Schedule {
         Places { send: depth.saturating_sub(occupied), record: (depth + ahead).saturating_sub(all) }
     }
 
-    /// Whether an install gets nothing now: it pauses, has closed, or its devices are or may be in use by a rival.
+    /// Whether an install gets nothing now: it pauses, has closed, its devices are or may be in use by a rival, or the
+    /// GPU lanes of its machine that are busy need all its processors.
     pub(super) fn is_blocked(&self, install: &Install, now: Duration) -> bool {
         if self.away.contains(&install.agent) {
             return true;
@@ -154,7 +155,8 @@ impl Schedule {
             standing.pause_until > now || standing.closed_for == Some(install.incarnation)
         });
         let taken = |rival: &AgentId| self.holdings.holds(rival) || self.orphaned(rival);
-        pauses || install.rivals.iter().any(taken) || self.may_be_in_use(&install.agent)
+        let crowded = || self.holdings.crews().keeps_off(&install.agent, self.holdings.holds(&install.agent));
+        pauses || install.rivals.iter().any(taken) || self.may_be_in_use(&install.agent) || crowded()
     }
 
     /// The next chunk for this install: retries first, then of the kind that it has loaded, then as [`Self::next_kind`]

@@ -181,10 +181,12 @@ impl Schedule {
         left * per_token
     }
 
-    /// Of installs that share a device only one works: the one that does, else the one with the smallest id.
+    /// Of installs that share a device only one works: the one that does, else the one with the smallest id; and of GPU
+    /// lanes that share processors as many as may.
     fn stands_for_its_devices(&self, install: &Install) -> bool {
         self.holdings.holds(&install.agent)
-            || install.rivals.iter().all(|rival| *rival > install.agent && !self.holdings.holds(rival))
+            || (install.rivals.iter().all(|rival| *rival > install.agent && !self.holdings.holds(rival))
+                && self.holdings.crews().is_of_the_first(&install.agent))
     }
 
     /// Adds up how many chunks of the usual size all installs finish in a second; infinitely many where no speed is known,
@@ -240,6 +242,7 @@ mod tests {
             loads: load.map(|load| (model, load)).into_iter().collect::<BTreeMap<_, _>>(),
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),
+            gpu_lanes: None,
         };
         let mut schedule = Schedule::new(JobId([7; 16]), vec![model; 3]);
         for n in [1, 2] {

@@ -7,6 +7,8 @@ use std::{
 
 use tropa_proto::id::{AgentId, AttemptId, Incarnation};
 
+use super::{Install, cores::Crews};
+
 /// Over how long an attempt is judged by what it does at present: agents tell of tokens four times a second, and an
 /// engine may be held up for a moment.
 const LATELY: Duration = Duration::from_secs(1);
@@ -56,6 +58,8 @@ pub(super) struct Holdings {
     by_agent: BTreeMap<AgentId, BTreeSet<AttemptId>>,
     /// How many the agents still check, where any.
     checking: BTreeMap<AgentId, usize>,
+    /// How many GPU lanes of each machine are busy.
+    crews: Crews,
 }
 
 impl Active {
@@ -114,8 +118,24 @@ impl Active {
 
 impl Holdings {
     pub(super) fn insert(&mut self, attempt: AttemptId, active: Active) {
-        self.by_agent.entry(active.agent).or_default().insert(attempt);
+        let held = self.by_agent.entry(active.agent).or_default();
+        if held.is_empty() {
+            self.crews.began(&active.agent);
+        }
+        held.insert(attempt);
         self.active.insert(attempt, active);
+    }
+
+    /// Takes in a new roster: which installs work on GPUs, of which machines.
+    pub(super) fn renew<'a>(&mut self, installs: impl Iterator<Item = &'a Install>) {
+        // Both lie side by side, and the one is counted from the other.
+        let Self { by_agent, crews, .. } = self;
+        crews.renew(installs, by_agent.keys());
+    }
+
+    /// The GPU lanes, and how many of them are busy.
+    pub(super) fn crews(&self) -> &Crews {
+        &self.crews
     }
 
     pub(super) fn remove(&mut self, attempt: &AttemptId) -> Option<Active> {
@@ -158,6 +178,7 @@ impl Holdings {
             held.remove(attempt);
             if held.is_empty() {
                 self.by_agent.remove(&agent);
+                self.crews.ended(&agent);
             }
         }
     }

@@ -40,6 +40,9 @@ pub struct Install {
     pub rivals: BTreeSet<AgentId>,
     /// Those rivals that no kernel lock keeps from it, because they cannot see one file.
     pub unguarded: BTreeSet<AgentId>,
+    /// Where it works on a GPU: how many installs of its machine that do so may be busy at once, at least 1, since they
+    /// share its processors (`identity.md` §8).
+    pub gpu_lanes: Option<usize>,
 }
 
 /// The most that an agent's policy permits a chunk to ask; 0: any.

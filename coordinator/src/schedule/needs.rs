@@ -209,6 +209,7 @@ mod tests {
             loads: BTreeMap::new(),
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),
+            gpu_lanes: None,
         }
     }
 

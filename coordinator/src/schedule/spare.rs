@@ -22,9 +22,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(50);
 impl Schedule {
     /// Finds work for installs that are idle and found nothing that waits.
     pub(super) fn help_out(&mut self, mut idle: Vec<AgentId>, now: Duration, actions: &mut Vec<Action>) {
-        idle.retain(|agent| {
-            self.installs.get(agent).is_some_and(|i| !self.holdings.holds(agent) && !self.is_blocked(i, now))
-        });
+        idle.retain(|agent| self.is_free(agent, now));
         if idle.is_empty() {
             return;
         }
@@ -43,6 +41,10 @@ impl Schedule {
         });
         let mut promised = returning.count();
         for agent in idle {
+            // What another of them has just taken may be on its devices.
+            if !self.is_free(&agent, now) {
+                continue;
+            }
             if promised > 0 {
                 promised -= 1;
                 continue;
@@ -54,6 +56,11 @@ impl Schedule {
             let Some(due) = found.map(|at| late.remove(at)) else { continue };
             self.take_over(agent, due, now, actions);
         }
+    }
+
+    fn is_free(&self, agent: &AgentId, now: Duration) -> bool {
+        let install = self.installs.get(agent);
+        install.is_some_and(|install| !self.holdings.holds(agent) && !self.is_blocked(install, now))
     }
 
     /// Whether anybody may do this instead of or beside the install that holds it.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    device::Lane,
+    device::{Lane, gpu_lanes_at_once},
     evidence::Evidence,
     fuse::{Fusion, Why},
     id::{AgentId, Incarnation, MachineId},
@@ -103,6 +103,19 @@ impl View {
     pub fn machine(&self, id: MachineId) -> Option<&Machine> {
         let at = self.machines.binary_search_by_key(&id, |machine| machine.id).ok()?;
         self.machines.get(at)
+    }
+
+    /// Where an install works on a GPU: how many installs of its machine that do so may be busy at once, at least 1, since
+    /// they share its processors (`identity.md` §8). Of the cores of a machine those count that the most is known of.
+    #[must_use]
+    pub fn gpu_lanes(&self, install: &Install) -> Option<usize> {
+        let found = self.fusion.as_ref().and_then(|fusion| {
+            let machines = fusion.machines();
+            let at = machines.binary_search_by_key(&install.machine, |machine| machine.id).ok()?;
+            machines.get(at)
+        });
+        let (cores, processors) = found.map_or((0, 0), |machine| (machine.physical_cores, machine.host_cpus));
+        install.lane.uses_gpu().then(|| gpu_lanes_at_once(cores, processors))
     }
 
     /// Says in a few words why work of two agents may not overlap.

@@ -143,6 +143,7 @@ fn install(at: u32, each: u32, agents: u32) -> Install {
         warm: BTreeSet::from([ModelIndex(0)]),
         loads: BTreeMap::new(),
         unguarded: BTreeSet::new(),
+        gpu_lanes: None,
         rivals,
     }
 }
@@ -200,7 +201,7 @@ fn description(at: u32, each: u32) -> Description {
         cut: false,
         permit: Permit::default(),
     };
-    Description { evidence: evidence(at, each), inventory, denied: Text::default() }
+    Description { evidence: evidence(at, each), former: None, inventory, denied: Text::default() }
 }
 
 fn agent(at: u32) -> AgentId {

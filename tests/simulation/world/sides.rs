@@ -117,6 +117,7 @@ impl World {
                 warm: BTreeSet::new(),
                 loads: BTreeMap::new(),
                 unguarded: apart.map(agent).collect(),
+                gpu_lanes: None,
                 rivals: rivals.iter().copied().map(agent).collect(),
             }
         });
