@@ -40,6 +40,7 @@ mod real_jobs;
 mod real_texts;
 mod report_page;
 mod rules;
+mod salts;
 mod schedule;
 mod simulated;
 mod texts;

@@ -10,9 +10,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tropa_coordinator::schedule::{
-    Action, Event, Install, Kind, Largest, ModelIndex, Pace, Schedule, Work,
-};
+use tropa_coordinator::schedule::{Action, Event, Install, Kind, Largest, ModelIndex, Pace, Schedule, Work};
 use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId, MachineId},

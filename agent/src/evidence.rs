@@ -34,7 +34,7 @@ use serde::Deserialize;
 use tropa_proto::{
     bounded::{List, Text},
     canonical,
-    evidence::{Facts, Gpu, GpuKind, LaneClaim, Os, Reading},
+    evidence::{Facts, Gpu, GpuKind, Os, Reading},
     message::Loaded,
 };
 
@@ -111,19 +111,8 @@ pub fn read_with(root: &Root, options: &Options, watch: &mut VramWatch, library:
         cards: &cards,
     };
     facts.lane = lane::claim(root, &facts, platform::read(root).wsl, &clues);
+    facts.anywhere = lane::claim_of_another(root, &facts, &clues);
     facts
-}
-
-/// Reads which devices the install may load a model on that is not loaded.
-#[must_use]
-pub fn read_lane_of_another(root: &Root, facts: &Facts, options: &Options) -> LaneClaim {
-    let clues = Clues {
-        named: options.lane.as_ref(),
-        port: options.port,
-        log: options.log.as_deref(),
-        ..Clues::default()
-    };
-    lane::claim_of_another(root, facts, &clues)
 }
 
 /// Reads what the log of the install's server says of its devices: what the lane was decided from, where no better

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tropa_proto::{
-    evidence::{Facts, LaneClaim},
+    evidence::Facts,
     message::{Inventory, Loaded},
 };
 
@@ -38,14 +38,14 @@ impl Occupation {
         Self { loaded: devices.clone(), anywhere: devices, contexts: BTreeMap::new() }
     }
 
-    /// Puts together what the facts say of what is loaded, what the install may use at all, and what it has loaded.
+    /// Puts together what the facts say of the install's devices, and what it has loaded.
     #[must_use]
-    pub fn new(facts: &Facts, anywhere: &LaneClaim, inventory: &Inventory) -> Self {
+    pub fn new(facts: &Facts, inventory: &Inventory) -> Self {
         let contexts = inventory.models.iter().filter_map(|model| {
             let context = Context { allocated: model.loaded?.context, trained: model.context };
             Some((full_name(&model.name), context))
         });
-        let another = Facts { lane: anywhere.clone(), ..facts.clone() };
+        let another = Facts { lane: facts.anywhere.clone(), ..facts.clone() };
         Self {
             loaded: occupied(facts, Occupies::of(all_loaded(inventory))),
             anywhere: occupied(&another, Occupies::Claimed),

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tropa_proto::{
     bounded::Text,
-    evidence::{Facts, Key, LaneClaim, Salt},
+    evidence::{Evidence, Facts, Key, Salt},
     message::{Description, EngineState, Inventory},
     roster::Hashes,
     system,
@@ -51,21 +51,12 @@ pub(crate) struct Stock {
     reading: Reading,
     ollama: Arc<Ollama>,
     facts: Facts,
-    /// Where a model that is not loaded may go.
-    anywhere: LaneClaim,
     description: Description,
     hashes: Hashes,
     due: Instant,
     evidence_due: Instant,
     busy: bool,
-    taking: Option<JoinHandle<(Option<Read>, Inventory)>>,
-}
-
-/// What a reading of the hardware gives.
-#[derive(Debug)]
-struct Read {
-    facts: Facts,
-    anywhere: LaneClaim,
+    taking: Option<JoinHandle<(Option<Facts>, Inventory)>>,
 }
 
 /// What it takes to read the evidence.
@@ -73,6 +64,8 @@ struct Read {
 struct Reading {
     root: Root,
     key: Key,
+    /// Of the mesh's former salt, where that is still published under.
+    former: Option<Key>,
     lane: Option<LaneSpec>,
     port: Option<u16>,
     log: Option<String>,
@@ -88,15 +81,14 @@ impl Stock {
     pub(crate) async fn take(config: &Config, ollama: Arc<Ollama>) -> Self {
         let reading = Reading::new(config);
         let inventory = ollama.inventory().await;
-        let Read { facts, anywhere } = reading.clone().read(&inventory, false).await;
-        let description =
-            Description { evidence: facts.keyed(&reading.key), inventory, denied: Text::default() };
+        let facts = reading.clone().read(&inventory, false).await;
+        let (evidence, former) = reading.keyed(&facts);
+        let description = Description { evidence, former, inventory, denied: Text::default() };
         let mut stock = Self {
             hashes: description.hashes(),
             reading,
             ollama,
             facts,
-            anywhere,
             description,
             due: now() + EVERY,
             evidence_due: now() + EVIDENCE_EVERY,
@@ -119,7 +111,7 @@ impl Stock {
 
     /// The devices that attempts occupy as the loaded models lie in memory now.
     pub(crate) fn occupation(&self) -> Occupation {
-        Occupation::new(&self.facts, &self.anywhere, &self.description.inventory)
+        Occupation::new(&self.facts, &self.description.inventory)
     }
 
     /// The hashes of evidence and inventory, for announcements.
@@ -147,10 +139,9 @@ impl Stock {
             self.schedule();
             return false;
         };
-        if let Some(Read { facts, anywhere }) = read {
-            self.description.evidence = facts.keyed(&self.reading.key);
+        if let Some(facts) = read {
+            (self.description.evidence, self.description.former) = self.reading.keyed(&facts);
             self.facts = facts;
-            self.anywhere = anywhere;
             self.evidence_due = now() + EVIDENCE_EVERY;
         }
         self.description.inventory = inventory;
@@ -159,7 +150,7 @@ impl Stock {
         std::mem::replace(&mut self.hashes, hashes) != hashes
     }
 
-    fn begin(&self) -> JoinHandle<(Option<Read>, Inventory)> {
+    fn begin(&self) -> JoinHandle<(Option<Facts>, Inventory)> {
         let (ollama, reading) = (Arc::clone(&self.ollama), self.reading.clone());
         let busy = self.busy;
         let evidence = !self.facts.gpus.is_empty() || self.evidence_due <= now();
@@ -189,6 +180,7 @@ impl Reading {
         Self {
             root: config.root.clone(),
             key: Key::new(&salt),
+            former: config.secret.as_ref().and_then(|secret| Some(Key::new(&Salt(*secret.former_salt()?)))),
             lane: config.lane.clone(),
             // A port of another host is not one of this host's processes.
             port: config.ollama.is_loopback().then_some(port),
@@ -197,6 +189,11 @@ impl Reading {
             privileged: config.runtime.as_ref().map_or_else(Vec::new, RuntimePlaces::privileged),
             watch: Arc::default(),
         }
+    }
+
+    /// What may be published of the facts: under the salt of the mesh, and under the former one.
+    fn keyed(&self, facts: &Facts) -> (Evidence, Option<Box<Evidence>>) {
+        (facts.keyed(&self.key), self.former.as_ref().map(|former| Box::new(facts.keyed(former))))
     }
 
     fn options(&self, inventory: &Inventory, busy: bool) -> Options {
@@ -217,7 +214,7 @@ impl Reading {
     }
 
     /// Reads what this user may read, and takes over from root what it may not.
-    fn hardware(&self, options: &Options) -> Read {
+    fn hardware(&self, options: &Options) -> Facts {
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut facts = evidence::read(&self.root, options, &mut watch);
         drop(watch);
@@ -230,11 +227,11 @@ impl Reading {
                 }
             }
         }
-        Read { anywhere: evidence::read_lane_of_another(&self.root, &facts, options), facts }
+        facts
     }
 
     /// Reads in a thread of its own: it opens files and may load a library.
-    async fn read(self, inventory: &Inventory, busy: bool) -> Read {
+    async fn read(self, inventory: &Inventory, busy: bool) -> Facts {
         let options = self.options(inventory, busy);
         let read = tokio::task::spawn_blocking(move || self.hardware(&options)).await;
         match read {
@@ -270,7 +267,7 @@ pub(crate) async fn show(config: &Config, raw: bool, json: bool) -> Result<Strin
     let reading = Reading::new(config);
     let inventory = Ollama::with_policy(config.ollama.clone(), config.policy.clone())?.inventory().await;
     let options = reading.options(&inventory, false);
-    let Read { facts, .. } = reading.clone().read(&inventory, false).await;
+    let facts = reading.clone().read(&inventory, false).await;
     let published = facts.keyed(&reading.key);
     let epoch = BootClock::of(&reading.root).sample();
     let log = evidence::read_server_log(&reading.root, &options);

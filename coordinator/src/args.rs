@@ -438,6 +438,15 @@ pub enum MeshCommand {
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// Write a secret for the same mesh with a new salt for hardware ids, and the old one beside it for a while
+    Resalt {
+        /// The secret as it is
+        #[arg(value_name = "OLD")]
+        old: PathBuf,
+        /// Where to write the new one
+        #[arg(value_name = "NEW")]
+        new: PathBuf,
+    },
     /// Read a mesh secret from stdin and keep it
     Join {
         /// Where to [default: the user's mesh.secret]

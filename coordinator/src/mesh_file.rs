@@ -1,4 +1,4 @@
-//! `tropa mesh new` and `tropa mesh join`: the file that makes several machines one mesh.
+//! `tropa mesh new`, `join` and `resalt`: the file that makes several machines one mesh.
 
 use std::{
     io::Read as _,
@@ -25,6 +25,7 @@ const MAX_INPUT: u64 = 4096;
 pub fn mesh(command: MeshCommand, settings: &Settings) -> Outcome {
     match command {
         MeshCommand::New { file } => new(&place(file, settings)?),
+        MeshCommand::Resalt { old, new } => resalt(&old, &new),
         MeshCommand::Join { file } => join(&place(file, settings)?),
     }
 }
@@ -59,6 +60,31 @@ Then start the agent beside each Ollama, here too (a running one must be started
 
 On one LAN they find each other. Elsewhere name one that listens: tropa-agent --peer HOST:11634
 See who is there, and which installs are the same hardware: tropa machines --why"
+    ))?;
+    Ok(Exit::Done)
+}
+
+fn resalt(old: &Path, new: &Path) -> Outcome {
+    let secret = MeshSecret::read(old).context("reading the mesh secret").or_exit(Exit::Input)?;
+    if secret.former_salt().is_some() {
+        let message = format!(
+            "{} has a former id-salt already: end that replacement first, by removing its line on every machine",
+            old.display()
+        );
+        return Err(Failed::new(Exit::Input, message));
+    }
+    let resalted = secret.resalted().context("making a new id-salt").or_exit(Exit::Io)?;
+    resalted.write_new(new).with_context(|| format!("writing {}", new.display())).or_exit(Exit::Io)?;
+    let (old, new) = (old.display(), new.display());
+    print(&format!(
+        "wrote {new}
+
+It admits to the same mesh as {old}, and hardware ids are published under both salts.
+On each machine, one after the other, put it in the place of the old one and restart the agent.
+`tropa machines` counts the same machines all the while.
+
+When all have it, after a week at the latest, remove the line `former-id-salt` on each and restart again.
+Rules that name an id (`ignore`) must then name the new one: see `tropa machines --json`."
     ))?;
     Ok(Exit::Done)
 }

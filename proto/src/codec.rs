@@ -180,6 +180,9 @@ impl Message for Answer {
         {
             return Err("neighbours are not in order, or named twice");
         }
+        if let Self::Description(description) = self {
+            description.check()?;
+        }
         Ok(())
     }
 }
@@ -200,6 +203,13 @@ impl Message for Inventory {
 impl Message for Description {
     const CAP: usize = 4 << 20;
     const NAME: &'static str = "description";
+
+    fn check(&self) -> Result<(), &'static str> {
+        if self.former.as_ref().is_some_and(|former| former.salt == self.evidence.salt) {
+            return Err("the former salt is the present one");
+        }
+        Ok(())
+    }
 }
 
 /// A body of 1 MiB and what describes it.

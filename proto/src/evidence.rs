@@ -7,6 +7,7 @@
 
 mod ignore;
 mod keying;
+mod unkeyed;
 
 use std::fmt;
 
@@ -38,6 +39,11 @@ pub enum Reading<T> {
 /// A keyed hash of one identifier: the first 16 bytes of HMAC-SHA-256 (`identity.md` §4).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Tag(pub [u8; 16]);
+
+/// Names the salt that tags are keyed with, so that tags of two salts are never compared: four bytes of a keyed hash, which
+/// say nothing of the salt. All zero in [`Facts`], where nothing is keyed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SaltName(pub [u8; 4]);
 
 /// The operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -205,8 +211,12 @@ pub struct Bundle<I> {
     pub memory: u64,
     /// What `TROPA_MACHINE` says, as a rule of the operator (`identity.md` §13).
     pub machine_rule: Option<I>,
-    /// Which devices the install may occupy.
+    /// Which devices the install may occupy with what it has loaded.
     pub lane: LaneClaim,
+    /// Which devices it may load another model on: no fewer, for nobody knows where that will be.
+    pub anywhere: LaneClaim,
+    /// What the identifiers are keyed with.
+    pub salt: SaltName,
 }
 
 /// Canonical values as read; never leaves the machine.
@@ -240,6 +250,8 @@ pub struct Core {
     pub memory: u64,
     /// The ids of the first eight GPUs.
     pub gpus: List<Tag, 8>,
+    /// What the identifiers are keyed with.
+    pub salt: SaltName,
 }
 
 impl<T> Reading<T> {

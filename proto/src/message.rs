@@ -195,6 +195,9 @@ pub enum Answer {
 pub struct Description {
     /// All evidence.
     pub evidence: Evidence,
+    /// The same under the mesh's former salt, while that is being replaced: so agents that have only one of the two can
+    /// be compared with this one.
+    pub former: Option<Box<Evidence>>,
     /// What the install has.
     pub inventory: Inventory,
     /// The rule by which whoever asked may submit nothing here; empty: none. Behind no hash: others are told otherwise.

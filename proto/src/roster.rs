@@ -6,6 +6,7 @@
 mod naming;
 mod rules;
 mod runs;
+mod salts;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -19,16 +20,19 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use self::runs::{Run, Runs};
 pub use self::{
     rules::Rules,
     view::{Install, Machine, Out, View},
+};
+use self::{
+    runs::{Run, Runs},
+    salts::Published,
 };
 use crate::{
     codec::{Message, encode},
     device::{Lane, Place},
     epoch::{EpochTrack, EpochWatch},
-    evidence::Evidence,
+    evidence::{Evidence, SaltName},
     fuse::{Code, Fusion, Input, Member, PairFacts, fuse},
     id::{AgentId, Incarnation},
     message::{AgentState, Announcement, Description, EngineState, Inventory},
@@ -66,7 +70,7 @@ struct Entry {
     announcement: Announcement,
     heard: Duration,
     first_heard: Duration,
-    evidence: Arc<Evidence>,
+    published: Published,
     inventory: Option<Arc<Inventory>>,
     /// The rule by which this coordinator may submit nothing there; empty: none.
     denied: String,
@@ -115,7 +119,7 @@ impl Roster {
                 let entry = Entry {
                     heard: now,
                     first_heard: now,
-                    evidence: Arc::new(Evidence::from_core(&announcement.core)),
+                    published: Published::new(Evidence::from_core(&announcement.core), None),
                     inventory: None,
                     denied: String::new(),
                     described: None,
@@ -130,7 +134,7 @@ impl Roster {
     /// Takes what stands behind the hashes of an announcement, together with the hashes that were asked for.
     pub fn described(&mut self, agent: AgentId, hashes: Hashes, description: Description) {
         if let Some(entry) = self.entries.get_mut(&agent) {
-            entry.evidence = Arc::new(description.evidence);
+            entry.published = Published::new(description.evidence, description.former);
             entry.inventory = Some(Arc::new(description.inventory));
             entry.denied = description.denied.to_string();
             entry.described = Some(hashes);
@@ -241,8 +245,9 @@ impl Roster {
     /// The agents that are here with their labels, and their evidence once it has been described: what rules are
     /// resolved against. The evidence is the agent's own, before any rule.
     pub fn known(&self) -> impl Iterator<Item = (AgentId, &str, Option<&Evidence>)> {
-        self.entries.iter().map(|(agent, entry)| {
-            let described = entry.described.is_some().then_some(&*entry.evidence);
+        let salt = self.salt();
+        self.entries.iter().map(move |(agent, entry)| {
+            let described = entry.described.is_some().then(|| entry.published.nearest(salt));
             (*agent, &*entry.announcement.label, described)
         })
     }
@@ -256,12 +261,18 @@ impl Roster {
         })
     }
 
+    /// The salt under which the identifiers are compared.
+    fn salt(&self) -> SaltName {
+        salts::common(self.entries.values().map(|entry| &entry.published))
+    }
+
     fn group(&self) -> View {
+        let salt = self.salt();
         let members = self.entries.iter().map(|(agent, entry)| Member {
             id: *agent,
             key: *agent,
             evidence: if self.believes(entry) {
-                self.rules.applied(*agent, &entry.evidence)
+                self.rules.applied(*agent, &entry.published.under(salt))
             } else {
                 Arc::new(Evidence::empty(entry.announcement.core.os))
             },
@@ -274,8 +285,7 @@ impl Roster {
             id: run.id(agent),
             key: agent,
             evidence: if self.accept_declared || !run.announcement.core.declared {
-                let evidence = Arc::new(Evidence::from_core(&run.announcement.core));
-                self.rules.applied(run.id(agent), &evidence)
+                self.rules.applied(run.id(agent), &run.published().under(salt))
             } else {
                 Arc::new(Evidence::empty(run.announcement.core.os))
             },
@@ -286,8 +296,11 @@ impl Roster {
         });
         let members = members.chain(runs).collect();
         let mut fusion = fuse(&Input { members, facts: self.facts.clone(), rules: self.rules.pairs.clone() });
-        let mut installs: Vec<Install> =
-            self.entries.iter().filter_map(|(agent, entry)| self.install(*agent, entry, &fusion)).collect();
+        let mut installs: Vec<Install> = self
+            .entries
+            .iter()
+            .filter_map(|(agent, entry)| self.install(*agent, entry, salt, &fusion))
+            .collect();
         installs.extend(self.runs().filter_map(|(agent, run)| run_install(run.id(agent), run, &fusion)));
         installs.sort_by_key(|install| install.agent);
         for (agent, entry) in &self.entries {
@@ -304,6 +317,12 @@ impl Roster {
         }
         if !crowded.is_empty() {
             fusion.warn(Code::TooManyAgents, crowded);
+        }
+        let unsalted = self.entries.iter().filter(|(_, entry)| entry.described.is_some());
+        let unsalted: Vec<AgentId> =
+            unsalted.filter(|(_, entry)| !entry.published.has(salt)).map(|(agent, _)| *agent).collect();
+        if !unsalted.is_empty() {
+            fusion.warn(Code::OtherIdSalt, unsalted);
         }
         let lanes = installs.iter().map(|install| (install.agent, &install.lane)).collect();
         let mut rivals = fusion.rivals(&lanes);
@@ -341,9 +360,9 @@ impl Roster {
         entries.chain(self.runs().map(|(agent, run)| (run.id(agent), claim(&run.announcement)))).collect()
     }
 
-    fn install(&self, agent: AgentId, entry: &Entry, fusion: &Fusion) -> Option<Install> {
+    fn install(&self, agent: AgentId, entry: &Entry, salt: SaltName, fusion: &Fusion) -> Option<Install> {
         let place = fusion.place(agent)?;
-        let evidence = self.rules.applied(agent, &entry.evidence);
+        let evidence = self.rules.applied(agent, &entry.published.under(salt));
         Some(Install {
             agent,
             incarnation: entry.announcement.incarnation,
@@ -388,7 +407,7 @@ impl Roster {
     }
 
     fn believes(&self, entry: &Entry) -> bool {
-        self.accept_declared || !(entry.announcement.core.declared || entry.evidence.declared)
+        self.accept_declared || !(entry.announcement.core.declared || entry.published.own().declared)
     }
 
     /// Until when the agent is known to have been alive: with a direct connection, until now, since the end of a
@@ -422,7 +441,7 @@ impl Entry {
         let before =
             Run { announcement: self.announcement.clone(), heard: self.heard, first_heard: self.first_heard };
         self.first_heard = self.runs.changed(before, announcement.incarnation).unwrap_or(now);
-        self.evidence = Arc::new(Evidence::from_core(&announcement.core));
+        self.published = Published::new(Evidence::from_core(&announcement.core), None);
         (self.inventory, self.described) = (None, None);
     }
 }
@@ -450,14 +469,16 @@ impl Description {
     /// The hashes under which it is announced.
     #[must_use]
     pub fn hashes(&self) -> Hashes {
-        (hash(&self.evidence), hash(&self.inventory))
+        let evidence = bytes(&self.evidence);
+        let former = self.former.as_deref().map(bytes).unwrap_or_default();
+        let bundle = Sha256::new().chain_update(evidence).chain_update(former).finalize().into();
+        (bundle, Sha256::digest(bytes(&self.inventory)).into())
     }
 }
 
-fn hash<M: Message>(message: &M) -> [u8; 32] {
-    // What cannot be encoded cannot be sent either; its hash only has to change with it.
-    let bytes = encode(message).unwrap_or_else(|error| error.to_string().into_bytes());
-    Sha256::digest(&bytes).into()
+/// What is hashed of a message. What cannot be encoded cannot be sent either; its hash only has to change with it.
+fn bytes<M: Message>(message: &M) -> Vec<u8> {
+    encode(message).unwrap_or_else(|error| error.to_string().into_bytes())
 }
 
 /// What an install may occupy: as much as all its loaded models do, and everything claimed while none is loaded.

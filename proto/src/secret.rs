@@ -10,7 +10,8 @@
 //!
 //! The *secret* is the door: a key derived from it is the prologue of every Noise handshake, so a peer with
 //! another secret fails before it has seen a byte of ours. The *salt* keys the evidence tags and stays when the
-//! secret changes (`security.md` §2, `identity.md` §4). Passphrases are refused: whoever takes part in one
+//! secret changes (`security.md` §2, `identity.md` §4). Where the salt itself is replaced, a third line keeps the one
+//! before (`former-id-salt <64 digits>`) until every agent has been restarted with the new one. Passphrases are refused: whoever takes part in one
 //! handshake can test guesses off-line, and only 256 random bits make that useless.
 
 use std::{
@@ -34,10 +35,13 @@ const SECRET_LABEL: &str = "tropa-mesh-secret-1";
 /// The label in front of the salt.
 const SALT_LABEL: &str = "id-salt";
 
+/// The label in front of the salt before.
+const FORMER_LABEL: &str = "former-id-salt";
+
 /// What the prologue is derived for. Labels are never reused.
 const PROLOGUE_LABEL: &[u8] = b"tropa/noise/1";
 
-/// Bytes that a secret file may have: its two lines need 156, the rest is for white space.
+/// Bytes that a secret file may have: its three lines need 236, the rest is for white space.
 const MAX_FILE: u64 = 4096;
 
 /// What admits to one mesh. Shows nothing of itself, and overwrites itself when dropped.
@@ -45,6 +49,7 @@ const MAX_FILE: u64 = 4096;
 pub struct MeshSecret {
     secret: Zeroizing<[u8; 32]>,
     id_salt: Zeroizing<[u8; 32]>,
+    former_salt: Option<Zeroizing<[u8; 32]>>,
 }
 
 /// Says why there is no mesh secret.
@@ -110,7 +115,7 @@ impl MeshSecret {
     /// # Errors
     /// When the operating system has no random bytes to give.
     pub fn generate() -> Result<Self, SecretError> {
-        Ok(Self { secret: random()?, id_salt: random()? })
+        Ok(Self { secret: random()?, id_salt: random()?, former_salt: None })
     }
 
     /// Makes a new secret for the same mesh: the salt stays, so machines stay who they are.
@@ -118,34 +123,56 @@ impl MeshSecret {
     /// # Errors
     /// When the operating system has no random bytes to give.
     pub fn renewed(&self) -> Result<Self, SecretError> {
-        Ok(Self { secret: random()?, id_salt: self.id_salt.clone() })
+        Ok(Self { secret: random()?, ..self.clone() })
+    }
+
+    /// Makes a new salt for the same mesh, and keeps the present one as the former: agents that have this secret publish
+    /// under both.
+    ///
+    /// # Errors
+    /// When the operating system has no random bytes to give.
+    pub fn resalted(&self) -> Result<Self, SecretError> {
+        let former_salt = Some(self.id_salt.clone());
+        Ok(Self { secret: self.secret.clone(), id_salt: random()?, former_salt })
     }
 
     /// Reads a secret from its text, for example from standard input; white space may stand anywhere between
-    /// the four words.
+    /// the words.
     ///
     /// # Errors
     /// [`SecretError::NotASecret`] for everything else, above all for passphrases.
     pub fn parse(text: &str) -> Result<Self, SecretError> {
         let mut words = text.split_ascii_whitespace();
         let mut value = |label| {
-            words.next().filter(|word| *word == label)?;
-            words.next().and_then(unhex::<32>).map(Zeroizing::new)
+            if words.next()? != label {
+                return Some(Err(SecretError::NotASecret));
+            }
+            let bytes = words.next().and_then(unhex::<32>).map(Zeroizing::new);
+            // Digits typed by hand until there are enough of them.
+            let bytes = bytes.filter(|bytes| bytes.iter().any(|byte| *byte != bytes[0]));
+            Some(bytes.ok_or(SecretError::NotASecret))
         };
-        let found = (value(SECRET_LABEL), value(SALT_LABEL), words.next());
-        let (Some(secret), Some(id_salt), None) = found else { return Err(SecretError::NotASecret) };
-        // Digits typed by hand until there are enough of them.
-        if [&secret, &id_salt].iter().any(|bytes| bytes.iter().all(|byte| *byte == bytes[0])) {
+        let [secret, id_salt] = [value(SECRET_LABEL), value(SALT_LABEL)];
+        let (secret, id_salt) =
+            (secret.ok_or(SecretError::NotASecret)??, id_salt.ok_or(SecretError::NotASecret)??);
+        let former_salt = value(FORMER_LABEL).transpose()?;
+        if words.next().is_some() || former_salt.as_ref() == Some(&id_salt) {
             return Err(SecretError::NotASecret);
         }
-        Ok(Self { secret, id_salt })
+        Ok(Self { secret, id_salt, former_salt })
     }
 
     /// Gives the text of the file.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
         let [secret, salt] = [&self.secret, &self.id_salt].map(|bytes| Zeroizing::new(hex(&**bytes)));
-        Zeroizing::new(format!("{SECRET_LABEL} {}\n{SALT_LABEL} {}\n", *secret, *salt))
+        let mut text = Zeroizing::new(format!("{SECRET_LABEL} {}\n{SALT_LABEL} {}\n", *secret, *salt));
+        if let Some(former) = &self.former_salt {
+            let former = Zeroizing::new(hex(&**former));
+            // Room for the line is made anew, so the old text is overwritten too.
+            text = Zeroizing::new(format!("{}{FORMER_LABEL} {}\n", *text, *former));
+        }
+        text
     }
 
     /// Writes the secret to a new file with mode 0600, synced before it has its name; directories that are
@@ -202,6 +229,12 @@ impl MeshSecret {
     #[must_use]
     pub fn id_salt(&self) -> &[u8; 32] {
         &self.id_salt
+    }
+
+    /// Gives the salt before, while evidence is published under it as well.
+    #[must_use]
+    pub fn former_salt(&self) -> Option<&[u8; 32]> {
+        self.former_salt.as_deref()
     }
 
     /// Gives the prologue of the Noise handshakes of this mesh: HKDF-SHA256 of the secret for `tropa/noise/1`.
@@ -293,6 +326,21 @@ mod tests {
         let new = old.renewed().unwrap();
         assert_eq!(old.id_salt(), new.id_salt());
         assert_ne!(old.prologue(), new.prologue());
+    }
+
+    #[test]
+    fn a_new_salt_keeps_the_secret_and_the_salt_before() {
+        let old = MeshSecret::generate().unwrap();
+        let new = old.resalted().unwrap();
+        assert_eq!((new.prologue(), new.former_salt()), (old.prologue(), Some(old.id_salt())));
+        assert_ne!(new.id_salt(), old.id_salt());
+        let again = MeshSecret::parse(&new.to_text()).unwrap();
+        assert_eq!((again.id_salt(), again.former_salt()), (new.id_salt(), new.former_salt()));
+        let without: String = new.to_text().lines().take(2).map(|line| format!("{line}\n")).collect();
+        assert_eq!(MeshSecret::parse(&without).unwrap().former_salt(), None, "the line may be removed");
+        let same = new.to_text().replace(&hex(old.id_salt()), &hex(new.id_salt()));
+        assert!(MeshSecret::parse(&same).is_err(), "one salt twice");
+        assert!(MeshSecret::parse(&format!("{} {FORMER_LABEL} 00", *old.to_text())).is_err());
     }
 
     #[test]

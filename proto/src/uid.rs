@@ -135,7 +135,7 @@ impl MachineClaim {
 /// Says whether two agents are on one kernel by what they announce, both sampled now; `None` where it does not tell.
 ///
 /// Genuine boot ids decide, unless boot epochs contradict them; epochs decide where a container shows a boot id of its
-/// own. A difference of epochs may be a step of the clock: who acts on it waits until it is settled
+/// own, or where the two are keyed with different salts. A difference of epochs may be a step of the clock: who acts on it waits until it is settled
 /// ([`SETTLED_AFTER`](crate::epoch::SETTLED_AFTER)). Live tests are the coordinator's (`identity.md` §5).
 #[must_use]
 pub fn one_kernel(a: &Core, b: &Core) -> Option<bool> {
@@ -145,7 +145,8 @@ pub fn one_kernel(a: &Core, b: &Core) -> Option<bool> {
     if a.os != b.os {
         return Some(false);
     }
-    let boot = a.boot_id.value().zip(b.boot_id.value()).map(|(a, b)| a == b);
+    let boots = a.boot_id.value().zip(b.boot_id.value()).filter(|_| a.salt == b.salt);
+    let boot = boots.map(|(a, b)| a == b);
     let epochs =
         a.epoch_ns.value().zip(b.epoch_ns.value()).filter(|_| !a.time_namespace && !b.time_namespace);
     let epoch = epochs.map(|(a, b)| a.abs_diff(*b) <= EQUAL_WITHIN_NS);
@@ -187,7 +188,7 @@ impl FromStr for MachineUid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::{Evidence, Os, Reading, Tag};
+    use crate::evidence::{Evidence, Os, Reading, SaltName, Tag};
 
     fn core(boot: Option<u8>, epoch: Option<i64>) -> Core {
         let mut evidence = Evidence::empty(Os::Linux);
@@ -225,6 +226,9 @@ mod tests {
         }
         let shifted = Core { time_namespace: true, ..core(Some(1), Some(far)) };
         assert_eq!(one_kernel(&shifted, &core(Some(1), Some(0))), Some(true));
+        let salted = |epoch| Core { salt: SaltName([7; 4]), ..core(Some(2), epoch) };
+        assert_eq!(one_kernel(&salted(Some(0)), &core(Some(1), Some(0))), Some(true), "epochs need no salt");
+        assert_eq!(one_kernel(&salted(None), &core(Some(1), None)), None);
         let declared = Core { declared: true, ..core(Some(1), None) };
         assert_eq!(one_kernel(&declared, &core(Some(1), None)), None);
     }

@@ -102,7 +102,11 @@ fn view(members: &[Member]) -> (Duration, usize) {
             port: 11434,
             permit: Permit::default(),
         };
-        roster.described(member.id, hashes, Description { evidence, inventory, denied: Text::default() });
+        roster.described(
+            member.id,
+            hashes,
+            Description { evidence, former: None, inventory, denied: Text::default() },
+        );
     }
     let mut best = Duration::MAX;
     for _ in 0..RUNS {

@@ -24,7 +24,7 @@ use tropa_proto::{
     bounded::{Blob, List, Text},
     chunk_stream::greet_agent,
     codec::{self, Message as _},
-    evidence::{Core, Hypervisor, Os, Reading},
+    evidence::{Core, Hypervisor, Os, Reading, SaltName},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     known::Known,
     mesh::{Mesh, MeshConfig, MeshEvent, start},
@@ -428,6 +428,7 @@ fn announcement(seq: u64, mesh: &Mesh) -> Announcement {
             host_cpus: 64,
             memory: 1 << 40,
             gpus: List::default(),
+            salt: SaltName::default(),
         },
         sampled_ms_ago: 0,
         machine: MachineClaim::new(MachineUid {

@@ -12,7 +12,7 @@ use tropa_coordinator::job::graph::{
 use tropa_proto::{
     bounded::{Blob, Content, List, Text},
     codec::{self, CodecError, Message},
-    evidence::{Core, Evidence, Gpu, GpuKind, Hypervisor, Os, Reading, Tag},
+    evidence::{Core, Evidence, Gpu, GpuKind, Hypervisor, Os, Reading, SaltName, Tag},
     hush::{Hush, WARNS_EVERY},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     message::{
@@ -182,6 +182,7 @@ fn announcement(machine: usize) -> Announcement {
             host_cpus: 2,
             memory: 1 << 30,
             gpus: List::default(),
+            salt: SaltName::default(),
         },
         sampled_ms_ago: 0,
         machine: MachineClaim::new(MachineUid { created_ms: 1, random: boot }),

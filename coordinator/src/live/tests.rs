@@ -235,7 +235,8 @@ fn a_cloud_s_machine_whose_traffic_stays_within_another_s_is_not_known_to_be_apa
         evidence.hypervisor_class = HypervisorClass::Cloud;
         roster.connected(agent(n), true);
         roster.announced(agent(n), announced, Duration::ZERO);
-        let description = Description { evidence, inventory: inventory(), denied: Text::default() };
+        let description =
+            Description { evidence, former: None, inventory: inventory(), denied: Text::default() };
         roster.described(agent(n), ([0; 32], [0; 32]), description);
     }
     let kind = |roster: &mut Roster| {

@@ -118,7 +118,7 @@ fn roster(agents: &[Made]) -> Roster {
             permit: Permit::default(),
         };
         let core = Core::new(&evidence, epoch);
-        let description = Description { evidence, inventory, denied: Text::default() };
+        let description = Description { evidence, former: None, inventory, denied: Text::default() };
         let (bundle, inventory) = description.hashes();
         roster.connected(id, true);
         roster.announced(

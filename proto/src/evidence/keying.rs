@@ -6,7 +6,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use super::{
-    Bundle, Core, Evidence, Facts, Gpu, GpuKind, Hypervisor, HypervisorClass, LaneClaim, Os, Reading, Tag,
+    Bundle, Core, Evidence, Facts, Gpu, GpuKind, Hypervisor, HypervisorClass, LaneClaim, Os, Reading,
+    SaltName, Tag,
 };
 use crate::{
     bounded::{List, Text},
@@ -17,6 +18,9 @@ use crate::{
 
 /// What the HKDF key is bound to; raised when the construction of tags changes.
 const INFO: &[u8] = b"tropa-hwid-v1";
+
+/// What the name of a salt is made of.
+const NAME: &[u8] = b"the name of this salt";
 
 /// Our application id for systemd's construction, as `machine-id(5)` asks: the raw machine-id is never hashed
 /// alone. Drawn once; changing it changes every machine-id tag.
@@ -43,6 +47,13 @@ impl Key {
     pub fn new(salt: &Salt) -> Self {
         let pseudorandom = hmac(&[0; 32], &[&salt.0]);
         Self(hmac(&pseudorandom, &[INFO, &[1]]))
+    }
+
+    /// Names the salt, which evidence that is keyed with it carries.
+    #[must_use]
+    pub fn salt_name(&self) -> SaltName {
+        let full = hmac(&self.0, &[NAME]);
+        SaltName([full[0], full[1], full[2], full[3]])
     }
 
     /// Tags a canonical value; values of different kinds never get equal tags.
@@ -118,6 +129,8 @@ impl Facts {
             memory: self.memory,
             machine_rule: self.machine_rule.as_deref().map(|value| key.tag("rule", value)),
             lane: self.lane.clone(),
+            anywhere: self.anywhere.clone(),
+            salt: key.salt_name(),
         }
     }
 }
@@ -126,6 +139,12 @@ impl<I> Bundle<I> {
     /// A bundle that says nothing but the operating system; the lane is everything that may be there.
     #[must_use]
     pub fn empty(os: Os) -> Self {
+        let everything = LaneClaim {
+            gpus: List::default(),
+            dram: true,
+            numa_nodes: List::default(),
+            method: Attribution::Everything,
+        };
         Self {
             os,
             hypervisor: Hypervisor::Unknown,
@@ -147,12 +166,9 @@ impl<I> Bundle<I> {
             cpus: Cpus::default(),
             memory: 0,
             machine_rule: None,
-            lane: LaneClaim {
-                gpus: List::default(),
-                dram: true,
-                numa_nodes: List::default(),
-                method: Attribution::Everything,
-            },
+            lane: everything.clone(),
+            anywhere: everything,
+            salt: SaltName::default(),
         }
     }
 }
@@ -173,6 +189,7 @@ impl Evidence {
         let (gpus, _) = List::cut(core.gpus.iter().map(gpu).collect());
         let (places, _) = List::cut((0..).take(core.gpus.len()).collect());
         let empty = Self::empty(core.os);
+        let lane = LaneClaim { gpus: places, ..empty.lane };
         Self {
             hypervisor: core.hypervisor,
             declared: core.declared,
@@ -183,7 +200,9 @@ impl Evidence {
             gpus,
             cpus: Cpus { host: core.host_cpus, ..Cpus::default() },
             memory: core.memory,
-            lane: LaneClaim { gpus: places, ..empty.lane },
+            anywhere: lane.clone(),
+            lane,
+            salt: core.salt,
             ..empty
         }
     }
@@ -213,6 +232,7 @@ impl Core {
             host_cpus: evidence.cpus.host,
             memory: evidence.memory,
             gpus,
+            salt: evidence.salt,
         }
     }
 }
@@ -276,6 +296,7 @@ mod tests {
         let (one, other) = (Key::new(&Salt([1; 32])), Key::new(&Salt([2; 32])));
         assert_ne!(one.tag("boot_id", "x"), other.tag("boot_id", "x"));
         assert_ne!(one.tag("boot_id", "x"), one.tag("mac", "x"));
+        assert_ne!(one.salt_name(), other.salt_name());
     }
 
     #[test]

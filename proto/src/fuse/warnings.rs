@@ -29,6 +29,8 @@ pub enum Code {
     GpuUuidConflict,
     /// One agent key in two kernels.
     ClonedAgentKey,
+    /// Agents key their identifiers with another salt than the others, so nothing can be compared.
+    OtherIdSalt,
     /// A machine has more agents than it may have.
     TooManyAgents,
     /// One machine-id or MachineGuid on two kernels.
@@ -127,6 +129,12 @@ impl Code {
                 "CLONED_AGENT_KEY",
                 "{} run with one key: the state directory was copied",
                 "delete it on the copy, or give each its own volume",
+            ),
+            Self::OtherIdSalt => (
+                "OTHER_ID_SALT",
+                "{} key their hardware ids with another id-salt than the others, so they are counted by what needs none",
+                "give them the mesh secret file of the others, or one with both salts (`tropa mesh resalt`), and \
+                 restart them",
             ),
             Self::TooManyAgents => (
                 "TOO_MANY_AGENTS",

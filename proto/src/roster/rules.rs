@@ -36,6 +36,7 @@ impl Rules {
         let mut counted = evidence.ignoring(&self.ignore);
         if let Some(lane) = lane {
             counted.lane.clone_from(lane);
+            counted.anywhere.clone_from(lane);
         }
         Arc::new(counted)
     }

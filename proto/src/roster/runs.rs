@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use super::SILENT_PERIODS;
+use super::{SILENT_PERIODS, salts::Published};
 use crate::{
+    evidence::Evidence,
     id::{AgentId, Incarnation},
     message::Announcement,
 };
@@ -82,6 +83,11 @@ impl Run {
         let incarnation = self.announcement.incarnation.0.to_be_bytes();
         let hash = Sha256::new().chain_update(b"tropa-run-1").chain_update(agent.0).chain_update(incarnation);
         AgentId(hash.finalize().into())
+    }
+
+    /// What it has said of its hardware.
+    pub(super) fn published(&self) -> Published {
+        Published::new(Evidence::from_core(&self.announcement.core), None)
     }
 
     fn dies_at(&self) -> Duration {

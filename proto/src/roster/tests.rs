@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     bounded::{List, Text},
-    evidence::{Core, Os, Reading, Tag},
+    evidence::{Core, Facts, Key, Os, Reading, Salt, Tag},
     id::Incarnation,
     permit::Permit,
     uid::{Before, Change, MachineClaim, MachineUid},
@@ -94,7 +94,11 @@ fn an_agent_gets_work_only_while_there_is_a_connection_to_it_and_it_has_said_wha
     };
     let (hashes, evidence) = (([0; 32], [0; 32]), Evidence::empty(Os::Linux));
     assert_eq!(roster.undescribed(), [(agent(1), hashes)]);
-    roster.described(agent(1), hashes, Description { evidence, inventory, denied: Text::default() });
+    roster.described(
+        agent(1),
+        hashes,
+        Description { evidence, former: None, inventory, denied: Text::default() },
+    );
     assert_eq!(roster.view().installs[0].out, None);
     roster.connected(agent(1), false);
     assert_eq!(roster.view().installs[0].out, Some(Out::Unreachable));
@@ -185,8 +189,12 @@ fn a_new_incarnation_is_asked_anew_what_it_has() {
         port: 0,
         permit: Permit::default(),
     };
-    let description =
-        Description { evidence: Evidence::empty(Os::Linux), inventory, denied: Text::default() };
+    let description = Description {
+        evidence: Evidence::empty(Os::Linux),
+        former: None,
+        inventory,
+        denied: Text::default(),
+    };
     roster.described(agent(1), ([0; 32], [0; 32]), description);
     assert_eq!(roster.undescribed(), []);
     roster.announced(agent(1), run(2, 1, 2, "den"), at(1));
@@ -341,4 +349,66 @@ fn of_more_than_1024_agents_the_newest_are_ignored() {
     }
     assert_eq!(roster.len(), MAX_AGENTS);
     assert!(roster.knows(id(MAX_AGENTS - 1)) && !roster.knows(id(MAX_AGENTS)));
+}
+
+/// Describes an agent of kernel `boot` that has these salts, the present one first.
+fn salted(roster: &mut Roster, n: u8, boot: u8, salts: &[u8]) {
+    let mut facts = Facts::empty(Os::Linux);
+    facts.boot_id = Reading::Value(format!("boot {boot}"));
+    let keyed = |salt: &u8| facts.keyed(&Key::new(&Salt([*salt; 32])));
+    let evidence = keyed(&salts[0]);
+    let former = salts.get(1).map(|salt| Box::new(keyed(salt)));
+    let core = Core::new(&evidence, Reading::Absent);
+    roster.connected(agent(n), true);
+    roster.announced(agent(n), Announcement { core, ..announcement(boot, 1) }, at(0));
+    let inventory = Inventory {
+        engine: EngineState::Up,
+        version: Text::cut("0.24.0"),
+        models: List::default(),
+        cut: false,
+        port: 11434,
+        permit: Permit::default(),
+    };
+    let denied = Text::default();
+    roster.described(agent(n), ([0; 32], [0; 32]), Description { evidence, former, inventory, denied });
+}
+
+/// How many machines there are, and whom the others cannot be compared with.
+fn counted(roster: &mut Roster) -> (usize, Vec<AgentId>) {
+    let view = roster.view();
+    let warnings = view.fusion.as_ref().map(|fusion| fusion.warnings()).unwrap_or_default();
+    let told = warnings.iter().find(|warning| warning.code == Code::OtherIdSalt);
+    (view.machines.len(), told.map(|warning| warning.agents.clone()).unwrap_or_default())
+}
+
+#[test]
+fn a_mesh_replaces_its_salt_agent_by_agent_and_one_kernel_stays_one_machine() {
+    const OLD: u8 = 1;
+    const NEW: u8 = 2;
+    let mut roster = Roster::new(false);
+    for n in 1..=4 {
+        salted(&mut roster, n, 1, &[OLD]);
+    }
+    // First each gets the new one beside the old, then each loses the old.
+    for salts in [&[NEW, OLD][..], &[NEW]] {
+        for n in 1..=4 {
+            assert_eq!(counted(&mut roster), (1, vec![]));
+            salted(&mut roster, n, 1, salts);
+        }
+    }
+    assert_eq!(counted(&mut roster), (1, vec![]));
+}
+
+#[test]
+fn agents_without_a_salt_in_common_are_not_taken_for_two_machines_and_are_named() {
+    let mut roster = Roster::new(false);
+    salted(&mut roster, 1, 1, &[1]);
+    salted(&mut roster, 2, 1, &[1]);
+    salted(&mut roster, 3, 1, &[2]);
+    assert_eq!(counted(&mut roster), (2, vec![agent(3)]));
+    let view = roster.view();
+    assert!(view.fusion.as_ref().unwrap().excluded(agent(1), agent(3)), "nothing tells them apart");
+    assert_eq!(view.install(agent(3)).unwrap().rivals.len(), 2);
+    let why = view.install(agent(3)).unwrap().evidence.boot_id.why_not();
+    assert_eq!(why.as_deref(), Some("rejected (keyed with another id-salt)"));
 }

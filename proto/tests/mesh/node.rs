@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
 use tropa_proto::{
     bounded::{Blob, List, Text},
-    evidence::{Core, Hypervisor, Os, Reading},
+    evidence::{Core, Hypervisor, Os, Reading, SaltName},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     mesh::{
         self, DialFailure, Mesh, MeshConfig, MeshEvent, WorkStream, agent_id, greet_agent, greet_coordinator,
@@ -75,6 +75,7 @@ impl Node {
                 host_cpus: 2,
                 memory: 1 << 30,
                 gpus: List::default(),
+                salt: SaltName::default(),
             },
             sampled_ms_ago: 0,
             machine: MachineClaim::new(MachineUid { created_ms: 1, random: [1; 16] }),

@@ -14,7 +14,7 @@ use tropa_proto::{
     bounded::{Blob, List, Text},
     evidence::{
         Attribution, Bundle, Core, Cpus, Evidence, Gpu, GpuKind, Hypervisor, HypervisorClass, LaneClaim, Os,
-        Reading, Tag,
+        Reading, SaltName, Tag,
     },
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
@@ -73,6 +73,10 @@ fn hypervisor() -> impl Strategy<Value = Hypervisor> {
     select(&[Hypervisor::None, Hypervisor::Root, Hypervisor::Vm, Hypervisor::Unknown][..])
 }
 
+fn salt() -> impl Strategy<Value = SaltName> {
+    any::<[u8; 4]>().prop_map(SaltName)
+}
+
 prop_compose! {
     fn core()(
         os in os(),
@@ -84,10 +88,11 @@ prop_compose! {
         product_uuid in reading(tag()),
         (host_cpus, memory) in any::<(u16, u64)>(),
         gpus in list(tag()),
+        salt in salt(),
     ) -> Core {
         Core {
             os, hypervisor, declared, time_namespace, boot_id, epoch_ns, machine_id, product_uuid, host_cpus,
-            memory, gpus,
+            memory, gpus, salt,
         }
     }
 }
@@ -180,7 +185,7 @@ fn live_finding() -> impl Strategy<Value = LiveFinding> {
 pub(crate) fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         (list(blob()), any::<bool>()).prop_map(|(signed, more)| Answer::Roster { signed, more }),
-        description().prop_map(|description| Answer::Description(Box::new(description))),
+        description().boxed().prop_map(|description| Answer::Description(Box::new(description))),
         Just(Answer::Nothing),
         (any::<(u64, u64)>(), live_finding()).prop_map(|((id, incarnation), finding)| Answer::LiveTest {
             id,
@@ -243,12 +248,13 @@ prop_compose! {
         cpu_model in reading(text()),
         cpus in cpus(),
         machine_rule in option::of(tag()),
-        lane in lane(),
+        (lane, anywhere) in (lane(), lane()),
+        salt in salt(),
     ) -> Evidence {
         Bundle {
             os, hypervisor, hypervisor_class, declared, time_namespace, boot_id, machine_id, product_uuid,
             platform_uuid, machine_guid, wsl_host_guid, ppin, macs, nvme, hosts_vms, gpus, cpu_model, cpus,
-            memory, machine_rule, lane,
+            memory, machine_rule, lane, anywhere, salt,
         }
     }
 }
@@ -268,7 +274,8 @@ prop_compose! {
 
 prop_compose! {
     pub(crate) fn description()(
-        evidence in evidence(),
+        // Generators are larger than what they generate: on the heap they leave the stack to the code under test.
+        (evidence, former) in (evidence().boxed(), option::of(evidence().boxed())),
         engine in prop_oneof![
             Just(EngineState::Up),
             text().prop_map(EngineState::Down),
@@ -284,7 +291,7 @@ prop_compose! {
     ) -> Description {
         let permit = Permit { models: permitted, num_ctx, num_predict, images };
         let inventory = Inventory { engine, version, models, cut, port, permit };
-        Description { evidence, inventory, denied }
+        Description { evidence, former: former.map(Box::new), inventory, denied }
     }
 }
 

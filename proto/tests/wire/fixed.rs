@@ -4,7 +4,7 @@ use tropa_proto::{
     bounded::{Blob, Content, List, Text},
     evidence::{
         Attribution, Bundle, Core, Cpus, Evidence, Gpu, GpuKind, Hypervisor, HypervisorClass, LaneClaim, Os,
-        Reading, Tag,
+        Reading, SaltName, Tag,
     },
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
@@ -64,6 +64,7 @@ pub(crate) fn largest_announcement() -> Announcement {
             host_cpus: u16::MAX,
             memory: u64::MAX,
             gpus: list([Tag([7; 16]); 8]),
+            salt: SaltName([0xff; 4]),
         },
         sampled_ms_ago: u32::MAX,
         machine,
@@ -103,6 +104,7 @@ pub(crate) fn announcements() -> Vec<Named<Announcement>> {
         host_cpus: 16,
         memory: 64 << 30,
         gpus: list([Tag([7; 16])]),
+        salt: SaltName([1, 2, 3, 4]),
     };
     let tag = |byte| Reading::Value(Tag([byte; 16]));
     named([
@@ -183,6 +185,8 @@ pub(crate) fn answers() -> Vec<Named<Answer>> {
 pub(crate) fn descriptions() -> Vec<Named<Description>> {
     let of = |hypervisor, class, method, engine| Description {
         evidence: evidence(hypervisor, class, method),
+        former: (method == Attribution::Operator)
+            .then(|| Box::new(Evidence { salt: SaltName([9; 4]), ..evidence(hypervisor, class, method) })),
         inventory: Inventory {
             engine,
             version: Text::cut("0.24.0"),
@@ -257,6 +261,13 @@ fn evidence(hypervisor: Hypervisor, hypervisor_class: HypervisorClass, method: A
         memory: 64 << 30,
         machine_rule: None,
         lane: LaneClaim { gpus: list([0, 2]), dram: true, numa_nodes: list([1]), method },
+        anywhere: LaneClaim {
+            gpus: list([0, 1, 2]),
+            dram: true,
+            numa_nodes: List::default(),
+            method: Attribution::Everything,
+        },
+        salt: SaltName([1, 2, 3, 4]),
     }
 }
 

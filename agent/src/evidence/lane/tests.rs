@@ -7,7 +7,7 @@ use super::{
         Options, Root, VramWatch,
         files::tests::tree,
         nvidia::{Library, Slice},
-        read_lane_of_another, read_with,
+        read_with,
     },
     *,
 };
@@ -95,7 +95,7 @@ fn another_model_may_go_wherever_the_server_may_go_and_not_where_the_runner_is()
         let options = Options { port: Some(11434), loaded, lane, ..Options::default() };
         let cards = Fake(vec![nvidia(1, vec![]), nvidia(2, runner)]);
         let facts = read_with(&root, &options, &mut VramWatch::default(), &cards);
-        let another = read_lane_of_another(&root, &facts, &options);
+        let another = facts.anywhere.clone();
         ((facts.lane.gpus.to_vec(), facts.lane.dram), (another.gpus.to_vec(), another.dram))
     };
     assert_eq!(of("", None), ((vec![1], false), (vec![0, 1], true)));

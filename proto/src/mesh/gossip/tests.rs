@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     bounded::Text,
-    evidence::{Core, Hypervisor, Os, Reading},
+    evidence::{Core, Hypervisor, Os, Reading, SaltName},
     id::Incarnation,
     uid::{MachineClaim, MachineUid},
 };
@@ -29,6 +29,7 @@ pub(in crate::mesh) fn announcement(incarnation: u64, seq: u64, state: AgentStat
             host_cpus: 2,
             memory: 1 << 30,
             gpus: List::default(),
+            salt: SaltName::default(),
         },
         sampled_ms_ago: 0,
         machine: MachineClaim::new(MachineUid { created_ms: 1, random: [1; 16] }),
