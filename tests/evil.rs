@@ -40,7 +40,10 @@ impl Scene {
     }
 
     fn with(more: &[&str]) -> Self {
-        let world = world();
+        Self::of(world(), more)
+    }
+
+    fn of(world: World, more: &[&str]) -> Self {
         let made = world.run(&["mesh", "new"]).unwrap();
         assert_eq!(made.status.code(), Some(0), "{}", said(&made));
         let double = world.double("cpu", &["--decode-us", "2000", "--tokens", "10"]).unwrap();
@@ -248,8 +251,6 @@ fn fault_f27_many_connections_and_identities_are_no_lanes() {
 
 #[test]
 fn fault_f28_a_member_that_floods_disturbs_no_job_at_work() {
-    // The job is at work first: checking the signatures of a flood takes all the time of an unoptimised agent, which
-    // then may not say in time what it has.
     let scene = Scene::start();
     let text: String = (0..100).map(|n| format!("prompt {n} about a llama\n")).collect();
     let input = scene.world.file("prompts.txt", &text).unwrap();
@@ -279,10 +280,28 @@ fn fault_f28_a_member_that_floods_sets_no_pace_of_questions() {
     .unwrap();
     let outs = scene.outs("6");
     assert!(outs["evil"].contains("not yet said what it has"), "{outs:?}");
+    assert_eq!(outs["den"], "", "an honest agent says what it has during the flood: {outs:?}");
     let found = scene.after(evil);
     // A question without an answer is open for 10 s, so a command has no time for a third one.
     assert!((1..=2 * commands).contains(&found.0["asked"].as_u64().unwrap()), "{commands}: {found:?}");
     say("F28", "questions", &found);
+}
+
+#[test]
+fn fault_f28_a_member_that_floods_is_shut_out_and_nobody_else_is() {
+    let mut world = world();
+    world.set_env("TROPA_TEST_FLOOD_MS", "3000");
+    let scene = Scene::of(world, &[]);
+    let evil = scene.evil("flood", true, &["--seconds", "60"]);
+    // It starts in the flood.
+    scene.job(10);
+    let found = scene.after(evil);
+    assert_eq!(found.0["shut_out"], true, "{found:?}");
+    let log = scene.agent.log();
+    assert_eq!(log.matches("mesh.banned").count(), 1, "{log}");
+    say("F28", "ban", &found);
+    scene.job(4);
+    assert_eq!(scene.at_once(), 1);
 }
 
 impl Scene {

@@ -13,6 +13,7 @@
 mod dial;
 mod door;
 mod driver;
+mod flood;
 mod gossip;
 #[cfg(test)]
 mod intruder;

@@ -44,7 +44,7 @@ pub(super) enum Refused {
     Kept,
     #[error("this process uses as much memory as it may")]
     Memory,
-    #[error("it has broken the rules too often")]
+    #[error("it has broken the rules and is shut out for a while")]
     Banned,
 }
 

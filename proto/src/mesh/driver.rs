@@ -78,9 +78,9 @@ pub(super) struct Driver {
     pub(super) ledger: Ledger,
     pub(super) offences: Offences,
     pub(super) complaints: Complaints,
-    /// Warnings about peers, by kind.
     /// Since when incoming connections are in their handshake; as many as may be pending.
     pub(super) knocks: BTreeMap<ConnectionId, Instant>,
+    /// Warnings about peers, by kind.
     pub(super) hush: Hush<(Option<AgentId>, &'static str)>,
     marks: Marks,
     pub(super) dialer: Dialer,
@@ -314,22 +314,23 @@ impl Driver {
 
     /// Shuts out who has broken the rules too often, and lets in again whose time is over.
     fn judge(&mut self, now: Instant) {
-        let over = self.offences.expire(now);
-        let complaints = self.complaints.take();
-        let banned: Vec<AgentId> =
-            complaints.into_iter().filter(|agent| self.offences.note(*agent, now)).collect();
-        for agent in &banned {
-            tracing::warn!(
-                peer = agent.short(),
-                "a peer broke the rules three times and is shut out for 10 min"
-            );
-            if let Some(peer) = peer_of(agent) {
-                // Fails only when it is not connected.
-                let _ = self.swarm.disconnect_peer_id(peer);
+        if self.offences.expire(now) {
+            self.swarm.behaviour_mut().door.ban(self.offences.all_banned());
+        }
+        for agent in self.complaints.take() {
+            if self.offences.note(agent, now) {
+                self.shut_out(agent, "it broke the rules three times");
             }
         }
-        if over || !banned.is_empty() {
-            self.swarm.behaviour_mut().door.ban(self.offences.all_banned());
+    }
+
+    /// Closes the connections to a peer that [`Offences`] has shut out, and the door.
+    pub(super) fn shut_out(&mut self, agent: AgentId, why: &'static str) {
+        tracing::warn!(peer = agent.short(), why, "mesh.banned: a peer is shut out for 10 min");
+        self.swarm.behaviour_mut().door.ban(self.offences.all_banned());
+        if let Some(peer) = peer_of(&agent) {
+            // Fails only when it is not connected.
+            let _ = self.swarm.disconnect_peer_id(peer);
         }
     }
 

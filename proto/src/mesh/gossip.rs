@@ -20,7 +20,12 @@ use libp2p::{
     identity::{Keypair, SigningError},
 };
 
-use super::{marks::Mark, swarm::agent_of_key};
+use super::{
+    flood::{Frequency, Spoken},
+    marks::Mark,
+    offences::BAN,
+    swarm::agent_of_key,
+};
 use crate::{
     bounded::{Blob, List},
     codec::{self, CodecError},
@@ -42,18 +47,6 @@ const PAGE: usize = 512;
 /// Half periods of silence after which an agent is gone: 3.5 periods (`reliability.md` §4).
 const SILENCE: u32 = 7;
 
-/// Messages of one source by gossip: 4 a second, in bursts of 20 (`security.md` §5.2).
-const EVERY: Duration = Duration::from_millis(250);
-const BURST: u32 = 20;
-
-/// A source that says more than that for a minute on end is not listened to for ten (`security.md` §5.2).
-const FLOOD: Duration = Duration::from_secs(60);
-const BAN: Duration = Duration::from_secs(600);
-
-/// What is ignored of a flood is a minute of it only while it does not pause: a second without being too frequent, four
-/// times what one message costs, ends it.
-const PAUSE: Duration = Duration::from_secs(1);
-
 /// What became of an envelope.
 #[derive(Debug)]
 pub(super) enum Merged {
@@ -65,6 +58,8 @@ pub(super) enum Merged {
     Full,
     /// Nobody honest sends this; says why.
     Forged(&'static str),
+    /// This source floods the mesh over its own connection, and is to be shut out.
+    Flood(AgentId),
 }
 
 /// The latest announcement of each agent.
@@ -103,17 +98,11 @@ struct Entry {
     stored: bool,
     /// What the agent said, while it counts as present.
     present: Option<Present>,
-    /// When the messages so far are paid for, at one per [`EVERY`].
-    paid: Instant,
-    flood: Option<Flood>,
+    /// How often it has spoken by gossip over its own connection, and how often others have brought its words.
+    spoken: Frequency,
+    relayed: Frequency,
+    /// It has flooded the mesh: whoever brings its words until then is not listened to either.
     banned_until: Option<Instant>,
-}
-
-/// A source is too frequent: since when, and when it last was.
-#[derive(Clone, Copy, Debug)]
-struct Flood {
-    since: Instant,
-    last: Instant,
 }
 
 #[derive(Debug)]
@@ -154,7 +143,14 @@ impl Ledger {
     /// News from the own key means that another process holds this key. What an agent hands over itself is news even
     /// under a number below one of an earlier life: it was set back to an older disk.
     pub(super) fn merge(&mut self, envelope: &[u8], Way { source, hand }: Way, now: Instant) -> Merged {
-        if source.is_some_and(|source| self.too_often(&source, now)) || self.has(envelope) {
+        if let Some(source) = source {
+            match self.speaks(&source, hand == Some(source), now) {
+                Spoken::InTurn => {}
+                Spoken::TooOften => return Merged::Stale,
+                Spoken::Flood => return Merged::Flood(source),
+            }
+        }
+        if self.has(envelope) {
             return Merged::Stale;
         }
         let Ok(opened) = SignedEnvelope::from_protobuf_encoding(envelope) else {
@@ -252,26 +248,24 @@ impl Ledger {
         self.own.as_ref().is_some_and(|own| own.envelope == envelope) || self.agents.values().any(is_it)
     }
 
-    fn too_often(&mut self, agent: &AgentId, now: Instant) -> bool {
-        let Some(entry) = self.agents.get_mut(agent) else { return false };
+    /// Counts a message of a source that is known. It is a flood where the source itself has sent it: nobody answers for
+    /// what others bring.
+    fn speaks(&mut self, source: &AgentId, itself: bool, now: Instant) -> Spoken {
+        let Some(entry) = self.agents.get_mut(source) else { return Spoken::InTurn };
         if entry.banned_until.is_some_and(|until| now < until) {
-            return true;
+            return Spoken::TooOften;
         }
-        if entry.paid > now + EVERY * BURST {
-            let going_on = entry.flood.filter(|flood| now.saturating_duration_since(flood.last) < PAUSE);
-            let since = going_on.map_or(now, |flood| flood.since);
-            entry.flood = Some(Flood { since, last: now });
-            if now.saturating_duration_since(since) >= FLOOD {
-                tracing::warn!(
-                    peer = agent.short(),
-                    "a peer floods the mesh and is not listened to for 10 min"
-                );
-                (entry.flood, entry.banned_until) = (None, Some(now + BAN));
-            }
-            return true;
+        if !itself {
+            return match entry.relayed.speaks(now) {
+                Spoken::Flood => Spoken::TooOften,
+                spoken @ (Spoken::InTurn | Spoken::TooOften) => spoken,
+            };
         }
-        entry.paid = entry.paid.max(now) + EVERY;
-        false
+        let spoken = entry.spoken.speaks(now);
+        if spoken == Spoken::Flood {
+            (entry.spoken, entry.banned_until) = (Frequency::new(now), Some(now + BAN));
+        }
+        spoken
     }
 
     /// Where there are too many agents, one that is gone is forgotten with its number.
@@ -291,7 +285,15 @@ fn present<'a>((agent, entry): (&AgentId, &'a Entry)) -> Option<(AgentId, u64, &
 
 impl Entry {
     fn new(now: Instant) -> Self {
-        Self { seq: 0, stored: false, present: None, paid: now, flood: None, banned_until: None }
+        let frequency = Frequency::new(now);
+        Self {
+            seq: 0,
+            stored: false,
+            present: None,
+            spoken: frequency,
+            relayed: frequency,
+            banned_until: None,
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Who broke the rules, how often, and for how long it is shut out.
 //!
 //! Whatever is larger than its cap or no message ends the stream or the exchange on which it came; the third time
-//! within ten minutes the peer is shut out for ten (`security.md` §6). Gossip is not counted here: its own scores do
-//! that. Nor is a message of another version, which proves no ill will.
+//! within ten minutes the peer is shut out for ten (`security.md` §6), and so is at once who has flooded the mesh
+//! (`flood.rs`). Gossip that is nothing is not counted here: its own scores do that. Nor is a message of another version,
+//! which proves no ill will.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,6 +56,15 @@ struct Record {
 impl Offences {
     /// Notes an offence; says whether it is the one that ends in a ban.
     pub(super) fn note(&mut self, agent: AgentId, now: Instant) -> bool {
+        self.count(agent, 1, now)
+    }
+
+    /// Shuts out whoever has done what needs no repetition; says whether it was not shut out already.
+    pub(super) fn shut_out(&mut self, agent: AgentId, now: Instant) -> bool {
+        self.count(agent, OFFENCES, now)
+    }
+
+    fn count(&mut self, agent: AgentId, offences: u32, now: Instant) -> bool {
         if self.0.len() >= REMEMBERED && !self.0.contains_key(&agent) {
             let first = self.0.iter().min_by_key(|(_, record)| record.until).map(|(agent, _)| *agent);
             first.and_then(|first| self.0.remove(&first));
@@ -63,8 +73,8 @@ impl Offences {
         if record.count >= OFFENCES {
             return false;
         }
-        *record = Record { count: record.count + 1, until: now + BAN };
-        record.count == OFFENCES
+        *record = Record { count: record.count.saturating_add(offences), until: now + BAN };
+        record.count >= OFFENCES
     }
 
     /// Forgets what is over; says whether a ban was among it.
@@ -119,6 +129,17 @@ mod tests {
         }
         assert!(!offences.expire(start + BAN));
         assert!(!offences.note(AGENT, start + BAN));
+    }
+
+    #[test]
+    fn one_flood_shuts_out_as_three_offences_do() {
+        let (mut offences, start) = (Offences::default(), now());
+        assert!(!offences.note(AGENT, start));
+        assert!(offences.shut_out(AGENT, start));
+        assert_eq!(offences.all_banned(), [AGENT].into());
+        assert!(!offences.shut_out(AGENT, start), "it is out already");
+        assert!(offences.expire(start + BAN));
+        assert!(offences.all_banned().is_empty());
     }
 
     #[test]

@@ -121,6 +121,12 @@ impl Driver {
                 }
                 MessageAcceptance::Ignore
             }
+            Merged::Flood(agent) => {
+                if self.offences.shut_out(agent, now) {
+                    self.shut_out(agent, "it has flooded the mesh for a minute");
+                }
+                MessageAcceptance::Ignore
+            }
             Merged::Forged(why) => {
                 if let Some(more) = self.hush.warns(&(way.hand, "forged"), now) {
                     tracing::warn!(why, ?way, more, "an announcement is not believed");
@@ -413,7 +419,11 @@ fn failure(error: &DialError) -> DialFailure {
             }
         }
         DialError::WrongPeerId { .. } => DialFailure::Other("another peer answered there".to_owned()),
-        DialError::Denied { .. } => DialFailure::Other("there are too many connections".to_owned()),
+        DialError::Denied { cause } => DialFailure::Other(
+            cause
+                .downcast_ref::<Refused>()
+                .map_or("there are too many connections".to_owned(), Refused::to_string),
+        ),
         DialError::Aborted => DialFailure::Other("too many dials at once".to_owned()),
         DialError::NoAddresses => DialFailure::Other("it names addresses of this node only".to_owned()),
         DialError::DialPeerConditionFalse(_) => DialFailure::Other("it is being dialled already".to_owned()),

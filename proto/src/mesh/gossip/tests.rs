@@ -50,6 +50,7 @@ struct Scene {
     key: Keypair,
     agent: AgentId,
     now: Instant,
+    seq: u64,
 }
 
 #[expect(clippy::disallowed_methods, reason = "an Instant has no other source; only differences matter")]
@@ -57,7 +58,7 @@ fn scene() -> Scene {
     let key = Keypair::generate_ed25519();
     let agent = agent_of_key(key.public()).unwrap();
     let now = Instant::now();
-    Scene { ledger: Ledger::new(AgentId([0; 32]), BTreeMap::new(), now), key, agent, now }
+    Scene { ledger: Ledger::new(AgentId([0; 32]), BTreeMap::new(), now), key, agent, now, seq: 0 }
 }
 
 impl Scene {
@@ -151,30 +152,52 @@ fn a_source_that_talks_too_much_is_not_listened_to_for_a_while() {
     assert!(talk(41, scene.now + Duration::from_secs(1)));
 }
 
-#[test]
-fn who_floods_for_a_minute_is_not_listened_to_for_ten() {
-    let mut scene = scene();
-    let mut seq = 0;
-    let mut flood = |seconds: u32, from: Instant| {
-        let mut heard = 0;
-        for tenth in 0..seconds * 10 {
-            seq += 1;
-            let envelope = sign(&scene.key, &announcement(1, seq, AgentState::Ready)).unwrap();
-            let at = from + Duration::from_millis(100) * tenth;
-            let merged = scene.ledger.merge(&envelope, by(scene.agent), at);
-            heard += u32::from(matches!(merged, Merged::News(..)));
+/// Ten messages a second, each news if it is listened to: how many are, and at which second the flood is one.
+fn flood(scene: &mut Scene, way: Way, seconds: u32, from: Instant) -> (u32, Option<u32>) {
+    let (mut heard, mut flood) = (0, None);
+    for tenth in 0..seconds * 10 {
+        scene.seq += 1;
+        let envelope = sign(&scene.key, &announcement(1, scene.seq, AgentState::Ready)).unwrap();
+        let at = from + Duration::from_millis(100) * tenth;
+        match scene.ledger.merge(&envelope, way, at) {
+            Merged::News(..) => heard += 1,
+            Merged::Flood(agent) if agent == scene.agent => flood = flood.or(Some(tenth / 10)),
+            Merged::Flood(_) | Merged::Stale | Merged::Full | Merged::Forged(_) => {}
         }
-        heard
-    };
-    let start = scene.now;
-    // Ten a second: four are heard, and for one second less than a minute after its burst that goes on.
-    assert!(flood(59, start) > 200);
+    }
+    (heard, flood)
+}
+
+#[test]
+fn who_floods_for_a_minute_is_to_be_shut_out_and_nobody_is_listened_to_who_brings_his_words() {
+    let mut scene = scene();
+    let (start, agent) = (scene.now, scene.agent);
+    let itself = Way { source: Some(agent), hand: Some(agent) };
+    // Four a second are heard, and for one second less than a minute after its burst that goes on.
+    let (heard, banned) = flood(&mut scene, itself, 59, start);
+    assert!(heard > 200 && banned.is_none(), "{heard} {banned:?}");
     let paused = start + Duration::from_secs(120);
-    assert!(flood(80, paused) > 200);
-    let banned = paused + Duration::from_secs(81);
-    assert_eq!(flood(10, banned), 0);
-    assert_eq!(flood(1, banned + BAN - Duration::from_secs(30)), 0);
-    assert!(flood(1, banned + BAN) > 0);
+    let (_, banned) = flood(&mut scene, itself, 70, paused);
+    // The burst lasts three seconds.
+    let after = banned.filter(|second| (60..=64).contains(second)).expect("a flood");
+    let banned = paused + Duration::from_secs(u64::from(after) + 7);
+    for way in [itself, by(agent)] {
+        assert_eq!(flood(&mut scene, way, 5, banned), (0, None));
+    }
+    let over = paused + Duration::from_secs(u64::from(after) + 1) + BAN;
+    assert!(flood(&mut scene, itself, 1, over).0 > 0, "and then it begins anew");
+}
+
+#[test]
+fn who_is_relayed_a_thousand_times_is_neither_silenced_nor_shut_out() {
+    let mut scene = scene();
+    let (start, agent) = (scene.now, scene.agent);
+    let relay = Way { source: Some(agent), hand: Some(AgentId([9; 32])) };
+    let (heard, banned) = flood(&mut scene, relay, 80, start);
+    assert!(heard > 200 && banned.is_none(), "{heard} {banned:?}");
+    let itself = Way { source: Some(agent), hand: Some(agent) };
+    let (heard, banned) = flood(&mut scene, itself, 1, start + Duration::from_secs(79));
+    assert_eq!((heard, banned), (10, None), "what it says itself is another matter");
 }
 
 #[test]
