@@ -78,6 +78,10 @@ impl World {
         Self::of(chunks, devices, installs, usize::MAX)
     }
 
+    fn seeded(self, seed: u64) -> Self {
+        Self { schedule: self.schedule.with_seed(seed), ..self }
+    }
+
     fn of(chunks: usize, devices: Vec<BTreeSet<u8>>, installs: Vec<Install>, most: usize) -> Self {
         let mut world = Self {
             schedule: Schedule::new(JOB, vec![ModelIndex(0); chunks]),
@@ -243,9 +247,10 @@ proptest! {
         devices in prop::collection::vec(prop::collection::btree_set(0u8..4, 1..3), 1..6),
         widths in prop::collection::vec(1usize..4, 6),
         chunks in 1usize..40,
+        seed in any::<u64>(),
         steps in prop::collection::vec((0u8..18, any::<usize>(), any_reason()), 0..300),
     ) {
-        let mut world = World::new(chunks, devices, &widths);
+        let mut world = World::new(chunks, devices, &widths).seeded(seed);
         for (kind, pick, reason) in steps {
             world.step(kind, pick, reason);
         }
@@ -343,6 +348,22 @@ fn two_idle_rivals_do_not_both_help_a_slow_install() {
     note(schedule.handle(Event::Roster(all), Duration::from_secs(1)));
     note(schedule.handle(Event::Tick, Duration::from_secs(2)));
     assert_eq!(helpers, BTreeSet::from([agent(1)]), "one device helps once");
+}
+
+#[test]
+fn coordinators_that_find_an_install_busy_at_the_same_time_ask_again_at_different_times() {
+    let asks_again = |seed| {
+        let mut schedule = Schedule::new(JOB, vec![ModelIndex(0)]).with_seed(seed);
+        schedule.handle(Event::Roster(roster(&[BTreeSet::from([0])], &[1])), Duration::ZERO);
+        let attempt = AttemptId { job: JOB, chunk: ChunkIndex(0), no: 1 };
+        schedule.handle(Event::Recorded(attempt), Duration::ZERO);
+        schedule.handle(Event::Refused(attempt, Refusal::Busy { retry_ms: 0 }), Duration::ZERO);
+        schedule.next_deadline(Duration::ZERO).expect("it asks again")
+    };
+    let times: BTreeSet<Duration> = (1..=20).map(|coordinator| asks_again(coordinator * 1_000)).collect();
+    assert_eq!(times.len(), 20, "{times:?}");
+    assert!(times.last() <= Some(&Duration::from_millis(500)), "{times:?}");
+    assert_eq!(asks_again(7), asks_again(7), "the seed decides");
 }
 
 #[test]

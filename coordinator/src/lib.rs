@@ -29,6 +29,7 @@ pub mod nodes;
 pub mod own_agent;
 pub mod plan;
 pub mod progress;
+mod random;
 pub mod recipe;
 pub mod report;
 pub mod resume;

@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tropa_proto::id::AgentId;
 
 use self::timers::{Timer, Timers};
+use crate::random::Random;
 
 /// Three beats missed (`reliability.md` §4).
 const SUSPECT_AFTER: Duration = Duration::from_secs(3);
@@ -118,7 +119,7 @@ pub struct Liveness {
     timers: Timers,
     /// How late the own loop was at worst, and when.
     lag: (Duration, Duration),
-    random: u64,
+    random: Random,
 }
 
 impl Liveness {
@@ -129,7 +130,7 @@ impl Liveness {
             agents: BTreeMap::new(),
             timers: Timers::default(),
             lag: (Duration::ZERO, Duration::ZERO),
-            random: seed | 1,
+            random: Random::new(seed),
         }
     }
 
@@ -236,7 +237,6 @@ impl Liveness {
         awaits: &impl Fn(&AgentId) -> bool,
         orders: &mut Vec<Order>,
     ) {
-        let random = self.random();
         let Some(life) = self.agents.get_mut(&agent) else { return };
         let was_attached = life.link == Link::Attached;
         life.link = Link::Closed;
@@ -258,7 +258,8 @@ impl Liveness {
         life.tries += 1;
         let longest = PAUSES_MS[tries.min(PAUSES_MS.len() - 1)];
         let longest = if awaits(&agent) { longest.min(LONGEST_WITH_WORK_MS) } else { longest };
-        self.timers.set(agent, Timer::Open, now + Duration::from_millis(random % longest + 1));
+        let pause = self.random.up_to(Duration::from_millis(longest));
+        self.timers.set(agent, Timer::Open, now + pause);
     }
 
     fn judge(
@@ -269,7 +270,6 @@ impl Liveness {
         orders: &mut Vec<Order>,
     ) {
         let (suspect_after, dead_after) = (self.suspect_after(now), self.dead_after(now));
-        let random = self.random();
         let Some(life) = self.agents.get_mut(&agent) else { return };
         if life.mood == Mood::Dead || !awaits(&agent) {
             return;
@@ -278,7 +278,7 @@ impl Liveness {
             (life.mood, life.link) = (Mood::Dead, Link::Closed);
             self.timers.clear(agent, Timer::Renew);
             orders.extend([Order::Close(agent), Order::Dead(agent)]);
-            let soon = Duration::from_millis(random % PAUSES_MS[0] + 1);
+            let soon = self.random.up_to(Duration::from_millis(PAUSES_MS[0]));
             self.timers.set(agent, Timer::Open, now + soon);
             return;
         }
@@ -321,14 +321,6 @@ impl Liveness {
     fn doubt(&self, now: Duration) -> f64 {
         let (lag, at) = self.lag;
         if now > at + DOUBT { 1.0 } else { (1.0 + lag.as_secs_f64()).clamp(1.0, 3.0) }
-    }
-
-    /// xorshift64: no secret, only different from coordinator to coordinator.
-    fn random(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
     }
 
     /// Asks an agent what it holds: on its stream where that is open, else as soon as it opens.

@@ -45,6 +45,8 @@ use tropa_proto::{
     message::{Place, Refusal},
 };
 
+use crate::random::Random;
+
 use self::{
     holdings::{Holdings, Stage},
     missing::Missing,
@@ -91,6 +93,7 @@ pub struct Schedule {
     /// Whose pace this job has measured itself.
     measured: BTreeSet<(AgentId, ModelIndex)>,
     /// Chunks of the usual size that all installs finish in a second, as added up at this time.
+    random: Random,
     rate: f64,
     rate_at: Option<Duration>,
     /// How many installs were given each kind last.
@@ -147,6 +150,7 @@ impl Schedule {
     /// Starts with chunks `0..works.len()`; all are open.
     #[must_use]
     pub fn of(job: JobId, works: Vec<Work>) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = job.0;
         let mut waiting = Waiting::default();
         for (index, work) in (0..).zip(&works) {
             waiting.add((Reverse(0), ChunkIndex(index)), work);
@@ -166,6 +170,7 @@ impl Schedule {
             typical: BTreeMap::new(),
             widths: BTreeMap::new(),
             measured: BTreeSet::new(),
+            random: Random::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])),
             rate: f64::INFINITY,
             rate_at: None,
             at_kind: BTreeMap::new(),
@@ -199,6 +204,13 @@ impl Schedule {
     #[must_use]
     pub fn without_backups(mut self) -> Self {
         self.backups = false;
+        self
+    }
+
+    /// Draws its pauses from this seed instead of the job's own number.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.random = Random::new(seed);
         self
     }
 
@@ -321,7 +333,7 @@ impl Schedule {
             // install.
             Refusal::Busy { .. } if adopted => Class::Busy,
             Refusal::Busy { retry_ms } => {
-                standing.pause(now, Duration::from_millis(u64::from(*retry_ms)));
+                standing.busy(now, Duration::from_millis(u64::from(*retry_ms)), &mut self.random);
                 Class::Busy
             }
             Refusal::Draining(_) | Refusal::Stale(_) => {

@@ -140,8 +140,8 @@ impl Disk {
 
 impl Up {
     /// Starts with what is on disk, as `resume.rs` does.
-    pub(super) fn start(job: JobId, disk: &Disk, chunks: u32, life: u64, now: Duration) -> Self {
-        let mut schedule = Schedule::new(job, vec![ModelIndex(0); chunks as usize]);
+    pub(super) fn start(job: JobId, disk: &Disk, chunks: u32, seed: u64, now: Duration) -> Self {
+        let mut schedule = Schedule::new(job, vec![ModelIndex(0); chunks as usize]).with_seed(seed);
         let mut history: BTreeMap<ChunkIndex, History> = BTreeMap::new();
         let mut left = Left { unguarded: disk.unguarded.clone(), ..Left::default() };
         for (attempt, (agent, incarnation, ended)) in &disk.attempts {
@@ -165,7 +165,7 @@ impl Up {
             }
         }
         schedule.resume(disk.results.keys().copied(), history, left);
-        let (liveness, controls) = (Liveness::new(life), BTreeMap::new());
+        let (liveness, controls) = (Liveness::new(seed), BTreeMap::new());
         Self { schedule, liveness, controls, started: now, tick_at: None }
     }
 }

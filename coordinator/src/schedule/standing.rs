@@ -5,8 +5,10 @@ use std::{collections::BTreeSet, time::Duration};
 use tropa_proto::{failure::Class, id::Incarnation};
 
 use super::{ModelIndex, work::Kind};
+use crate::random::Random;
 
-/// First and longest pause of an install that refused as busy or failed twice in a row (`ollama-api.md` §4.1).
+/// First and longest pause of an install that refused as busy or failed twice in a row (`ollama-api.md` §4.1,
+/// `reliability.md` §5).
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// What the job has learned of one install.
@@ -60,7 +62,7 @@ impl Standing {
     /// It takes nothing for now: nothing new before the pause has ended.
     pub(super) fn close(&mut self, incarnation: Option<Incarnation>, now: Duration) {
         if self.pause_until <= now {
-            self.pause(now, Duration::ZERO);
+            self.pause(now);
         }
         self.closed_for = incarnation;
     }
@@ -77,13 +79,13 @@ impl Standing {
         match class {
             Class::NoModel => _ = self.without.insert(model),
             Class::Denied => _ = self.denied.insert(model),
-            Class::EngineDown | Class::LoadFailed => self.pause(now, Duration::ZERO),
+            Class::EngineDown | Class::LoadFailed => self.pause(now),
             // Many attempts are lost with one agent: that is one loss.
-            Class::Lost if self.pause_until <= now => self.pause(now, Duration::ZERO),
+            Class::Lost if self.pause_until <= now => self.pause(now),
             Class::RunnerCrash | Class::EngineError | Class::Stalled | Class::Deadline => {
                 self.failures_in_a_row += 1;
                 if self.failures_in_a_row >= 2 {
-                    self.pause(now, Duration::ZERO);
+                    self.pause(now);
                 }
             }
             Class::Busy
@@ -100,15 +102,62 @@ impl Standing {
         }
     }
 
-    /// Nothing new for a while, longer each time until a result comes.
-    pub(super) fn pause(&mut self, now: Duration, at_least: Duration) {
+    /// All its places are taken: coordinators that ask for one place ask again at different times (full jitter), and
+    /// none before the agent says.
+    pub(super) fn busy(&mut self, now: Duration, at_least: Duration, random: &mut Random) {
+        let pause = random.up_to(self.longer()).max(at_least);
+        self.pause_until = now + pause.min(PAUSE.1);
+    }
+
+    /// Nothing new for a while.
+    fn pause(&mut self, now: Duration) {
+        self.pause_until = now + self.longer();
+    }
+
+    /// The next pause, twice the last until a result comes.
+    fn longer(&mut self) -> Duration {
         let doubled = PAUSE.0 * 2u32.saturating_pow(self.pauses.min(6));
-        self.pause_until = now + doubled.max(at_least).min(PAUSE.1);
         self.pauses += 1;
+        doubled.min(PAUSE.1)
     }
 }
 
 /// Weighs the new measurement with a quarter; the first one counts whole.
 pub(super) fn smoothed(old: Duration, new: Duration) -> Duration {
     if old.is_zero() { new } else { (old * 3 + new) / 4 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: u64 = 20;
+
+    #[test]
+    fn a_busy_install_is_asked_again_at_random_within_pauses_that_double_up_to_half_a_minute() {
+        for round in 0..8 {
+            let longest = (PAUSE.0 * 2u32.pow(round)).min(PAUSE.1);
+            let mut random = Random::new(SEED);
+            let mut pause = |at_least| {
+                let mut standing = Standing { pauses: round, ..Standing::default() };
+                standing.busy(Duration::from_secs(9), at_least, &mut random);
+                standing.pause_until - Duration::from_secs(9)
+            };
+            let all: Vec<Duration> = (0..100).map(|_| pause(Duration::ZERO)).collect();
+            assert!(all.iter().all(|pause| *pause <= longest), "seed {SEED}, round {round}: {all:?}");
+            let spread = all.iter().filter(|pause| **pause < longest / 2).count();
+            assert!((30..70).contains(&spread), "seed {SEED}, round {round}: {spread} of 100 below the half");
+            assert!(pause(Duration::from_millis(250)) >= Duration::from_millis(250), "the agent's word holds");
+            assert_eq!(pause(Duration::from_secs(3_600)), PAUSE.1, "within what is waited at most");
+        }
+    }
+
+    #[test]
+    fn the_pauses_of_failures_are_not_shortened() {
+        let mut standing = Standing::default();
+        for seconds in [0.5, 1.0, 2.0] {
+            standing.failed(ModelIndex(0), Class::EngineDown, Duration::ZERO);
+            assert_eq!(standing.pause_until, Duration::from_secs_f64(seconds));
+        }
+    }
 }

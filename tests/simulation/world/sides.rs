@@ -35,9 +35,10 @@ impl World {
         if self.sides[side].up.is_some() {
             return;
         }
+        let seed = self.random.next();
         let entry = &mut self.sides[side];
         let now = entry.clock.shows(self.now);
-        entry.up = Some(Up::start(entry.job, &entry.disk, entry.chunks, entry.life, now));
+        entry.up = Some(Up::start(entry.job, &entry.disk, entry.chunks, seed, now));
         for install in 0..self.installs.len() {
             self.connect(side, install);
         }
