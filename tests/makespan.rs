@@ -228,6 +228,7 @@ impl World {
             width: lane.of.width,
             models: models.clone(),
             largest: Largest::default(),
+            shut: false,
             warm: BTreeSet::new(),
             loads: BTreeMap::new(),
             rivals: BTreeSet::new(),

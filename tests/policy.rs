@@ -1,11 +1,15 @@
 //! What an agent's policy denies, with the real programs: nothing of it reaches an engine, the rule is shown before and
 //! after, and where everybody denies a job it ends with the table and code 77.
 
-use std::{collections::BTreeSet, fs, process::Output};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    process::{Child, Output},
+};
 
 use serde_json::Value;
 use tropa_tests::{
-    harness::{Hardware, Running, World, results},
+    harness::{Hardware, Running, World, results, wait_until},
     history::{self, Expect, What},
 };
 
@@ -140,6 +144,109 @@ fn pictures_are_denied_unless_they_are_allowed_and_a_denied_job_goes_on_where_th
     assert!(rows.len() == 2 && rows.iter().all(|row| row["error"].is_null()), "{}", said(&output));
 }
 
+/// A world in which agents have the wall clock that [`set_clock`] says, in UTC.
+fn clocked() -> World {
+    let mut world = world();
+    world.set_env("TROPA_TEST_WALL_FILE", world.path("wall"));
+    world.set_env("TROPA_TEST_HOURS_LOOK_MS", "50");
+    world
+}
+
+/// Sets the agents' clock to this hour of 28 November 2026.
+fn set_clock(world: &World, hour: u64) {
+    const MIDNIGHT: u64 = 1_795_824_000;
+    world.file("wall.new", &(MIDNIGHT + hour * 3_600).to_string()).unwrap();
+    fs::rename(world.path("wall.new"), world.path("wall")).unwrap();
+}
+
+/// Starts a job, with what it says in `job.err` and what comes of it in `job.out`.
+fn begin(world: &World, prompts: usize) -> Child {
+    let text: String = (0..prompts).map(|n| format!("prompt {n} about a llama\n")).collect();
+    let input = world.file("prompts.txt", &text).unwrap();
+    let mut run = world.tropa(&["run", input.to_str().unwrap(), "--allow-declared"]);
+    run.stdout(File::create(world.path("job.out")).unwrap());
+    run.stderr(File::create(world.path("job.err")).unwrap()).spawn().unwrap()
+}
+
+fn said_so_far(world: &World) -> String {
+    fs::read_to_string(world.path("job.err")).unwrap_or_default()
+}
+
+/// What a plan of one prompt says of each install: its part, why, and the exit code.
+fn parts(world: &World) -> (BTreeMap<String, (String, String)>, Option<i32>) {
+    let input = world.file("one.txt", "a llama\n").unwrap();
+    let plan = world.run(&["plan", input.to_str().unwrap(), "--allow-declared", "--json"]).unwrap();
+    let json: Value = serde_json::from_slice(&plan.stdout).unwrap_or_else(|_| panic!("{}", said(&plan)));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let rows = json["rows"].as_array().unwrap().iter();
+    let parts = rows.map(|row| (text(&row["label"]), (text(&row["part"]), text(&row["why"]))));
+    (parts.collect(), plan.status.code())
+}
+
+fn finished(world: &World, mut job: Child, prompts: usize) {
+    let status = job.wait().unwrap();
+    assert_eq!(status.code(), Some(0), "{}", said_so_far(world));
+    let rows = results(&fs::read_to_string(world.path("job.out")).unwrap()).unwrap();
+    assert!(rows.len() == prompts && rows.iter().all(|row| row["error"].is_null()), "{rows:?}");
+}
+
+#[test]
+fn a_job_waits_for_the_hours_of_an_install_and_the_plan_says_when_they_begin() {
+    let world = clocked();
+    set_clock(&world, 9);
+    let _one = agent(&world, 1, &["--only-hours", "22:00-06:00"]);
+    let rule = "it takes nothing at present: hours: it opens at 2026-11-28T22:00:00+00:00; its hours are 22:00-06:00";
+    let shut = ("shut".to_owned(), rule.to_owned());
+    assert_eq!(parts(&world), ([("host-1".to_owned(), shut.clone())].into(), Some(0)));
+    let machines = world.run(&["machines", "--why", "--allow-declared"]).unwrap();
+    let shown = String::from_utf8_lossy(&machines.stdout).into_owned();
+    assert!(shown.contains("permits work at 22:00-06:00") && shown.contains(rule), "{shown}");
+    let job = begin(&world, 4);
+    wait_until("it says for whom it waits", || said_so_far(&world).contains("host-1: hours: it opens at"))
+        .unwrap();
+    assert!(world.witness().unwrap().timeline().is_empty(), "nothing runs before");
+    set_clock(&world, 22);
+    finished(&world, job, 4);
+    let denied = said_so_far(&world);
+    assert!(!denied.contains("REMEDY"), "{denied}");
+    set_clock(&world, 30);
+    wait_until("it is shut again", || parts(&world).0["host-1"].0 == "shut").unwrap();
+}
+
+#[test]
+fn what_waits_where_hours_end_during_a_job_goes_to_whom_they_begin() {
+    let world = clocked();
+    set_clock(&world, 23);
+    let _one = agent(&world, 1, &["--only-hours", "22:00-06:00"]);
+    let _two = agent(&world, 2, &["--only-hours", "06:00-22:00"]);
+    let job = begin(&world, 300);
+    wait_until("one works", || world.witness().is_ok_and(|seen| !seen.timeline().is_empty())).unwrap();
+    assert!(world.witness().unwrap().installs("cpu2").is_empty(), "the other is shut");
+    set_clock(&world, 30);
+    finished(&world, job, 300);
+    assert!(!world.witness().unwrap().installs("cpu2").is_empty(), "and then it works");
+    let (parts, _) = parts(&world);
+    assert_eq!((&*parts["host-1"].0, &*parts["host-2"].0), ("shut", "works"));
+}
+
+#[test]
+fn no_more_chunks_start_in_an_hour_than_the_operator_permits_whoever_sends_them() {
+    let world = clocked();
+    set_clock(&world, 9);
+    let _one = agent(&world, 1, &["--max-rate", "3"]);
+    let _two = agent(&world, 2, &["--only-hours", "22:00-06:00"]);
+    assert_eq!(run(&world, 2, &[]).status.code(), Some(0));
+    let job = begin(&world, 4);
+    wait_until("it waits", || said_so_far(&world).contains("host-1: rate: it opens at 2026-11-28T")).unwrap();
+    assert_eq!(world.witness().unwrap().timeline().len(), 3, "of two jobs");
+    let why = parts(&world).0["host-1"].1.clone();
+    assert!(why.ends_with("3 chunks an hour are permitted"), "{why}");
+    set_clock(&world, 22);
+    finished(&world, job, 4);
+    let witness = world.witness().unwrap();
+    assert_eq!((witness.timeline().len(), witness.installs("cpu2").len()), (6, 1), "the rest elsewhere");
+}
+
 #[test]
 fn a_policy_that_cannot_be_followed_names_its_flag_and_starts_nothing() {
     let world = world();
@@ -153,6 +260,9 @@ fn a_policy_that_cannot_be_followed_names_its_flag_and_starts_nothing() {
         ("--only-model", ":*", "it is not a name"),
         ("--max-num-ctx", "0", "--max-num-ctx"),
         ("--max-num-predict", "many", "--max-num-predict"),
+        ("--only-hours", "22-6", "22-6 is not HH:MM-HH:MM, such as 22:00-06:00"),
+        ("--only-hours", "06:00-06:00", "06:00-06:00 is a whole day or nothing"),
+        ("--max-rate", "0", "--max-rate"),
     ] {
         let output = world.agent_command(&[flag, value]).output().unwrap();
         assert_eq!(output.status.code(), Some(64), "{flag} {value}: {}", said(&output));

@@ -11,10 +11,12 @@
 
 mod event;
 mod health;
+mod intake;
 mod lane;
 mod lease;
 mod past;
 mod queue;
+mod rate;
 mod state;
 
 use std::{
@@ -28,7 +30,7 @@ use tropa_proto::{
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     message::{Failure, Place, Refusal},
-    proof::{Bug, planted},
+    permit::Denial,
 };
 
 pub use self::{
@@ -39,7 +41,8 @@ use self::{
     health::Health,
     lease::Leases,
     past::Past,
-    state::{Lane, Queued, State},
+    rate::Rate,
+    state::{Lane, State},
 };
 
 /// Attempts that stay known: a day of work at one a second, and some 20 MiB at most. Beyond it what is acknowledged is
@@ -97,6 +100,9 @@ pub struct Admission {
     unsettled: bool,
     health: Health,
     draining: Option<String>,
+    /// The rule by which nothing is taken at present.
+    shut: Option<Denial>,
+    rate: Rate,
     /// Who was served last, and whose runner options have the turn since when.
     last: Option<AgentId>,
     turn: Option<(String, Instant)>,
@@ -123,6 +129,8 @@ impl Admission {
             unsettled: false,
             health: Health::default(),
             draining: None,
+            shut: None,
+            rate: Rate::default(),
             last: None,
             turn: None,
             turn_lasts: TURN,
@@ -133,6 +141,18 @@ impl Admission {
     #[must_use]
     pub fn with_turns_of(self, turn_lasts: Duration) -> Self {
         Self { turn_lasts, ..self }
+    }
+
+    /// Lets so many attempts start in an hour; 0: any.
+    #[must_use]
+    pub fn with_rate(self, most: u32) -> Self {
+        Self { rate: Rate::new(most), ..self }
+    }
+
+    /// Says when attempts may start again, where as many have started as may in an hour.
+    #[must_use]
+    pub fn used_up_until(&self, now: Instant) -> Option<Instant> {
+        self.rate.used_up_until(now)
     }
 
     /// Says which attempts need all devices of the install instead of those of what is loaded: their models are not
@@ -240,7 +260,7 @@ impl Admission {
             Event::LaneFailed(why) => {
                 self.lane = Lane::Free;
                 self.health.put_off();
-                self.give_back(&why, &mut actions);
+                self.give_back(&Refusal::Draining(Text::cut(&why)), &mut actions);
             }
             Event::Settled => {
                 if let Lane::Settling { since } = self.lane {
@@ -287,8 +307,14 @@ impl Admission {
                 }
             }
             Event::Drain(why) => {
-                self.give_back(&why, &mut actions);
+                self.give_back(&Refusal::Draining(Text::cut(&why)), &mut actions);
                 self.draining = Some(why);
+            }
+            Event::Shut(denial) => {
+                if let Some(denial) = &denial {
+                    self.give_back(&Refusal::Denied(denial.text()), &mut actions);
+                }
+                self.shut = denial;
             }
             Event::Placed { someone_waits } => self.placed(someone_waits),
             Event::Tick { someone_waits, displaced } => self.tick(someone_waits, displaced, now),
@@ -304,67 +330,18 @@ impl Admission {
         actions
     }
 
-    fn run(
-        &mut self,
-        key: Key,
-        incarnation: Incarnation,
-        asked: Result<(String, usize), Unfit>,
-        room: bool,
-        now: Instant,
-        actions: &mut Vec<Action>,
-    ) {
-        if incarnation != self.incarnation {
-            actions.push(Action::Refuse(key, Refusal::Stale(self.incarnation)));
-            return;
-        }
-        if let Some(state) = self.known.get(&key)
-            && !planted(Bug::RunNotIdempotent)
-        {
-            actions.push(self.present(key, state));
-            return;
-        }
-        let at_once = asked.as_ref().map_or(1, |(_, at_once)| *at_once);
-        let refusal = if let Err(Unfit::Denied(denial)) = &asked {
-            Some(Refusal::Denied(denial.text()))
-        } else if let Some(why) = &self.draining {
-            Some(Refusal::Draining(Text::cut(why)))
-        } else if !room {
-            Some(Refusal::Draining(Text::cut("results wait to be fetched, and no more fit in memory")))
-        } else if let Some(refusal) = self.health.refusal() {
-            Some(refusal)
-        } else if !self.has_place(&key, at_once) {
-            Some(Refusal::Busy { retry_ms: RETRY_MS })
-        } else if !self.can_remember() {
-            Some(Refusal::Draining(Text::cut(
-                "no more attempts can be remembered before results are fetched",
-            )))
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            actions.push(Action::Refuse(key, refusal));
-            return;
-        }
-        let runner = match asked {
-            Ok((runner, _)) => runner,
-            Err(Unfit::Failed(failure)) => return self.fail(key, failure, actions),
-            Err(Unfit::Denied(_)) => return,
-        };
-        let waits = (!matches!(self.lane, Lane::Held { .. })).then_some(now);
-        self.known.insert(key, State::Queued(Queued { runner, at_once, waits }));
-        self.held.insert(key);
-        self.queues.entry(key.0).or_default().push_back(key.1);
-        self.leases.begin(key.0, key.1.job, now);
-    }
-
     /// An attempt is over: its result is in the outbox, or this is why there is none.
     fn finished(&mut self, key: Key, failure: Option<Failure>, actions: &mut Vec<Action>) {
         if self.known.get(&key) != Some(&State::Checking) {
             return;
         }
         self.checking -= 1;
-        if self.health.ended(&key, failure.as_ref()) {
-            self.refuse_queued(actions);
+        // Whoever waits wants the engine to be probed; without anybody it has time.
+        if self.health.ended(&key, failure.as_ref())
+            && self.queued() > 0
+            && let Some(refusal) = self.health.refusal()
+        {
+            self.give_back(&refusal, actions);
         }
         match failure {
             None => {
@@ -453,6 +430,7 @@ impl Admission {
             self.turn = Some((queued.runner.clone(), now));
         }
         self.last = Some(key.0);
+        self.rate.starts(now);
         self.known.insert(key, State::Running { runner: queued.runner });
         self.running.insert(key);
         actions.push(Action::Accept(key, Place::Running));

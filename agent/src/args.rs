@@ -8,13 +8,19 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use tropa_proto::{
-    bounded::List, mesh::AGENT_MEMORY, message::ModelName, permit::Permit, proof, secret::MeshSecret,
+    bounded::{List, Text},
+    mesh::AGENT_MEMORY,
+    message::ModelName,
+    permit::Permit,
+    proof,
+    secret::MeshSecret,
 };
 
 use crate::{
     Config,
     device_lock::LockPlaces,
     evidence::{LaneError, LaneSpec, Root},
+    hours::{Hours, HoursError},
     ollama::{OllamaUrl, UrlError, begins_name, full_name, is_name},
     places::Places,
     policy::{Network, NetworkError, Policy},
@@ -91,6 +97,13 @@ pub struct Args {
     /// Run only what comes from this network (repeatable), such as 127.0.0.0/8 [default: the whole mesh]
     #[arg(long, value_name = "ADDR[/BITS]", env = "TROPA_ONLY_FROM", value_delimiter = ',')]
     pub only_from: Vec<String>,
+    /// Run something only between these times of day (repeatable), such as 22:00-06:00, in local time (TZ, else
+    /// the host's; a container's is mostly UTC); what runs when they end is finished [default: all day]
+    #[arg(long, value_name = "HH:MM-HH:MM", env = "TROPA_ONLY_HOURS", value_delimiter = ',')]
+    pub only_hours: Vec<String>,
+    /// Start no more chunks than this in an hour, for all coordinators together [default: any number]
+    #[arg(long, value_name = "N", env = "TROPA_MAX_RATE", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_rate: Option<u32>,
     /// Take prompts with pictures, whose decoders have had more holes than those of text
     #[arg(long)]
     pub allow_images: bool,
@@ -142,6 +155,9 @@ pub enum ArgsError {
     /// A network cannot be read.
     #[error("--only-from cannot be used")]
     OnlyFrom(#[source] NetworkError),
+    /// A range of hours cannot be read.
+    #[error("--only-hours cannot be used")]
+    OnlyHours(#[source] HoursError),
     /// The secret cannot be read.
     #[error("reading the mesh secret failed")]
     Secret(#[source] tropa_proto::secret::SecretError),
@@ -176,7 +192,8 @@ impl ArgsError {
             | Self::Lane(_)
             | Self::Log(..)
             | Self::OnlyModel(..)
-            | Self::OnlyFrom(_) => 64,
+            | Self::OnlyFrom(_)
+            | Self::OnlyHours(_) => 64,
         }
     }
 }
@@ -241,6 +258,7 @@ impl Args {
             let why = format!("there are more than {} of them", List::<ModelName, 64>::MAX);
             ArgsError::OnlyModel(self.only_model.join(","), why)
         };
+        let hours = Hours::read(&self.only_hours).map_err(ArgsError::OnlyHours)?;
         let networks = self.only_from.iter().map(|network| network.parse::<Network>());
         Ok(Policy {
             allow_remote_models: self.allow_remote_models,
@@ -250,7 +268,11 @@ impl Args {
                 num_ctx: self.max_num_ctx.unwrap_or(0),
                 num_predict: self.max_num_predict.unwrap_or(0),
                 images: self.allow_images,
+                hours: Text::cut(&hours.to_string()),
+                rate: self.max_rate.unwrap_or(0),
+                shut: None,
             },
+            hours,
             only_from: networks.collect::<Result<_, _>>().map_err(ArgsError::OnlyFrom)?,
         })
     }

@@ -118,7 +118,9 @@ impl Executor {
         let policy = Arc::new(ollama.policy().clone());
         let turns = proof::number("TROPA_TEST_TURN_MS").map_or(TURN, Duration::from_millis);
         let executor = Self {
-            admission: Admission::new(settings.incarnation, settings.admits()).with_turns_of(turns),
+            admission: Admission::new(settings.incarnation, settings.admits())
+                .with_turns_of(turns)
+                .with_rate(policy.permit.rate),
             ollama,
             settings,
             outbox: Outbox::default(),
@@ -186,6 +188,7 @@ impl Executor {
             waiting_results: self.outbox.len(),
             settling: self.admission.is_settling(),
             unsettled: self.last_unsettled,
+            used_up_until: self.admission.used_up_until(now()),
         };
         self.load.send_if_modified(|before| std::mem::replace(before, load) != load);
         // In whole mebibytes, so that it is not news with every result.
@@ -247,6 +250,7 @@ impl Executor {
                 self.beats.attach(peer, job, reports, now());
             }
             Order::Drain(why) => self.handle([Event::Drain(why)]),
+            Order::Shut(rule) => self.handle([Event::Shut(rule)]),
             Order::Occupy(devices) => {
                 self.settings.devices = *devices;
                 let someone_waits = self.held.as_ref().is_some_and(Held::someone_waits);

@@ -12,11 +12,13 @@ pub mod device_lock;
 pub mod evidence;
 pub mod execute;
 mod exposure;
+pub mod hours;
 mod joining;
 mod live_test;
 pub mod machine;
 pub mod occupation;
 pub mod ollama;
+mod opening;
 pub mod outbox;
 pub mod places;
 pub mod policy;
@@ -63,6 +65,7 @@ use crate::{
     live_test::LiveTests,
     machine::{Here, Machine},
     ollama::{Ollama, OllamaUrl},
+    opening::Opening,
     policy::Policy,
     runtime_dir::{Presence, RuntimePlaces},
     state::State,
@@ -176,6 +179,7 @@ pub struct Agent {
     load: watch::Receiver<Load>,
     guests: watch::Receiver<Guests>,
     stop: CancellationToken,
+    opening: Opening,
     executing: JoinHandle<()>,
     presence: Option<Presence>,
     members: BTreeSet<AgentId>,
@@ -252,6 +256,7 @@ impl Agent {
             locks,
             stock,
             orders,
+            opening: Opening::new(),
             stop,
             executing,
             presence,
@@ -288,10 +293,13 @@ impl Agent {
                 self.renew().await?;
                 next_announcement = now();
             }
+            if self.look_at_hours().await {
+                next_announcement = now();
+            }
             if next_announcement <= now() {
                 next_announcement = now() + self.announce().await?;
             }
-            let turn = next_announcement.min(self.renews_at());
+            let turn = next_announcement.min(self.renews_at()).min(self.opening.next);
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,

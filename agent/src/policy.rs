@@ -7,6 +7,8 @@ use std::{net::IpAddr, str::FromStr};
 
 use tropa_proto::permit::{Denial, Permit, Rule};
 
+use crate::hours::Hours;
+
 /// What the operator permits. The default is an install with no limits, on which nothing leaves the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -16,6 +18,8 @@ pub struct Policy {
     pub allow_old: bool,
     /// What may run.
     pub permit: Permit,
+    /// When it may.
+    pub hours: Hours,
     /// Where work may come from; empty: anywhere.
     pub only_from: Vec<Network>,
 }

@@ -19,6 +19,7 @@ use tropa_proto::{
     bounded::Text,
     evidence::{Evidence, Facts, Key, Salt},
     message::{Description, EngineState, Inventory},
+    permit::Shut,
     roster::Hashes,
     system,
 };
@@ -56,6 +57,8 @@ pub(crate) struct Stock {
     due: Instant,
     evidence_due: Instant,
     busy: bool,
+    /// Why nothing is taken at present.
+    shut: Option<Shut>,
     taking: Option<JoinHandle<(Option<Facts>, Inventory)>>,
 }
 
@@ -93,6 +96,7 @@ impl Stock {
             due: now() + EVERY,
             evidence_due: now() + EVIDENCE_EVERY,
             busy: false,
+            shut: None,
             taking: None,
         };
         stock.schedule();
@@ -117,6 +121,12 @@ impl Stock {
     /// The hashes of evidence and inventory, for announcements.
     pub(crate) fn hashes(&self) -> Hashes {
         self.hashes
+    }
+
+    /// Says in what is published why the install takes nothing at present; says whether that is news.
+    pub(crate) fn shut(&mut self, why: Option<Shut>) -> bool {
+        self.shut = why;
+        self.publish()
     }
 
     /// Takes stock soon: the install has begun or ceased to work.
@@ -146,6 +156,12 @@ impl Stock {
         }
         self.description.inventory = inventory;
         self.schedule();
+        self.publish()
+    }
+
+    /// Describes what is known now; says whether anything in it has changed.
+    fn publish(&mut self) -> bool {
+        self.description.inventory.permit.shut.clone_from(&self.shut);
         let hashes = self.description.hashes();
         std::mem::replace(&mut self.hashes, hashes) != hashes
     }

@@ -93,6 +93,8 @@ pub enum Part {
     Works,
     /// It stands in for an install with which it shares a device, and adds nothing.
     StandsIn,
+    /// Its agent takes nothing at present and will later: it works then.
+    Shut,
     /// Its agent's policy denies the job.
     Denied,
     /// It gets no work.
@@ -102,7 +104,8 @@ pub enum Part {
 /// Tells the scheduler what the roster says: who can run which models of the job, and who is whose rival.
 #[must_use]
 pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
-    let able = view.installs.iter().filter(|install| install.out.is_none());
+    let takes = |install: &&Install| matches!(install.out, None | Some(Out::Shut(_)));
+    let able = view.installs.iter().filter(takes);
     able.map(|install| {
         let having = |loaded: bool| {
             let held = (0..).zip(models).filter(|(_, pinned)| {
@@ -121,6 +124,7 @@ pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
                 context: inventory.permit.num_ctx,
                 answer: inventory.permit.num_predict,
             }),
+            shut: install.out.is_some(),
             warm: having(true),
             loads: (0..)
                 .map(ModelIndex)
@@ -182,7 +186,7 @@ pub fn plan_without(view: &View, items: u64, models: &[Pinned], contexts: &[u32]
 /// The installs that work at the same time when all have work, in the scheduler's order.
 #[must_use]
 pub fn at_work(installs: &[schedule::Install]) -> BTreeSet<AgentId> {
-    let mut order: Vec<_> = installs.iter().collect();
+    let mut order: Vec<_> = installs.iter().filter(|install| !install.shut).collect();
     order.sort_by_key(|install| (install.warm.is_empty(), install.agent));
     let mut together = Together::default();
     order.into_iter().for_each(|install| _ = together.admit(install));
@@ -222,6 +226,7 @@ impl Plan {
             let part = match row.part {
                 Part::Works => "works",
                 Part::StandsIn => "stands in",
+                Part::Shut => "shut",
                 Part::Denied => "denied",
                 Part::Out => "out",
             };
@@ -250,20 +255,26 @@ impl Plan {
     }
 
     /// How a command ends that runs nothing else: with [`Exit::NotAuthorised`] where the only installs that could do it
-    /// deny it.
+    /// deny it for good.
     #[must_use]
     pub fn exit(&self) -> Exit {
-        match (self.at_once, self.is_denied()) {
-            (0, true) => Exit::NotAuthorised,
-            (0, false) => Exit::NothingCanRun,
-            (_, _) => Exit::Done,
+        if self.at_once > 0 || self.has(Part::Shut) {
+            Exit::Done
+        } else if self.is_denied() {
+            Exit::NotAuthorised
+        } else {
+            Exit::NothingCanRun
         }
     }
 
-    /// Nobody works, and whoever could denies it.
+    /// Nobody works or ever will, and whoever could denies it.
     #[must_use]
     pub fn is_denied(&self) -> bool {
-        self.at_once == 0 && self.rows.iter().any(|row| row.part == Part::Denied)
+        self.at_once == 0 && self.has(Part::Denied) && !self.has(Part::Shut)
+    }
+
+    fn has(&self, part: Part) -> bool {
+        self.rows.iter().any(|row| row.part == part)
     }
 
     /// Says why nothing can run: as the whole plan, or where all deny it, who denies it by which rule and what would
@@ -289,6 +300,8 @@ impl Part {
     fn of(install: &Install, has_model: bool, denied: bool, at_work: &BTreeSet<AgentId>) -> Self {
         if denied {
             Self::Denied
+        } else if matches!(install.out, Some(Out::Shut(_))) && has_model {
+            Self::Shut
         } else if install.out.is_some() || !has_model {
             Self::Out
         } else if at_work.contains(&install.agent) {
@@ -312,7 +325,7 @@ fn row(
     let rules: Vec<String> = had.iter().filter_map(|pinned| denial(install, pinned)).collect();
     let denied = match &install.out {
         Some(Out::Denied(rule)) if has_model => Some(rule),
-        None if has_model => {
+        None | Some(Out::Shut(_)) if has_model => {
             denials.get(&install.agent).or(rules.first().filter(|_| rules.len() == had.len()))
         }
         Some(_) | None => None,
@@ -320,8 +333,9 @@ fn row(
     let part = Part::of(install, has_model, denied.is_some(), at_work);
     let (why, remedy) = match (denied, &install.out, part) {
         (Some(rule), ..) => reason_denied(rule, &install.label),
+        (None, Some(Out::Shut(_)), Part::Out) => reason_no_model(install, &missing),
         (None, Some(out), _) => reason_out(out, &install.label),
-        (None, None, Part::Out | Part::Denied) => reason_no_model(install, &missing),
+        (None, None, Part::Out | Part::Denied | Part::Shut) => reason_no_model(install, &missing),
         (None, None, Part::Works) if install.evidence.declared => {
             ("own hardware, as declared".to_owned(), String::new())
         }
@@ -368,6 +382,7 @@ pub fn reason_out(out: &Out, label: &str) -> (String, String) {
                 .to_owned(),
         ),
         Out::Denied(rule) => reason_denied(rule, label),
+        Out::Shut(rule) => (format!("it takes nothing at present: {rule}"), reason_denied(rule, label).1),
         Out::Down(why) => {
             (format!("its Ollama does not answer: {why}"), format!("start Ollama on {label}: ollama serve"))
         }
@@ -399,6 +414,8 @@ fn reason_denied(rule: &str, label: &str) -> (String, String) {
             format!("ask for less with --max-tokens, or {}", agent("with a larger --max-num-predict"))
         }
         Some(Rule::Images) => agent("with --allow-images"),
+        Some(Rule::Hours) => format!("wait, or {}", agent("with other --only-hours")),
+        Some(Rule::Rate) => format!("wait, or {}", agent("with a larger --max-rate")),
         None => format!("ask whoever runs the agent on {label}"),
     };
     (format!("{DENIED}{rule}"), remedy)
@@ -427,6 +444,12 @@ pub fn permitted(permit: &Permit) -> Vec<String> {
         if most > 0 {
             rules.push(format!("{what} at most {most}"));
         }
+    }
+    if !permit.hours.is_empty() {
+        rules.push(format!("work at {}", &*permit.hours));
+    }
+    if permit.rate > 0 {
+        rules.push(format!("{} chunks an hour", permit.rate));
     }
     if !permit.images {
         rules.push("no pictures".to_owned());
@@ -482,7 +505,10 @@ fn summary(installs: usize, machines: &str, at_once: usize, rows: &[Row]) -> Str
     let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
     let head = format!("{}, {machines}", plural(installs, "install"));
     if at_once == 0 {
-        return format!("{head}: nothing can run this job.");
+        return match rows.iter().find(|row| row.part == Part::Shut) {
+            Some(row) => format!("{head}: nothing runs before {} opens: {}.", row.label, row.why),
+            None => format!("{head}: nothing can run this job."),
+        };
     }
     let how = format!("{} at a time", plural(at_once, "chunk"));
     let stand_ins = rows.iter().filter(|row| row.part == Part::StandsIn).count();

@@ -8,10 +8,11 @@ mod alive;
 mod effects;
 mod learned;
 mod reports;
+mod standstill;
 mod widths;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Duration,
 };
 
@@ -34,7 +35,7 @@ use crate::{
     plan::{self, Denials, Pinned},
     progress::{MachineProgress, Progress, Snapshot},
     report::Output,
-    schedule::{Event, Install, Kind, ModelIndex, Schedule},
+    schedule::{Event, Install, ModelIndex, Schedule},
     speeds::Speeds,
     stop::{Stop, Stopped},
 };
@@ -130,6 +131,8 @@ struct Loop<'a> {
     started: Duration,
     hello: Hello,
     stuck_since: Option<Duration>,
+    /// What was last said of those who are waited for.
+    waits_for: String,
     stopped: Option<Stopped>,
     cancelled: Option<Cancel>,
     /// What agents and machines are called, as the journal was told.
@@ -209,6 +212,7 @@ impl Runner<'_> {
             started,
             hello,
             stuck_since: None,
+            waits_for: String::new(),
             stopped: None,
             cancelled: None,
             names: BTreeMap::new(),
@@ -382,6 +386,7 @@ impl Loop<'_> {
         let stuck = self.schedule.stuck(now);
         if stuck.is_empty() {
             self.stuck_since = None;
+            self.say_what_opens();
             return Ok(None);
         }
         let since = *self.stuck_since.get_or_insert(now);
@@ -389,35 +394,6 @@ impl Loop<'_> {
             return Ok(None);
         }
         Ok(Some(End::Stuck(self.why_stuck(&stuck))))
-    }
-
-    fn why_stuck(&mut self, stuck: &BTreeSet<Kind>) -> Stuck {
-        let items = self.snapshot.total - self.snapshot.done - self.snapshot.failed;
-        let left = |pinned: &Pinned, index| {
-            let of_model = stuck.iter().filter(|kind| kind.model == ModelIndex(index));
-            let asked = |kind: &Kind| Some((kind.context, *pinned.asks.get(&kind.context)?));
-            Pinned { asks: of_model.filter_map(asked).collect(), ..pinned.clone() }
-        };
-        let wanted: Vec<Pinned> = (0..)
-            .zip(&self.run.models)
-            .filter(|(index, _)| stuck.iter().any(|kind| kind.model == ModelIndex(*index)))
-            .map(|(index, pinned)| left(pinned, index))
-            .collect();
-        let view = self.run.members.view();
-        if view.installs.is_empty() {
-            let why = "no agent is left; start one beside an Ollama: tropa-agent\n".to_owned();
-            return Stuck { why, exit: Exit::NothingCanRun };
-        }
-        let plan = plan::plan_without(view, items, &wanted, &[], &self.denials);
-        let mut why = plan.why_nothing();
-        if plan.is_denied() {
-            return Stuck { why, exit: Exit::NotAuthorised };
-        }
-        let refused: BTreeSet<&String> = self.last_words.values().collect();
-        for detail in refused.into_iter().filter(|detail| !detail.is_empty()).take(4) {
-            why.push_str(&format!("{}\n", crate::terminal::escaped(detail)));
-        }
-        Stuck { why, exit: Exit::NothingCanRun }
     }
 
     fn next_turn(&self) -> Duration {

@@ -43,6 +43,7 @@ use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId, MachineId},
     message::{Place, Refusal},
+    permit::Rule,
 };
 
 use crate::random::Random;
@@ -342,6 +343,11 @@ impl Schedule {
             }
             // It was given up before it started, because nothing was heard of this coordinator.
             Refusal::Unknown => Class::Busy,
+            // The roster tells when it opens.
+            Refusal::Denied(denial) if Rule::of(denial).is_some_and(Rule::passes) => {
+                standing.busy(now, Duration::ZERO, &mut self.random);
+                Class::Busy
+            }
             Refusal::NoModel => Class::NoModel,
             Refusal::Denied(_) => Class::Denied,
         };

@@ -1,4 +1,4 @@
-//! What an agent permits of its install: which models, how large, and whether pictures may be sent.
+//! What an agent permits of its install: which models, how large, whether pictures may be sent, when, and how much.
 //!
 //! The operator says it to the agent, which refuses what is not permitted before anything reaches the engine. It
 //! publishes it as well, so that a coordinator sends nothing in vain and can say beforehand who denies what; both
@@ -25,6 +25,23 @@ pub struct Permit {
     pub num_predict: u32,
     /// Pictures may be sent.
     pub images: bool,
+    /// The hours in which work is taken, in the local time of the agent, as their operator wrote them; empty: always.
+    /// Shown; [`Permit::shut`] decides.
+    pub hours: Text<128>,
+    /// Chunks that may start in an hour, whoever sends them; 0: any.
+    pub rate: u32,
+    /// Why nothing is taken at present; `None`: work is.
+    pub shut: Option<Shut>,
+}
+
+/// Why an install takes nothing at present, with when it does again: a time with its offset as in RFC 3339, of the agent's
+/// wall clock. That is shown and decides nothing: the agent says when it is open again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shut {
+    /// It is outside the hours of the policy.
+    Hours(Text<40>),
+    /// As many chunks as the policy permits in an hour have started.
+    Rate(Text<40>),
 }
 
 /// What a request asks of an install; 0 where it does not say.
@@ -53,6 +70,10 @@ pub enum Rule {
     NumPredict,
     /// Pictures.
     Images,
+    /// The time of day.
+    Hours,
+    /// How many chunks have started.
+    Rate,
 }
 
 /// A rule, and what stands against what was asked.
@@ -67,12 +88,21 @@ pub struct Denial {
 /// Everything is permitted.
 impl Default for Permit {
     fn default() -> Self {
-        Self { models: List::default(), num_ctx: 0, num_predict: 0, images: true }
+        Self {
+            models: List::default(),
+            num_ctx: 0,
+            num_predict: 0,
+            images: true,
+            hours: Text::default(),
+            rate: 0,
+            shut: None,
+        }
     }
 }
 
 impl Permit {
-    /// Gives the first rule that denies this, in the order of [`Rule`]; `None` where all is permitted.
+    /// Gives the first rule that denies this for good, in the order of [`Rule`]; `None` where all is permitted, if not at
+    /// present.
     #[must_use]
     pub fn denies(&self, asks: &Asks<'_>) -> Option<Denial> {
         if !self.models.is_empty() && !self.models.iter().any(|permitted| names(permitted, asks.model)) {
@@ -93,6 +123,23 @@ impl Permit {
     }
 }
 
+impl Permit {
+    /// Gives the rule by which nothing is taken at present, with when that is over; `None` where work is taken.
+    #[must_use]
+    pub fn shut(&self) -> Option<Denial> {
+        Some(match self.shut.as_ref()? {
+            Shut::Hours(opens) => Denial {
+                rule: Rule::Hours,
+                why: format!("it opens at {}; its hours are {}", &**opens, &*self.hours),
+            },
+            Shut::Rate(opens) => Denial {
+                rule: Rule::Rate,
+                why: format!("it opens at {}; {} chunks an hour are permitted", &**opens, self.rate),
+            },
+        })
+    }
+}
+
 /// Says whether an entry of a permit stands for the model of this name.
 fn names(permitted: &str, model: &str) -> bool {
     match permitted.strip_suffix('*') {
@@ -105,7 +152,24 @@ fn names(permitted: &str, model: &str) -> bool {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Self; 5] = [Self::Coordinator, Self::Model, Self::NumCtx, Self::NumPredict, Self::Images];
+    pub const ALL: [Self; 7] = [
+        Self::Coordinator,
+        Self::Model,
+        Self::NumCtx,
+        Self::NumPredict,
+        Self::Images,
+        Self::Hours,
+        Self::Rate,
+    ];
+
+    /// Says whether what it denies is permitted later, without anybody doing anything.
+    #[must_use]
+    pub fn passes(self) -> bool {
+        match self {
+            Self::Hours | Self::Rate => true,
+            Self::Coordinator | Self::Model | Self::NumCtx | Self::NumPredict | Self::Images => false,
+        }
+    }
 
     /// Gives the name.
     #[must_use]
@@ -116,6 +180,8 @@ impl Rule {
             Self::NumCtx => "num_ctx",
             Self::NumPredict => "num_predict",
             Self::Images => "images",
+            Self::Hours => "hours",
+            Self::Rate => "rate",
         }
     }
 
@@ -197,6 +263,27 @@ mod tests {
             let denial = Denial { rule, why: "x".repeat(200) };
             assert_eq!(Rule::of(&denial.text()), Some(rule));
         }
-        assert_eq!(Rule::of("hours: closed"), None);
+        assert_eq!(Rule::of("weather: rain"), None);
+    }
+
+    #[test]
+    fn what_is_shut_says_until_when_and_is_denied_for_good_by_nothing() {
+        let opens = Text::cut("2026-11-28T22:00:00+01:00");
+        let hours = Permit {
+            hours: Text::cut("22:00-06:00"),
+            shut: Some(Shut::Hours(opens.clone())),
+            ..Permit::default()
+        };
+        let rate = Permit { rate: 40, shut: Some(Shut::Rate(opens)), ..Permit::default() };
+        for (permit, text) in [
+            (hours, "hours: it opens at 2026-11-28T22:00:00+01:00; its hours are 22:00-06:00"),
+            (rate, "rate: it opens at 2026-11-28T22:00:00+01:00; 40 chunks an hour are permitted"),
+        ] {
+            let denial = permit.shut().unwrap();
+            assert_eq!(denial.to_string(), text);
+            assert!(denial.rule.passes());
+            assert_eq!(permit.denies(&ASKS), None);
+        }
+        assert_eq!(Permit::default().shut(), None);
     }
 }

@@ -107,7 +107,20 @@ pub fn passes(name: &'static str) {
 #[must_use]
 pub fn number(name: &str) -> Option<u64> {
     #[cfg(all(feature = "planted", debug_assertions, unix))]
-    return std::env::var(name).ok()?.parse().ok();
+    return text(name)?.parse().ok();
+    #[cfg(not(all(feature = "planted", debug_assertions, unix)))]
+    {
+        let _ = name;
+        None
+    }
+}
+
+/// A text that a test gives to the program, such as the path of a file in the place of a clock; never in a release
+/// build.
+#[must_use]
+pub fn text(name: &str) -> Option<String> {
+    #[cfg(all(feature = "planted", debug_assertions, unix))]
+    return std::env::var(name).ok();
     #[cfg(not(all(feature = "planted", debug_assertions, unix)))]
     {
         let _ = name;

@@ -399,7 +399,7 @@ impl Roster {
         }
         match &inventory.engine {
             EngineState::Up if !entry.denied.is_empty() => Some(Out::Denied(entry.denied.clone())),
-            EngineState::Up => None,
+            EngineState::Up => inventory.permit.shut().map(|denial| Out::Shut(denial.to_string())),
             EngineState::Down(why) => Some(Out::Down(why.to_string())),
             EngineState::TooOld => Some(Out::TooOld(inventory.version.to_string())),
             EngineState::NotOllama(what) => Some(Out::NotOllama(what.to_string())),

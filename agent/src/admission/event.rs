@@ -78,6 +78,8 @@ pub enum Event {
     Expired(Key),
     /// Take nothing new; says why.
     Drain(String),
+    /// By this rule nothing new is taken and what waits goes back, until it is over (`None`).
+    Shut(Option<Denial>),
     /// What is loaded has changed, and with it what attempts need ([`super::Admission::place`]).
     Placed {
         /// Somebody waits for the devices that we hold.
@@ -134,6 +136,7 @@ impl Event {
             | Self::Probed { .. }
             | Self::Expired(_)
             | Self::Drain(_)
+            | Self::Shut(_)
             | Self::Placed { .. }
             | Self::Tick { .. } => None,
         }

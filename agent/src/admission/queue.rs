@@ -99,22 +99,11 @@ impl Admission {
     }
 
     /// Gives everything that has not started back to its coordinator.
-    pub(super) fn give_back(&mut self, why: &str, actions: &mut Vec<Action>) {
+    pub(super) fn give_back(&mut self, why: &Refusal, actions: &mut Vec<Action>) {
         for key in self.queued_keys() {
             self.unqueue(key);
             self.forget(key);
-            actions.push(Action::Refuse(key, Refusal::Draining(Text::cut(why))));
-        }
-    }
-
-    /// Refuses everything that has not started, as the engine's health says.
-    pub(super) fn refuse_queued(&mut self, actions: &mut Vec<Action>) {
-        for key in self.queued_keys() {
-            if let Some(refusal) = self.health.refusal() {
-                self.unqueue(key);
-                self.forget(key);
-                actions.push(Action::Refuse(key, refusal));
-            }
+            actions.push(Action::Refuse(key, why.clone()));
         }
     }
 

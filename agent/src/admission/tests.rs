@@ -442,6 +442,33 @@ fn what_the_policy_denies_is_refused_before_anything_else_and_not_kept() {
     assert!(!admission.knows(&key(1, 9)));
 }
 
+#[test]
+fn outside_its_hours_nothing_new_is_taken_what_waits_goes_back_and_what_runs_goes_on() {
+    let denial = Denial { rule: Rule::Hours, why: "it opens at six".to_owned() };
+    let refused = |key| Action::Refuse(key, Refusal::Denied(denial.text()));
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    assert_eq!(admission.handle(Event::Shut(Some(denial.clone())), at), [refused(key(1, 2))]);
+    assert_eq!(admission.handle(run(key(1, 3), "m"), at), [refused(key(1, 3))]);
+    assert_eq!(admission.running(), 1);
+    admission.handle(Event::Shut(None), at);
+    let taken = admission.handle(run(key(1, 2), "m"), at);
+    assert_eq!(taken, [Action::Accept(key(1, 2), Place::Next)], "it was given back and is not known");
+}
+
+#[test]
+fn where_as_many_have_started_as_may_in_an_hour_the_next_is_denied_by_name() {
+    let (mut admission, at) = (Admission::new(ME, 1).with_rate(2), now());
+    for peer in [1, 2] {
+        let actions = admission.handle(run(key(peer, 1), "m"), at);
+        assert!(!actions.iter().any(|action| matches!(action, Action::Refuse(..))), "{actions:?}");
+    }
+    let actions = admission.handle(run(key(3, 1), "m"), at);
+    let [Action::Refuse(_, Refusal::Denied(rule))] = &*actions else { panic!("{actions:?}") };
+    assert_eq!(Rule::of(rule), Some(Rule::Rate), "what waits will start");
+    assert_eq!(admission.used_up_until(at), None);
+}
+
 /// The attempt at the engine fails, of a chunk of its own number, and the lane is settled where it must be.
 fn fails(admission: &mut Admission, key: Key, reason: Reason, at: Instant) -> Vec<Action> {
     admission.handle(Event::Broke { key, may_run: false, failure: failure(reason, "x") }, at)

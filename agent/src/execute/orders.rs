@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tropa_proto::{
     id::{AgentId, AttemptId, Incarnation, JobId},
     message::{FromAgent, MAX_MEASURED_WIDTH, Run},
+    permit::Denial,
 };
 
 use crate::{
@@ -54,6 +58,8 @@ pub struct Load {
     pub settling: bool,
     /// The last settling ended without proof: a request that nobody waits for may still run.
     pub unsettled: bool,
+    /// As many attempts have started as may in an hour: more may from this time on.
+    pub used_up_until: Option<Instant>,
 }
 
 /// Whose work or results are here.
@@ -89,6 +95,7 @@ pub(super) enum Order {
     Reattach(AgentId, JobId, mpsc::Sender<FromAgent>),
     Drain(String),
     Occupy(Box<Occupation>),
+    Shut(Option<Denial>),
 }
 
 #[derive(Debug)]
@@ -213,6 +220,14 @@ impl Orders {
     /// When the executor has ended.
     pub async fn occupy(&self, devices: Occupation) -> Result<(), Ended> {
         self.send(Order::Occupy(Box::new(devices))).await
+    }
+
+    /// Takes nothing new by this rule and gives back what has not started, until it is over (`None`).
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn shut(&self, rule: Option<Denial>) -> Result<(), Ended> {
+        self.send(Order::Shut(rule)).await
     }
 
     /// Gives the present load, which also tells when it changes.

@@ -33,8 +33,8 @@ pub(super) struct Candidate {
 
 /// The installs that have every model, in the order of their agents.
 pub(super) fn candidates(view: &View, models: &[Pinned]) -> Result<Vec<Candidate>, Failed> {
-    let able =
-        plan::installs(view, models).into_iter().filter(|install| install.models.len() == models.len());
+    let is_able = |install: &schedule::Install| !install.shut && install.models.len() == models.len();
+    let able = plan::installs(view, models).into_iter().filter(is_able);
     let made = able.filter_map(|install| {
         let shown = view.installs.iter().find(|shown| shown.agent == install.agent)?;
         let place = Place {

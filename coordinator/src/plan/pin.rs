@@ -181,7 +181,7 @@ impl Need {
 impl Among {
     fn takes(self, install: &Install) -> bool {
         match &install.out {
-            None => true,
+            None | Some(Out::Shut(_)) => true,
             Some(Out::Denied(_)) => self == Self::All,
             Some(_) => false,
         }

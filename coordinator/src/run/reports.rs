@@ -4,6 +4,7 @@ use tropa_proto::{
     failure::Reason,
     id::AttemptId,
     message::{Place, Refusal},
+    permit::Rule,
     proof,
 };
 
@@ -49,7 +50,9 @@ impl Loop<'_> {
                 self.tell(Event::Accepted(attempt, place))
             }
             Report::Refused(refusal) => {
-                if let (Refusal::Denied(rule), Some(live)) = (&refusal, self.attempts.get(&attempt)) {
+                if let (Refusal::Denied(rule), Some(live)) = (&refusal, self.attempts.get(&attempt))
+                    && !Rule::of(rule).is_some_and(Rule::passes)
+                {
                     self.denials.insert(live.agent, rule.to_string());
                 }
                 self.note(attempt, None, refusal_text(&refusal));

@@ -94,14 +94,16 @@ impl Schedule {
             if known.is_none() {
                 standing.came_back();
                 back.insert(install.agent);
+            } else if known.is_some_and(|known| known.shut && !install.shut) {
+                standing.came_back();
             }
         }
         self.returned(&back, now);
-        let meant_for = |active: &Active| self.installs.get(&active.agent).map(|install| install.incarnation);
-        let gone = self
-            .holdings
-            .iter()
-            .filter(|(_, active)| active.is_unsent() && meant_for(active) != Some(active.incarnation));
+        let takes = |active: &Active| {
+            let install = self.installs.get(&active.agent);
+            install.is_some_and(|install| !install.shut && install.incarnation == active.incarnation)
+        };
+        let gone = self.holdings.iter().filter(|(_, active)| active.is_unsent() && !takes(active));
         let gone: Vec<AttemptId> = gone.map(|(attempt, _)| *attempt).collect();
         for attempt in gone {
             self.take_back(attempt, actions);

@@ -145,10 +145,10 @@ impl Schedule {
         Places { send: depth.saturating_sub(occupied), record: (depth + ahead).saturating_sub(all) }
     }
 
-    /// Whether an install gets nothing now: it pauses, has closed, its devices are or may be in use by a rival, or the
-    /// GPU lanes of its machine that are busy need all its processors.
+    /// Whether an install gets nothing now: it is shut, pauses, has closed, its devices are or may be in use by a rival, or
+    /// the GPU lanes of its machine that are busy need all its processors.
     pub(super) fn is_blocked(&self, install: &Install, now: Duration) -> bool {
-        if self.away.contains(&install.agent) {
+        if install.shut || self.away.contains(&install.agent) {
             return true;
         }
         let pauses = self.standing.get(&install.agent).is_some_and(|standing| {
@@ -222,10 +222,12 @@ impl Schedule {
             history.failed_on.contains(&install.agent)
                 || install.rivals.iter().any(|rival| history.failed_on.contains(rival))
         };
-        self.is_eligible(install, kind) && (!tried(install) || self.eligible(kind).all(tried))
+        // Who opens in an hour is not waited for where others may do it.
+        let open = |install: &&Install| !install.shut;
+        self.is_eligible(install, kind) && (!tried(install) || self.eligible(kind).filter(open).all(tried))
     }
 
-    /// The installs that may run chunks of this kind and have not been found to be closed.
+    /// The installs that may run chunks of this kind, now or when they open, and have not been found to be closed.
     pub(super) fn eligible(&self, kind: Kind) -> impl Iterator<Item = &Install> {
         self.installs.values().filter(move |install| self.is_eligible(install, kind))
     }

@@ -102,6 +102,7 @@ impl Schedule {
     /// Whether anybody else could work on this model at the same time.
     pub(super) fn has_company(&self, install: &Install, work: &Work) -> bool {
         self.eligible(work.kind())
+            .filter(|other| !other.shut)
             .any(|other| other.agent != install.agent && !install.rivals.contains(&other.agent))
     }
 
@@ -238,6 +239,7 @@ mod tests {
             width: 1,
             models: [model].into(),
             largest: Largest::default(),
+            shut: false,
             warm: if n == 1 { [model].into() } else { BTreeSet::new() },
             loads: load.map(|load| (model, load)).into_iter().collect::<BTreeMap<_, _>>(),
             rivals: BTreeSet::new(),

@@ -32,6 +32,8 @@ pub struct Install {
     pub models: BTreeSet<ModelIndex>,
     /// The largest chunks that its agent permits.
     pub largest: Largest,
+    /// Its agent takes nothing at present, and will later by itself.
+    pub shut: bool,
     /// The models of the job that are loaded, which saves a load.
     pub warm: BTreeSet<ModelIndex>,
     /// How long loading a model may take, by its size; what was seen of loads counts more.

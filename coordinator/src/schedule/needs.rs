@@ -205,6 +205,7 @@ mod tests {
             width: 1,
             models: [ModelIndex(0)].into(),
             largest: Largest::default(),
+            shut: false,
             warm: BTreeSet::new(),
             loads: BTreeMap::new(),
             rivals: BTreeSet::new(),

@@ -147,7 +147,10 @@ mod tests {
             assert!(all.iter().all(|pause| *pause <= longest), "seed {SEED}, round {round}: {all:?}");
             let spread = all.iter().filter(|pause| **pause < longest / 2).count();
             assert!((30..70).contains(&spread), "seed {SEED}, round {round}: {spread} of 100 below the half");
-            assert!(pause(Duration::from_millis(250)) >= Duration::from_millis(250), "the agent's word holds");
+            assert!(
+                pause(Duration::from_millis(250)) >= Duration::from_millis(250),
+                "the agent's word holds"
+            );
             assert_eq!(pause(Duration::from_secs(3_600)), PAUSE.1, "within what is waited at most");
         }
     }

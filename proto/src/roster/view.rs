@@ -81,6 +81,9 @@ pub enum Out {
     Declared,
     /// Its agent's policy lets this coordinator submit nothing; says which rule.
     Denied(String),
+    /// Its agent's policy takes nothing at present, by the hour or because enough has started; says which rule and until
+    /// when. It has its place in plans and waits for work.
+    Shut(String),
     /// Its engine does not answer; says why.
     Down(String),
     /// Its Ollama is too old; says which version.

@@ -24,7 +24,7 @@ use tropa_proto::{
         FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, MAX_RESULT, Model, Open, Outcome,
         Place, Question, Refusal, Role, Run, ToAgent,
     },
-    permit::Permit,
+    permit::{Permit, Shut},
     uid::{Before, Change, MachineClaim, MachineUid},
 };
 
@@ -286,10 +286,12 @@ prop_compose! {
         models in list(model()),
         (cut, port) in any::<(bool, u16)>(),
         permitted in list(text()),
-        (num_ctx, num_predict, images) in any::<(u32, u32, bool)>(),
+        (num_ctx, num_predict, images, rate) in any::<(u32, u32, bool, u32)>(),
+        hours in text(),
+        shut in option::of(prop_oneof![text().prop_map(Shut::Hours), text().prop_map(Shut::Rate)]),
         denied in text(),
     ) -> Description {
-        let permit = Permit { models: permitted, num_ctx, num_predict, images };
+        let permit = Permit { models: permitted, num_ctx, num_predict, images, hours, rate, shut };
         let inventory = Inventory { engine, version, models, cut, port, permit };
         Description { evidence, former: former.map(Box::new), inventory, denied }
     }

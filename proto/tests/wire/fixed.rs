@@ -14,7 +14,7 @@ use tropa_proto::{
         FromAgent, Held, Hello, Inventory, LiveFinding, LiveStep, Loaded, Model, Open, Outcome, Place,
         Question, Refusal, Role, Run, ToAgent,
     },
-    permit::Permit,
+    permit::{Permit, Shut},
     uid::{Before, Change, MachineClaim, MachineUid},
 };
 
@@ -198,6 +198,9 @@ pub(crate) fn descriptions() -> Vec<Named<Description>> {
                 num_ctx: 8192,
                 num_predict: 1000,
                 images: true,
+                hours: Text::cut("22:00-06:00"),
+                rate: 40,
+                shut: Some(Shut::Hours(Text::cut("2026-11-28T22:00:00+01:00"))),
             },
         },
         denied: Text::cut("coordinator"),

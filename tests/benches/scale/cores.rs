@@ -140,6 +140,7 @@ fn install(at: u32, each: u32, agents: u32) -> Install {
         width: 1,
         models: BTreeSet::from([ModelIndex(0)]),
         largest: Largest::default(),
+        shut: false,
         warm: BTreeSet::from([ModelIndex(0)]),
         loads: BTreeMap::new(),
         unguarded: BTreeSet::new(),

@@ -115,6 +115,7 @@ impl World {
                 width: place(install).width,
                 models,
                 largest: Default::default(),
+                shut: false,
                 warm: BTreeSet::new(),
                 loads: BTreeMap::new(),
                 unguarded: apart.map(agent).collect(),
