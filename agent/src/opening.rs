@@ -83,7 +83,6 @@ fn look_every() -> Duration {
 }
 
 /// The wall clock in local time; a test may put a file with another in its place, in seconds from 1970, in UTC.
-#[expect(clippy::disallowed_methods, reason = "hours of the day are those of the wall clock")]
 fn wall() -> Zoned {
     let file = proof::text("TROPA_TEST_WALL_FILE").and_then(|path| std::fs::read_to_string(path).ok());
     let set = file.and_then(|text| jiff::Timestamp::from_second(text.trim().parse().ok()?).ok());

@@ -291,7 +291,8 @@ async fn talk(args: &Args, until: Instant) -> Result<Count> {
         }
         if closed {
             // Whoever is let in again is answered.
-            count.shut_out = mesh.ask(agent, Question::Roster { from: 0 }).await.is_err();
+            count.shut_out =
+                mesh.ask(agent, Question::Roster { from: 0, known: Known::nothing() }).await.is_err();
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
