@@ -82,7 +82,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     (
         "a flood of one source",
         "60 s, ban 10 min",
-        "tropa-proto mesh::gossip::tests::who_floods_for_a_minute_is_not_listened_to_for_ten",
+        "tropa-proto mesh::gossip::tests::who_floods_for_a_minute_is_to_be_shut_out_and_nobody_is_listened_to_who_brings_his_words",
     ),
     (
         "work streams of one connection at the agent",
