@@ -6,7 +6,7 @@
 use std::{path::Path, time::Duration};
 
 use tropa_coordinator::schedule::{ModelIndex, Work};
-use tropa_tests::makespan::{ChunkOf, LaneOf, Went, World, lower_bound};
+use tropa_tests::makespan::{ChunkOf, LaneOf, Weather, Went, World, lower_bound};
 
 /// Compares the orders of a job with the file of this name.
 fn same_as(name: &str, went: &Went) {
@@ -123,12 +123,37 @@ fn the_width_that_an_install_gains_from_is_found_and_kept() {
     };
     assert_eq!(at_once(&went.orders).as_deref(), Some("4"), "it has four slots");
     let over = went.makespan.as_secs_f64() / lower_bound(&[lane.clone()], &chunks(200)).as_secs_f64();
-    assert!(over < 1.15, "with its search the job takes {over} of the time at the best width");
+    assert!(over < 1.09, "with its search the job takes {over} of the time at the best width");
     // The same install with one slot.
     (lane.width, lane.curve) = (0, vec![1.0]);
     let went = World::new(&[lane], &chunks(60)).with_orders().run();
     assert_eq!(at_once(&went.orders).as_deref(), Some("1"));
     assert!(went.orders.iter().filter(|order| order.ends_with(" of 2")).count() < 12, "it is found soon");
+}
+
+/// What jobs of 200 chunks do on an install of four slots that finds its width, over what they do at the best fixed
+/// one in the same weather; from the worst of them to the best.
+fn found_over_best(curve: &[f64], weather: impl Fn(u64) -> Weather) -> Vec<f64> {
+    let at = |width: usize, seed: u64| {
+        let (load, weather) = (Duration::from_millis(1), Some(weather(seed)));
+        let lane = LaneOf { width, curve: curve.to_vec(), load, weather, ..LaneOf::of(160.0) };
+        World::new(&[lane], &[ChunkOf::of(30, 48); 200]).without_tokens().run().makespan.as_secs_f64()
+    };
+    let best = |seed| [1, 2, 4].map(|width| at(width, seed)).into_iter().fold(f64::INFINITY, f64::min);
+    let mut all: Vec<f64> = (0..16).map(|seed| best(seed) / at(0, seed)).collect();
+    all.sort_by(f64::total_cmp);
+    all
+}
+
+#[test]
+fn a_width_that_is_found_pays_for_its_search_within_a_job() {
+    // What has been measured of real installs, one whose curve has a dip, and one that gains nothing.
+    for curve in [[1.0, 1.1, 1.4, 1.7], [1.0, 1.2, 1.3, 1.4], [1.0, 0.95, 0.97, 1.25], [1.0, 0.9, 0.8, 0.7]] {
+        let calm = found_over_best(&curve, Weather::calm);
+        assert!(calm[8] >= 0.97 && calm[0] >= 0.95, "{curve:?}, nothing else on the machine: {calm:.3?}");
+        let rough = found_over_best(&curve, Weather::rough);
+        assert!(rough[8] >= 0.90 && rough[0] >= 0.75, "{curve:?}, a restless machine: {rough:.3?}");
+    }
 }
 
 /// The least makespan of few chunks on few lanes, by trying every assignment; shares nothing with the scheduler.

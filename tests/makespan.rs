@@ -5,6 +5,7 @@
 //! a world is its description.
 
 mod lane;
+mod weather;
 
 use std::{
     cmp::Reverse,
@@ -20,6 +21,8 @@ use tropa_proto::{
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId, MachineId},
     message::Place,
 };
+
+pub use self::weather::Weather;
 
 use self::lane::{Ends, Lane};
 
@@ -50,6 +53,8 @@ pub struct LaneOf {
     pub width: usize,
     /// From this moment on it is so many times slower.
     pub slows: Option<(Duration, f64)>,
+    /// What else happens on its machine.
+    pub weather: Option<Weather>,
 }
 
 /// One chunk of the world.
@@ -85,7 +90,7 @@ impl LaneOf {
     #[must_use]
     pub fn of(decode: f64) -> Self {
         let load = Duration::from_secs(2);
-        Self { decode, prompt: decode * 10.0, load, curve: vec![1.0], width: 1, slows: None }
+        Self { decode, prompt: decode * 10.0, load, curve: vec![1.0], width: 1, slows: None, weather: None }
     }
 }
 

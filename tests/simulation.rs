@@ -14,7 +14,7 @@ mod coordinator;
 mod engine;
 mod faults;
 mod install;
-mod random;
+pub(crate) mod random;
 mod world;
 
 use std::{panic, time::Duration};

@@ -423,7 +423,7 @@ impl Schedule {
             if width::is_too_much(class)
                 && let Some(search) = self.widths.get_mut(&(agent, model))
             {
-                search.failed();
+                search.failed(now);
             }
         }
         self.wakes_at = self.pauses_end(now);

@@ -65,6 +65,8 @@ impl Lane {
     }
 
     pub(super) fn arrives(&mut self, attempt: AttemptId, chunk: ChunkOf, at_once: u16) {
+        // What waits follows the newest word of how many at once.
+        self.queue.iter_mut().for_each(|(.., wished)| *wished = at_once);
         self.queue.push_back((attempt, chunk, at_once));
     }
 
@@ -122,7 +124,8 @@ impl Lane {
         let ends = next.is_finite().then(|| now + Duration::from_secs_f64(next) + Duration::from_nanos(1));
         // A change of speed is looked at when it comes.
         let slows = self.of.slows.map(|(at, _)| at).filter(|at| *at > now && self.is_busy());
-        [unblocked, ends, slows].into_iter().flatten().min().map(|at| (at, self.version))
+        let weather = self.of.weather.as_ref().map(|weather| weather.changes(now)).filter(|_| self.is_busy());
+        [unblocked, ends, slows, weather].into_iter().flatten().min().map(|at| (at, self.version))
     }
 
     /// Whether nothing has changed since this version.
@@ -199,6 +202,7 @@ impl Lane {
     /// The speed of each in a slot, of one alone being 1.
     fn speed(&self, now: Duration) -> f64 {
         let slower = self.of.slows.filter(|(at, _)| now >= *at).map_or(1.0, |(_, factor)| factor);
+        let slower = slower * self.of.weather.as_ref().map_or(1.0, |weather| weather.slower(now));
         match self.in_slots() {
             0 => 1.0,
             many => self.of.curve[many - 1] / many as f64 / slower,

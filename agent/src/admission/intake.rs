@@ -50,6 +50,7 @@ impl Admission {
             Err(Unfit::Denied(_)) => return,
         };
         let waits = (!matches!(self.lane, Lane::Held { .. })).then_some(now);
+        self.follow_newest(&key, &runner, at_once);
         self.known.insert(key, State::Queued(Queued { runner, at_once, waits }));
         self.held.insert(key);
         self.queues.entry(key.0).or_default().push_back(key.1);

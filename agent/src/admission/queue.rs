@@ -34,6 +34,18 @@ impl Admission {
         (fits && self.running.len() < self.at_once_of(key)).then_some(*key)
     }
 
+    /// How many at once a coordinator wants is what it said last: what waits of the same job and runner follows, so that
+    /// one sent before the width grew holds nobody up.
+    pub(super) fn follow_newest(&mut self, (peer, attempt): &Key, runner: &str, at_once: usize) {
+        for waiting in self.queues.get(peer).into_iter().flatten().filter(|one| one.job == attempt.job) {
+            if let Some(State::Queued(queued)) = self.known.get_mut(&(*peer, *waiting))
+                && queued.runner == runner
+            {
+                queued.at_once = at_once;
+            }
+        }
+    }
+
     pub(super) fn at_once_of(&self, key: &Key) -> usize {
         match self.known.get(key) {
             Some(State::Queued(queued)) => queued.at_once,

@@ -98,6 +98,16 @@ fn an_attempt_starts_only_while_so_few_are_at_the_engine_as_its_coordinator_want
 }
 
 #[test]
+fn what_waits_follows_the_newest_word_of_its_coordinator_about_the_width() {
+    let run =
+        |key, at_once| Event::Run { key, incarnation: ME, runner: Ok("m".to_owned()), at_once, room: true };
+    let (mut admission, at) = busy(8);
+    assert_eq!(started(&admission.handle(run(key(1, 2), 1), at)), [], "one is at the engine");
+    let both = [key(1, 2), key(1, 3)];
+    assert_eq!(started(&admission.handle(run(key(1, 3), 4), at)), both, "the first one holds nobody up");
+}
+
+#[test]
 fn the_width_is_filled_and_not_passed() {
     let (mut admission, at) = busy(2);
     assert_eq!(started(&admission.handle(run(key(1, 2), "m"), at)), [key(1, 2)]);

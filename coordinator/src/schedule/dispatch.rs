@@ -142,7 +142,8 @@ impl Schedule {
             let syncs = self.record_time.as_secs_f64() / standing.interval.as_secs_f64().max(1e-6);
             if standing.interval.is_zero() { 0 } else { ((syncs * 2.0) as usize).min(MAX_AHEAD) }
         });
-        Places { send: depth.saturating_sub(occupied), record: (depth + ahead).saturating_sub(all) }
+        let ready = depth.max(self.next_width_of(install) + 1) + ahead;
+        Places { send: depth.saturating_sub(occupied), record: ready.saturating_sub(all) }
     }
 
     /// Whether an install gets nothing now: it is shut, pauses, has closed, its devices are or may be in use by a rival, or

@@ -27,13 +27,20 @@ impl Schedule {
     /// How many chunks an install may hold at the engine: what was declared, else what is being tried or was found with
     /// the model that it has loaded.
     pub(super) fn width_of(&self, install: &Install) -> usize {
-        if install.width > 0 {
-            return install.width;
-        }
+        if install.width > 0 { install.width } else { self.search_at(install).map_or(1, Search::width) }
+    }
+
+    /// How many it may hold soon, if more than it holds now pays: their rows are written meanwhile.
+    pub(super) fn next_width_of(&self, install: &Install) -> usize {
+        let search = self.search_at(install).filter(|_| install.width == 0);
+        let enough = |search: &&Search| self.waiting.total().chunks >= search.wants();
+        search.filter(enough).map_or(0, Search::next_width)
+    }
+
+    fn search_at(&self, install: &Install) -> Option<&Search> {
         let last = self.standing.get(&install.agent).and_then(|standing| standing.kind);
-        let model = last.map(|kind| kind.model).or_else(|| install.models.first().copied());
-        let search = model.and_then(|model| self.widths.get(&(install.agent, model)));
-        search.map_or(1, Search::width)
+        let model = last.map(|kind| kind.model).or_else(|| install.models.first().copied())?;
+        self.widths.get(&(install.agent, model))
     }
 
     pub(super) fn on_measured(&mut self, attempt: AttemptId, sample: &Sample, now: Duration) {
@@ -46,9 +53,13 @@ impl Schedule {
         self.measured.insert((agent, work.model));
         let measures = self.installs.get(&agent).is_some_and(|install| install.width == 0);
         if let Some(pace) = self.paces.get(&(agent, work.model)).filter(|_| measures) {
-            let search = self.widths.entry((agent, work.model)).or_insert_with(Search::new);
+            let others =
+                self.holdings.of(&agent).filter(|(other, active)| **other != attempt && active.running);
+            let running: Vec<Duration> = others.filter_map(|(_, active)| active.running_since).collect();
+            let search =
+                self.widths.entry((agent, work.model)).or_insert_with(|| Search::new(Duration::ZERO));
             let enough = self.waiting.total().chunks >= search.wants() * self.installs.len() as u64;
-            search.ended(sample, began, pace, enough, now);
+            search.ended(sample, began, (pace, &running), enough, now);
             self.woken.insert(agent);
         }
     }
@@ -58,7 +69,7 @@ impl Schedule {
         self.paces.entry(key).or_insert(pace);
         self.typical.entry(key.1).or_insert(pace);
         if let Some(width) = width {
-            self.widths.entry(key).or_insert_with(|| Search::remembered(width));
+            self.widths.entry(key).or_insert_with(|| Search::remembered(width, Duration::ZERO));
         }
     }
 }
