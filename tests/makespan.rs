@@ -239,6 +239,7 @@ impl World {
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),
             gpu_lanes: None,
+            unplaced: Default::default(),
         };
         let roster = self.lanes.iter().enumerate().map(install).collect();
         self.tell(Event::Roster(roster));

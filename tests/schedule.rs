@@ -3,6 +3,7 @@
 //! The world keeps its own book of who holds which device; it never looks into the scheduler.
 
 mod coming_back;
+mod shared;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,18 +42,9 @@ fn roster(devices: &[BTreeSet<u8>], widths: &[usize]) -> Vec<Install> {
             rivals: (0..devices.len()).filter(|other| shares(n, *other)).map(agent).collect(),
             unguarded: (0..devices.len()).filter(|other| shares(n, *other)).map(agent).collect(),
             gpu_lanes: None,
+            unplaced: Default::default(),
         })
         .collect()
-}
-
-/// So many installs of one machine, each on a GPU of its own, of which so many may be busy at once.
-fn gpu_lanes(count: usize, most: usize) -> Vec<Install> {
-    let devices: Vec<BTreeSet<u8>> = (0..).take(count).map(|device| BTreeSet::from([device])).collect();
-    let mut installs = roster(&devices, &[1; 8]);
-    installs.iter_mut().for_each(|install| {
-        (install.machine, install.gpu_lanes) = (MachineId(agent(0)), Some(most));
-    });
-    installs
 }
 
 /// The world around the scheduler.
@@ -72,21 +64,25 @@ struct World {
     excused: bool,
     /// So many installs may hold work at once.
     most: usize,
+    /// Chunks of the second model, which is loaded nowhere, may be on any of these devices of their install.
+    anywhere: Vec<BTreeSet<u8>>,
+    models: Vec<ModelIndex>,
 }
 
 impl World {
     fn new(chunks: usize, devices: Vec<BTreeSet<u8>>, widths: &[usize]) -> Self {
         let installs = roster(&devices, widths);
-        Self::of(chunks, devices, installs, usize::MAX)
+        Self::of(vec![ModelIndex(0); chunks], devices, installs, usize::MAX)
     }
 
     fn seeded(self, seed: u64) -> Self {
         Self { schedule: self.schedule.with_seed(seed), ..self }
     }
 
-    fn of(chunks: usize, devices: Vec<BTreeSet<u8>>, installs: Vec<Install>, most: usize) -> Self {
+    /// `devices` may be left out where nobody shares any.
+    fn of(models: Vec<ModelIndex>, devices: Vec<BTreeSet<u8>>, installs: Vec<Install>, most: usize) -> Self {
         let mut world = Self {
-            schedule: Schedule::new(JOB, vec![ModelIndex(0); chunks]),
+            schedule: Schedule::new(JOB, models.clone()),
             now: Duration::ZERO,
             held: BTreeMap::new(),
             checking: Vec::new(),
@@ -96,6 +92,8 @@ impl World {
             numbers: BTreeMap::new(),
             excused: false,
             most,
+            anywhere: Vec::new(),
+            models,
             devices,
         };
         world.tell(Event::Roster(installs));
@@ -140,9 +138,9 @@ impl World {
         assert!(busy <= self.most, "{busy} GPU lanes of one machine hold work");
         let mut users: BTreeMap<u8, AgentId> = BTreeMap::new();
         for (n, devices) in self.devices.iter().enumerate() {
-            if self.held.get(&agent(n)).is_none_or(Vec::is_empty) {
-                continue;
-            }
+            let Some(held) = self.held.get(&agent(n)).filter(|held| !held.is_empty()) else { continue };
+            let loads = held.iter().any(|attempt| self.models[attempt.chunk.0 as usize] == ModelIndex(1));
+            let devices = self.anywhere.get(n).filter(|_| loads).unwrap_or(devices);
             for device in devices {
                 let other = users.insert(*device, agent(n));
                 assert!(other.is_none(), "device {device} is held by {other:?} and {:?}", agent(n));
@@ -261,20 +259,6 @@ proptest! {
     }
 
     #[test]
-    fn no_more_gpu_lanes_are_busy_than_their_processors_serve_and_every_chunk_ends_once(
-        (count, most) in (1usize..6, 1usize..4),
-        chunks in 1usize..40,
-        steps in prop::collection::vec((0u8..18, any::<usize>(), any_reason()), 0..200),
-    ) {
-        let mut world = World::of(chunks, Vec::new(), gpu_lanes(count, most), most);
-        for (kind, pick, reason) in steps {
-            world.step(kind, pick, reason);
-        }
-        world.run_out();
-        prop_assert_eq!(world.ended.len(), chunks);
-    }
-
-    #[test]
     fn rivals_found_during_the_job_part_and_the_job_still_ends(
         before in prop::collection::vec(prop::collection::btree_set(0u8..6, 1..2), 2..5),
         chunks in 1usize..30,
@@ -305,51 +289,6 @@ fn two_installs_on_one_device_run_one_at_a_time_and_on_two_devices_two_at_a_time
         }
         assert_eq!(world.held.values().filter(|held| !held.is_empty()).count(), expected);
     }
-}
-
-#[test]
-fn gpu_lanes_take_turns_where_their_processors_feed_fewer_and_who_works_when_that_is_found_goes_on() {
-    let lanes_at_work = |world: &mut World| {
-        while let Some(attempt) = world.recording.pop() {
-            world.tell(Event::Recorded(attempt));
-        }
-        world.held.values().filter(|held| !held.is_empty()).count()
-    };
-    let mut world = World::of(20, Vec::new(), gpu_lanes(4, 2), 2);
-    assert_eq!(lanes_at_work(&mut world), 2);
-    (world.most, world.excused) = (4, true);
-    world.tell(Event::Roster(gpu_lanes(4, 4)));
-    assert_eq!(lanes_at_work(&mut world), 4, "more processors were found");
-    world.tell(Event::Roster(gpu_lanes(4, 1)));
-    assert_eq!(lanes_at_work(&mut world), 4, "what runs is let finish");
-    world.run_out();
-}
-
-#[test]
-fn two_idle_rivals_do_not_both_help_a_slow_install() {
-    let mut schedule = Schedule::new(JOB, vec![ModelIndex(0); 2]);
-    for (n, chunk_s) in [(0, 1000.0), (1, 1.0), (2, 1.0)] {
-        let pace = Pace { chunk_s, samples: 1, ..Pace::default() };
-        schedule.handle(Event::Remembered(agent(n), ModelIndex(0), pace, None), Duration::ZERO);
-    }
-    let all = roster(&[BTreeSet::from([0]), BTreeSet::from([1]), BTreeSet::from([1])], &[2, 1, 1]);
-    schedule.handle(Event::Roster(all[..1].to_vec()), Duration::ZERO);
-    for chunk in 0..2 {
-        let first = AttemptId { job: JOB, chunk: ChunkIndex(chunk), no: 1 };
-        schedule.handle(Event::Recorded(first), Duration::ZERO);
-        schedule.handle(Event::Accepted(first, Place::Running), Duration::ZERO);
-    }
-    let mut helpers = BTreeSet::new();
-    let mut note = |actions: Vec<Action>| {
-        for action in actions {
-            if let Action::Record(_, agent, _) = action {
-                helpers.insert(agent);
-            }
-        }
-    };
-    note(schedule.handle(Event::Roster(all), Duration::from_secs(1)));
-    note(schedule.handle(Event::Tick, Duration::from_secs(2)));
-    assert_eq!(helpers, BTreeSet::from([agent(1)]), "one device helps once");
 }
 
 #[test]

@@ -72,6 +72,8 @@ pub struct Executor {
     /// What was hung up on since the last settling, and how long it may still run.
     hung_up: Vec<(SettleRecord, Duration)>,
     last_unsettled: bool,
+    /// How many attempts began whose models had to be loaded somewhere.
+    loads: u64,
     /// What the engine failed with last.
     failed: Option<(Arc<Request>, AttemptId)>,
     /// Bytes of results whose digest is being checked.
@@ -131,6 +133,7 @@ impl Executor {
             held: None,
             hung_up: Vec::new(),
             last_unsettled: false,
+            loads: 0,
             failed: None,
             checking_bytes: 0,
             netns: system::network_namespace(),
@@ -189,6 +192,8 @@ impl Executor {
             settling: self.admission.is_settling(),
             unsettled: self.last_unsettled,
             used_up_until: self.admission.used_up_until(now()),
+            loads: self.loads,
+            loading: self.is_loading(),
         };
         self.load.send_if_modified(|before| std::mem::replace(before, load) != load);
         // In whole mebibytes, so that it is not news with every result.
@@ -253,6 +258,10 @@ impl Executor {
             Order::Shut(rule) => self.handle([Event::Shut(rule)]),
             Order::Occupy(devices) => {
                 self.settings.devices = *devices;
+                if self.settings.devices.as_of < self.loads {
+                    // It was looked at before the last load began.
+                    self.settings.devices.unsettle();
+                }
                 let someone_waits = self.held.as_ref().is_some_and(Held::someone_waits);
                 self.handle([Event::Placed { someone_waits }]);
             }
@@ -422,6 +431,10 @@ impl Executor {
         proof::passes("agent.start");
         proof::event("exec_start", &key.1, proof::peer(&key.0));
         let attempt = self.attempts.get_mut(&key)?;
+        if !self.settings.devices.is_placed(&attempt.request) {
+            self.loads += 1;
+            self.settings.devices.unsettle();
+        }
         attempt.started = Some(now());
         attempt.wait_ms = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
         let (ollama, request) = (Arc::clone(&self.ollama), Arc::clone(&attempt.request));

@@ -287,7 +287,6 @@ impl Agent {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut next_announcement = now();
-        let mut busy = false;
         loop {
             if self.may_renew() {
                 self.renew().await?;
@@ -319,19 +318,16 @@ impl Agent {
                     }
                     None => break,
                 },
-                changed = self.stock.changed() => if changed {
-                    next_announcement = now();
-                    self.look_at_machine()?;
-                    // An executor that has ended has nothing to occupy.
-                    let _ = self.orders.occupy(self.stock.occupation()).await;
-                },
-                Ok(()) = self.load.changed() => {
-                    let at_work = self.load.borrow_and_update().running > 0;
-                    if at_work != busy {
-                        busy = at_work;
-                        self.stock.soon(at_work);
+                changed = self.stock.taken() => {
+                    if changed {
+                        next_announcement = now();
+                        self.look_at_machine()?;
                     }
+                    // That nothing has changed is news where a model was being loaded. An executor that has ended has
+                    // nothing to occupy.
+                    let _ = self.orders.occupy(self.stock.occupation()).await;
                 }
+                Ok(()) = self.load.changed() => self.stock.watch(*self.load.borrow_and_update()),
                 Ok(()) = self.guests.changed() => self.welcome(),
                 () = sleep_until(turn) => {}
             }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tropa_proto::{
+    device::runs_as_loaded,
     evidence::Facts,
     message::{Inventory, Loaded},
 };
@@ -22,6 +23,8 @@ pub struct Occupation {
     pub anywhere: BTreeSet<DeviceName>,
     /// The contexts in tokens of the loaded models, by full name.
     contexts: BTreeMap<String, Context>,
+    /// How many loads had begun when this was looked at.
+    pub(crate) as_of: u64,
 }
 
 /// How long a loaded model's context is, and how long it can be; 0 where that is not known.
@@ -35,7 +38,7 @@ impl Occupation {
     /// An install whose attempts take the same devices whatever is loaded.
     #[must_use]
     pub fn always(devices: BTreeSet<DeviceName>) -> Self {
-        Self { loaded: devices.clone(), anywhere: devices, contexts: BTreeMap::new() }
+        Self { loaded: devices.clone(), anywhere: devices, ..Self::default() }
     }
 
     /// Puts together what the facts say of the install's devices, and what it has loaded.
@@ -50,7 +53,19 @@ impl Occupation {
             loaded: occupied(facts, Occupies::of(all_loaded(inventory))),
             anywhere: occupied(&another, Occupies::Claimed),
             contexts: contexts.collect(),
+            as_of: 0,
         }
+    }
+
+    /// An install that has one model loaded, whatever its context, looked at after so many loads had begun.
+    #[cfg(test)]
+    pub(crate) fn with(
+        loaded: BTreeSet<DeviceName>,
+        anywhere: BTreeSet<DeviceName>,
+        model: &str,
+        as_of: u64,
+    ) -> Self {
+        Self { loaded, anywhere, contexts: BTreeMap::from([(full_name(model), Context::default())]), as_of }
     }
 
     /// Says whether a request runs where the loaded models are: it needs no load, so it goes nowhere else.
@@ -59,12 +74,14 @@ impl Occupation {
         self.anywhere.is_subset(&self.loaded) || self.has_loaded(&request.model, request.num_ctx)
     }
 
+    /// A model is being loaded: where it goes, and what leaves for it, is not known until somebody looks again.
+    pub(crate) fn unsettle(&mut self) {
+        self.contexts.clear();
+    }
+
     fn has_loaded(&self, model: &str, num_ctx: u64) -> bool {
-        self.contexts.get(&full_name(model)).is_some_and(|context| {
-            // Ollama allocates no more than the model was trained for.
-            let most = if context.trained == 0 { u64::MAX } else { u64::from(context.trained) };
-            context.allocated == 0 || u64::from(context.allocated) == num_ctx.min(most)
-        })
+        let loaded = self.contexts.get(&full_name(model));
+        loaded.is_some_and(|context| runs_as_loaded(context.allocated, context.trained, num_ctx))
     }
 }
 

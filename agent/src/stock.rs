@@ -28,6 +28,7 @@ use crate::{
     Config,
     clock::now,
     evidence::{self, BootClock, LaneSpec, Options, Privileged, Root, Shown, VramWatch},
+    execute::Load,
     occupation::{Occupation, all_loaded},
     ollama::{ClientError, Ollama},
     runtime_dir::RuntimePlaces,
@@ -41,6 +42,9 @@ const EVERY_WHILE_DOWN: Duration = Duration::from_secs(2);
 
 /// After the install began or ceased to work: by then a load shows in `/api/ps`.
 const AFTER_CHANGE: Duration = Duration::from_secs(1);
+
+/// While a model is being loaded: until it shows in `/api/ps`, nobody else gets the devices that it may not need.
+const EVERY_WHILE_LOADING: Duration = Duration::from_secs(5);
 
 /// The evidence of a machine without GPUs changes when hardware is plugged; with GPUs the lane depends on what is
 /// loaded, so it is read with every stock.
@@ -56,10 +60,22 @@ pub(crate) struct Stock {
     hashes: Hashes,
     due: Instant,
     evidence_due: Instant,
-    busy: bool,
     /// Why nothing is taken at present.
     shut: Option<Shut>,
-    taking: Option<JoinHandle<(Option<Facts>, Inventory)>>,
+    work: Load,
+    /// Stock was asked for since the last was begun.
+    asked: bool,
+    /// How many loads had begun when what is known was looked at.
+    loads_seen: u64,
+    taking: Option<Taking>,
+}
+
+/// A stock that is being taken.
+#[derive(Debug)]
+struct Taking {
+    /// How many loads had begun when it was.
+    loads: u64,
+    read: JoinHandle<(Option<Facts>, Inventory)>,
 }
 
 /// What it takes to read the evidence.
@@ -95,8 +111,10 @@ impl Stock {
             description,
             due: now() + EVERY,
             evidence_due: now() + EVIDENCE_EVERY,
-            busy: false,
             shut: None,
+            work: Load::default(),
+            asked: false,
+            loads_seen: 0,
             taking: None,
         };
         stock.schedule();
@@ -115,7 +133,9 @@ impl Stock {
 
     /// The devices that attempts occupy as the loaded models lie in memory now.
     pub(crate) fn occupation(&self) -> Occupation {
-        Occupation::new(&self.facts, &self.description.inventory)
+        let mut occupation = Occupation::new(&self.facts, &self.description.inventory);
+        occupation.as_of = self.loads_seen;
+        occupation
     }
 
     /// The hashes of evidence and inventory, for announcements.
@@ -129,26 +149,32 @@ impl Stock {
         self.publish()
     }
 
-    /// Takes stock soon: the install has begun or ceased to work.
-    pub(crate) fn soon(&mut self, busy: bool) {
-        self.busy = busy;
-        self.due = now() + AFTER_CHANGE;
+    /// Takes in what the install does. Stock is taken soon where it has begun or ceased to work, or begun to load a model.
+    pub(crate) fn watch(&mut self, work: Load) {
+        if (work.running > 0, work.loads) != (self.work.running > 0, self.work.loads) {
+            self.due = now() + AFTER_CHANGE;
+            self.asked = true;
+        }
+        self.work = work;
     }
 
-    /// Waits for the next stock and says whether anything has changed. May be dropped at any time.
-    pub(crate) async fn changed(&mut self) -> bool {
+    /// Waits for the next stock and says whether anything of what is published has changed. May be dropped at any time.
+    pub(crate) async fn taken(&mut self) -> bool {
         if self.taking.is_none() {
             sleep_until(self.due).await;
-            self.taking = Some(self.begin());
+            self.asked = false;
+            self.taking = Some(Taking { loads: self.work.loads, read: self.begin() });
         }
-        let Some(taking) = &mut self.taking else { return false };
-        let taken = taking.await;
+        let Some(Taking { loads, read }) = &mut self.taking else { return false };
+        let loads = *loads;
+        let taken = read.await;
         self.taking = None;
         let Ok((read, inventory)) = taken else {
             // A reader panicked, which is a bug of ours that was printed; what is known stays.
             self.schedule();
             return false;
         };
+        self.loads_seen = loads;
         if let Some(facts) = read {
             (self.description.evidence, self.description.former) = self.reading.keyed(&facts);
             self.facts = facts;
@@ -168,7 +194,7 @@ impl Stock {
 
     fn begin(&self) -> JoinHandle<(Option<Facts>, Inventory)> {
         let (ollama, reading) = (Arc::clone(&self.ollama), self.reading.clone());
-        let busy = self.busy;
+        let busy = self.work.running > 0;
         let evidence = !self.facts.gpus.is_empty() || self.evidence_due <= now();
         tokio::spawn(async move {
             let inventory = ollama.inventory().await;
@@ -178,10 +204,14 @@ impl Stock {
     }
 
     fn schedule(&mut self) {
+        if self.asked {
+            return;
+        }
         let down = matches!(self.description.inventory.engine, EngineState::Down(_));
         self.due = now()
-            + match (down, self.busy) {
+            + match (down, self.work.running > 0) {
                 (true, _) => EVERY_WHILE_DOWN,
+                (false, true) if self.work.loading => EVERY_WHILE_LOADING,
                 // Until the install ceases to work.
                 (false, true) => EVIDENCE_EVERY,
                 (false, false) => EVERY,

@@ -19,7 +19,7 @@ use tropa_proto::{
     id::{AgentId, MachineId, hex},
     message::Model,
     permit::{Asks, Permit},
-    roster::{Install, Out, View},
+    roster::{Install, LoadRivals, Out, View},
 };
 
 use self::reasons::{DENIED, reason_denied, reason_no_model, reason_shared};
@@ -32,7 +32,7 @@ use crate::{
     exit::Exit,
     locks,
     machines::{WarningRow, counted},
-    schedule::{self, Largest, ModelIndex},
+    schedule::{self, Largest, ModelIndex, Unplaced},
 };
 
 /// What agents have denied by rules that they had not told, as they said it.
@@ -134,8 +134,9 @@ pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
                 .filter_map(|(index, pinned)| Some((index, load_time(find(install, pinned)?.size))))
                 .collect(),
             rivals: install.rivals.clone(),
-            unguarded: unguarded(view, install),
+            unguarded: unguarded(view, install, &(&install.rivals | &install.loads.both)),
             gpu_lanes: view.gpu_lanes(install),
+            unplaced: unplaced(view, install, models),
         }
     })
     .collect()
@@ -147,9 +148,24 @@ fn load_time(bytes: u64) -> Duration {
     Duration::from_millis(250) + Duration::from_nanos(bytes)
 }
 
-/// The rivals that no kernel lock keeps apart from it: only this coordinator does.
-fn unguarded(view: &View, install: &Install) -> BTreeSet<AgentId> {
-    install.rivals.iter().copied().filter(|rival| !view.share_a_lock(install.agent, *rival)).collect()
+/// Of these installs those that no kernel lock keeps apart from it: only this coordinator does.
+fn unguarded(view: &View, install: &Install, of: &BTreeSet<AgentId>) -> BTreeSet<AgentId> {
+    of.iter().copied().filter(|other| !view.share_a_lock(install.agent, *other)).collect()
+}
+
+/// How the models of the job are loaded at an install, and whom it meets where one has to be loaded first.
+fn unplaced(view: &View, install: &Install, models: &[Pinned]) -> Unplaced {
+    let loaded = (0..).map(ModelIndex).zip(models).filter_map(|(index, pinned)| {
+        let model = find(install, pinned)?;
+        Some((index, (model.loaded?.context, model.context)))
+    });
+    let LoadRivals { here, there, both } = &install.loads;
+    Unplaced {
+        loaded: loaded.collect(),
+        here: unguarded(view, install, here),
+        there: unguarded(view, install, there),
+        both: unguarded(view, install, both),
+    }
 }
 
 /// Plans a job of so many items with these models, whose requests ask for these contexts, rising.

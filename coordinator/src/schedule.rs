@@ -25,6 +25,7 @@ mod learned;
 mod missing;
 mod needs;
 mod pace;
+mod placing;
 mod questions;
 mod reattach;
 mod spare;
@@ -62,7 +63,7 @@ pub use self::{
     budget::{History, Verdict},
     change::Left,
     check::Violation,
-    interface::{Action, Event, Install, Largest, ModelIndex},
+    interface::{Action, Event, Install, Largest, ModelIndex, Unplaced},
     missing::Doubt,
     pace::{Pace, Sample},
     reattach::Reattached,
@@ -489,9 +490,11 @@ impl Schedule {
     /// This install holds one attempt fewer: it and its rivals may get something.
     fn freed(&mut self, agent: AgentId) {
         self.woken.insert(agent);
-        if let Some(install) = self.installs.get(&agent)
-            && !self.holdings.holds(&agent)
-        {
+        let Some(install) = self.installs.get(&agent) else { return };
+        if !self.loads(&agent) {
+            self.woken.extend(&install.unplaced.both);
+        }
+        if !self.holdings.holds(&agent) {
             self.woken.extend(&install.rivals);
             self.woken.extend(self.holdings.crews().waited_for(&agent));
         }

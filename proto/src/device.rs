@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, fmt};
 
 use crate::{
     bounded::Text,
-    evidence::{Attribution, Evidence, Gpu, GpuKind, Tag},
+    evidence::{Attribution, Evidence, Gpu, GpuKind, LaneClaim, Tag},
     id::{AgentId, MachineId, hex},
     message::Loaded,
 };
@@ -80,6 +80,16 @@ pub fn gpu_lanes_at_once(physical_cores: u16, processors: u16) -> usize {
     usize::from(cores / 2).max(1)
 }
 
+/// Says whether a request for so many tokens of context runs where its model is loaded; otherwise Ollama loads it anew,
+/// wherever there is room. `allocated` and `trained` are the model's contexts in tokens, 0 where not known, as is
+/// `asked`.
+#[must_use]
+pub fn runs_as_loaded(allocated: u32, trained: u32, asked: u64) -> bool {
+    // Ollama allocates no more than the model was trained for.
+    let most = if trained == 0 { u64::MAX } else { u64::from(trained) };
+    allocated == 0 || asked == 0 || u64::from(allocated) == asked.min(most)
+}
+
 impl Lane {
     /// What work occupies: these GPUs, and the memory system where some of the work runs on processors.
     ///
@@ -116,7 +126,16 @@ impl Lane {
     /// (`identity.md` §3.5, rung 7).
     #[must_use]
     pub fn occupied(place: Place, evidence: &Evidence, loaded: Option<&Loaded>) -> Self {
-        let claim = &evidence.lane;
+        Self::claimed(place, evidence, &evidence.lane, loaded)
+    }
+
+    /// What a chunk may occupy whose model is not loaded as it asks: all that the install may load it on.
+    #[must_use]
+    pub fn anywhere(place: Place, evidence: &Evidence) -> Self {
+        Self::claimed(place, evidence, &evidence.anywhere, None)
+    }
+
+    fn claimed(place: Place, evidence: &Evidence, claim: &LaneClaim, loaded: Option<&Loaded>) -> Self {
         let claimed = claim.gpus.iter().filter_map(|at| evidence.gpus.get(usize::from(*at)));
         if claim.method == Attribution::Operator {
             return Self::of(place, claimed, claim.dram, &claim.numa_nodes);

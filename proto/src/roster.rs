@@ -3,6 +3,7 @@
 //! Pure: every call brings the time, as a duration since the reader's own start. [`Roster::view`] is computed
 //! anew only when something changed; it is what a coordinator plans and schedules with.
 
+mod loads;
 mod naming;
 mod rules;
 mod runs;
@@ -22,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::{
     rules::Rules,
-    view::{Install, Machine, Out, View},
+    view::{Install, LoadRivals, Machine, Out, View},
 };
 use self::{
     runs::{Run, Runs},
@@ -30,7 +31,6 @@ use self::{
 };
 use crate::{
     codec::{Message, encode},
-    device::{Lane, Place},
     epoch::{EpochTrack, EpochWatch},
     evidence::{Evidence, SaltName},
     fuse::{Code, Fusion, Input, Member, PairFacts, fuse},
@@ -329,6 +329,10 @@ impl Roster {
         for install in &mut installs {
             install.rivals = rivals.remove(&install.agent).unwrap_or_default();
         }
+        let mut loads = loads::rivals(&installs, &fusion);
+        for install in &mut installs {
+            install.loads = loads.remove(&install.agent).unwrap_or_default();
+        }
         let names = naming::name(&mut fusion, &self.claims());
         let machines = fusion.machines().iter().zip(names).map(|(machine, named)| Machine {
             id: machine.id,
@@ -368,11 +372,13 @@ impl Roster {
             incarnation: entry.announcement.incarnation,
             label: entry.announcement.label.to_string(),
             machine: place.machine,
-            lane: lane(place, &evidence, entry.inventory.as_deref()),
+            lane: loads::lane(place, &evidence, entry.inventory.as_deref()),
+            anywhere: loads::anywhere(place, &evidence, entry.inventory.as_deref()),
             width: entry.announcement.width,
             inventory: entry.inventory.clone(),
             evidence,
             rivals: BTreeSet::new(),
+            loads: LoadRivals::default(),
             locks: entry.announcement.locks.iter().copied().collect(),
             out: self.out(&agent, entry),
         })
@@ -455,11 +461,13 @@ fn run_install(id: AgentId, run: &Run, fusion: &Fusion) -> Option<Install> {
         incarnation: run.announcement.incarnation,
         label: run.announcement.label.to_string(),
         machine: place.machine,
-        lane: lane(place, &evidence, None),
+        lane: loads::lane(place, &evidence, None),
+        anywhere: loads::anywhere(place, &evidence, None),
         width: run.announcement.width,
         inventory: None,
         evidence,
         rivals: BTreeSet::new(),
+        loads: LoadRivals::default(),
         locks: run.announcement.locks.iter().copied().collect(),
         out: Some(Out::Cloned),
     })
@@ -479,11 +487,4 @@ impl Description {
 /// What is hashed of a message. What cannot be encoded cannot be sent either; its hash only has to change with it.
 fn bytes<M: Message>(message: &M) -> Vec<u8> {
     encode(message).unwrap_or_else(|error| error.to_string().into_bytes())
-}
-
-/// What an install may occupy: as much as all its loaded models do, and everything claimed while none is loaded.
-fn lane(place: Place, evidence: &Evidence, inventory: Option<&Inventory>) -> Lane {
-    let loaded = inventory.into_iter().flat_map(|inventory| inventory.models.iter()).filter_map(|m| m.loaded);
-    let lanes = loaded.map(|loaded| Lane::occupied(place, evidence, Some(&loaded)));
-    lanes.reduce(Lane::union).unwrap_or_else(|| Lane::occupied(place, evidence, None))
 }

@@ -41,6 +41,12 @@ impl Executor {
         unplaced.map(|(key, _)| *key).collect()
     }
 
+    /// Something is at the engine that may be on any device of the install.
+    pub(super) fn is_loading(&self) -> bool {
+        let mut running = self.attempts.values().filter(|attempt| attempt.started.is_some());
+        running.any(|attempt| !self.settings.devices.is_placed(&attempt.request))
+    }
+
     pub(super) fn settle(&mut self) {
         let mut ours = std::mem::take(&mut self.hung_up);
         let left = self.held.as_ref().map(Held::foreign_records).unwrap_or_default();

@@ -60,6 +60,10 @@ pub struct Load {
     pub unsettled: bool,
     /// As many attempts have started as may in an hour: more may from this time on.
     pub used_up_until: Option<Instant>,
+    /// How many attempts began whose models had to be loaded somewhere.
+    pub loads: u64,
+    /// Something is at the engine of which it is not known yet where it is.
+    pub loading: bool,
 }
 
 /// Whose work or results are here.

@@ -363,6 +363,34 @@ async fn a_model_that_is_not_loaded_waits_for_every_device_that_it_may_go_to() {
 }
 
 #[tokio::test]
+async fn a_load_is_told_at_once_and_what_was_seen_before_it_began_counts_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let install = Install::start().await;
+    let (orders, fingerprint) = install.executor(1, Some(locks(directory.path(), "on a GPU"))).await;
+    let gpu = DeviceName::Gpu("gpu-1".into());
+    let (loaded, anywhere) = (BTreeSet::from([gpu.clone()]), BTreeSet::from([DeviceName::Dram, gpu]));
+    let seen = |model: &str, as_of| Occupation::with(loaded.clone(), anywhere.clone(), model, as_of);
+    orders.occupy(seen("another", 0)).await.unwrap();
+    let mut one = Stream::new(1, "one", fingerprint);
+    one.send(&orders).await;
+    one.until(&Place::Running).await;
+    let mut load = orders.load();
+    timeout(SOON, load.wait_for(|load| load.loads == 1 && load.loading)).await.unwrap().unwrap();
+
+    orders.occupy(seen("tiny", 0)).await.unwrap();
+    let mut two = Stream::new(2, "two", fingerprint);
+    two.send(&orders).await;
+    two.next().await;
+    assert!(load.borrow().loading, "a look from before the load does not tell where it went");
+    orders.occupy(seen("tiny", 1)).await.unwrap();
+    timeout(SOON, load.wait_for(|load| !load.loading)).await.unwrap().unwrap();
+    install.gate.add_permits(2);
+    one.result().await;
+    two.result().await;
+    assert_eq!(load.borrow().loads, 1, "the second ran where the model was");
+}
+
+#[tokio::test]
 async fn what_a_dead_agent_left_at_the_engine_is_settled_by_the_next() {
     let directory = tempfile::tempdir().unwrap();
     let install = Install::start().await;

@@ -135,7 +135,8 @@ impl Schedule {
     fn adopt(&mut self, now: Duration, actions: &mut Vec<Action>) {
         for (attempt, (agent, incarnation)) in self.orphans.clone() {
             let Some(install) = self.installs.get(&agent) else { continue };
-            if install.rivals.iter().any(|rival| self.holdings.holds(rival)) {
+            let kind = self.work(attempt.chunk).kind();
+            if self.is_kept_off(install, Some(kind), |other| self.holdings.holds(other)) {
                 continue;
             }
             let same_run = install.incarnation == incarnation;
@@ -172,20 +173,22 @@ impl Schedule {
             .filter(|(_, active)| active.occupies())
             .map(|(_, active)| active.agent)
             .collect();
-        self.surprises.clear();
+        let mut surprises = BTreeSet::new();
         let mut unsent = Vec::new();
         for agent in &holders {
             let Some(install) = self.installs.get(agent) else { continue };
-            if install.rivals.is_disjoint(&holders) && !self.holdings.crews().is_over(agent) {
+            let rivals: BTreeSet<AgentId> = self.colliding(install, &holders).collect();
+            if rivals.is_empty() && !self.holdings.crews().is_over(agent) {
                 continue;
             }
             let held = self.holdings.of(agent).filter(|(_, active)| active.is_unsent());
             unsent.extend(held.map(|(attempt, _)| *attempt));
-            let later = install.rivals.intersection(&occupying).filter(|rival| **rival > *agent);
+            let later = rivals.intersection(&occupying).filter(|rival| **rival > *agent);
             if occupying.contains(agent) {
-                self.surprises.extend(later.map(|rival| (*agent, *rival)));
+                surprises.extend(later.map(|rival| (*agent, *rival)));
             }
         }
+        self.surprises = surprises;
         for attempt in unsent {
             self.take_back(attempt, actions);
         }

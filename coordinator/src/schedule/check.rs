@@ -3,7 +3,10 @@
 //! It shares no bookkeeping with the decisions: it recounts everything after every event in debug builds, and in
 //! every test (`style.md`, rule 9).
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use tropa_proto::{
     id::{AgentId, AttemptId, ChunkIndex, MachineId},
@@ -36,11 +39,17 @@ impl Schedule {
     /// The first rule that does not hold.
     pub fn check(&self) -> Result<(), Violation> {
         let mut sent: BTreeMap<AgentId, usize> = BTreeMap::new();
+        // Who works on something that may be on any of its devices.
+        let mut loading: BTreeSet<AgentId> = BTreeSet::new();
         let mut chunks: BTreeMap<ChunkIndex, Vec<(AttemptId, AgentId)>> = BTreeMap::new();
         for (attempt, active) in self.holdings.iter() {
             if active.occupies() {
                 // A predecessor's attempts are taken over as they are.
                 *sent.entry(active.agent).or_default() += usize::from(!active.adopted);
+                let kind = self.work(attempt.chunk).kind();
+                if self.installs.get(&active.agent).is_none_or(|install| install.unplaced.counts(kind)) {
+                    loading.insert(active.agent);
+                }
             }
             let together = chunks.entry(attempt.chunk).or_default();
             together.push((*attempt, active.agent));
@@ -73,7 +82,16 @@ impl Schedule {
             if *count > most + 1 {
                 return Err(Violation::TooMany(*agent, *count));
             }
-            for rival in install.rivals.iter().filter(|rival| **rival > *agent && sent.contains_key(rival)) {
+            let at_work = |other: &&AgentId| **other > *agent && sent.contains_key(other);
+            let met = install.unplaced.both.iter().filter(|other| {
+                match (loading.contains(agent), loading.contains(*other)) {
+                    (true, true) => true,
+                    (true, false) => install.unplaced.here.contains(other),
+                    (false, true) => install.unplaced.there.contains(other),
+                    (false, false) => false,
+                }
+            });
+            for rival in install.rivals.iter().chain(met).filter(at_work) {
                 // What the roster found out only while both were at work is let finish.
                 if !self.surprises.contains(&(*agent, *rival)) {
                     return Err(Violation::Overlap(*agent, *rival));

@@ -155,9 +155,9 @@ impl Schedule {
         let pauses = self.standing.get(&install.agent).is_some_and(|standing| {
             standing.pause_until > now || standing.closed_for == Some(install.incarnation)
         });
-        let taken = |rival: &AgentId| self.holdings.holds(rival) || self.orphaned(rival);
+        let kept_off = || self.is_kept_off(install, None, |other| self.is_taken(other));
         let crowded = || self.holdings.crews().keeps_off(&install.agent, self.holdings.holds(&install.agent));
-        pauses || install.rivals.iter().any(taken) || self.may_be_in_use(&install.agent) || crowded()
+        pauses || kept_off() || self.may_be_in_use(&install.agent) || crowded()
     }
 
     /// The next chunk for this install: retries first, then of the kind that it has loaded, then as [`Self::next_kind`]
@@ -191,7 +191,7 @@ impl Schedule {
     /// loaded; else the largest context, whose chunks take longest; else the kind with most waiting for each install
     /// that is at it; else that of the first chunk.
     fn next_kind(&self, install: &Install) -> Option<Kind> {
-        let has = |kind: &Kind| self.may_run(install, *kind);
+        let has = |kind: &Kind| self.may_run(install, *kind) && self.may_begin(install, *kind);
         let last = self.standing.get(&install.agent).and_then(|standing| standing.kind);
         if let Some(last) = last.filter(|last| self.waiting.first(*last).is_some() && has(last)) {
             return Some(last);
@@ -225,7 +225,9 @@ impl Schedule {
         };
         // Who opens in an hour is not waited for where others may do it.
         let open = |install: &&Install| !install.shut;
-        self.is_eligible(install, kind) && (!tried(install) || self.eligible(kind).filter(open).all(tried))
+        self.is_eligible(install, kind)
+            && self.may_begin(install, kind)
+            && (!tried(install) || self.eligible(kind).filter(open).all(tried))
     }
 
     /// The installs that may run chunks of this kind, now or when they open, and have not been found to be closed.

@@ -91,6 +91,7 @@ impl Schedule {
         let counts = left >= seconds
             && self.is_eligible(install, like.kind())
             && self.stands_for_its_devices(install)
+            && self.may_begin(install, like.kind())
             && !self.is_blocked(install, now);
         if !counts {
             return 0;
@@ -245,6 +246,7 @@ mod tests {
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),
             gpu_lanes: None,
+            unplaced: Default::default(),
         };
         let mut schedule = Schedule::new(JobId([7; 16]), vec![model; 3]);
         for n in [1, 2] {

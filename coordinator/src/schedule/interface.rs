@@ -6,12 +6,13 @@ use std::{
 };
 
 use tropa_proto::{
+    device::runs_as_loaded,
     failure::{Class, Reason},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, MachineId},
     message::{Place, Refusal},
 };
 
-use super::{Pace, Reattached, Sample, Width};
+use super::{Kind, Pace, Reattached, Sample, Width};
 
 /// A model of the job, by its place in the job's list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,11 +41,40 @@ pub struct Install {
     pub loads: BTreeMap<ModelIndex, Duration>,
     /// The installs that share a device with it, itself not included. Symmetric over a roster.
     pub rivals: BTreeSet<AgentId>,
-    /// Those rivals that no kernel lock keeps from it, because they cannot see one file.
+    /// Those that no kernel lock keeps from it, because they cannot see one file: of its rivals, and of those that are
+    /// while a model is loaded ([`Unplaced::both`]).
     pub unguarded: BTreeSet<AgentId>,
     /// Where it works on a GPU: how many installs of its machine that do so may be busy at once, at least 1, since they
     /// share its processors (`identity.md` §8).
     pub gpu_lanes: Option<usize>,
+    /// What is to be known of chunks whose model is not loaded as they ask.
+    pub unplaced: Unplaced,
+}
+
+/// What is to be known of chunks whose model an install has not loaded as they ask: they may go to any device that it may
+/// use. Only installs count here that no kernel lock keeps apart and that are no rivals as they stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unplaced {
+    /// How models of the job are loaded: allocated and trained context in tokens, 0 where not known. A chunk of another
+    /// model or context is such a chunk.
+    pub loaded: BTreeMap<ModelIndex, (u32, u32)>,
+    /// Those that work where such a chunk of this install may go.
+    pub here: BTreeSet<AgentId>,
+    /// Those of which such a chunk may go where this install works.
+    pub there: BTreeSet<AgentId>,
+    /// Those of which such a chunk may go where one of this install may: all of the others, and more. Symmetric over a
+    /// roster.
+    pub both: BTreeSet<AgentId>,
+}
+
+impl Unplaced {
+    /// Says whether chunks of this kind are such chunks.
+    #[must_use]
+    pub fn counts(&self, kind: Kind) -> bool {
+        let as_loaded =
+            |(allocated, trained): &(u32, u32)| runs_as_loaded(*allocated, *trained, u64::from(kind.context));
+        !self.loaded.get(&kind.model).is_some_and(as_loaded)
+    }
 }
 
 /// The most that an agent's policy permits a chunk to ask; 0: any.

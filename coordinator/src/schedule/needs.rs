@@ -211,6 +211,7 @@ mod tests {
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),
             gpu_lanes: None,
+            unplaced: Default::default(),
         }
     }
 

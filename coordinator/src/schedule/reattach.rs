@@ -123,10 +123,11 @@ impl Schedule {
 
     /// A lost attempt turns out to run, and its chunk waits for another: no other is needed.
     fn may_take_back(&self, attempt: AttemptId, agent: AgentId) -> bool {
+        let kind = self.work(attempt.chunk).kind();
         let rivals_hold = self
             .installs
             .get(&agent)
-            .is_none_or(|install| install.rivals.iter().any(|rival| self.holdings.holds(rival)));
+            .is_none_or(|install| self.is_kept_off(install, Some(kind), |other| self.holdings.holds(other)));
         self.status(attempt.chunk) == Some(Status::Open)
             && self.retries.contains(&attempt.chunk)
             && !rivals_hold

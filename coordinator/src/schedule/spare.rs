@@ -97,7 +97,8 @@ impl Schedule {
         let chunk = due.attempt.chunk;
         let work = self.work(chunk);
         let tried = self.history.get(&chunk).is_some_and(|history| history.failed_on.contains(agent));
-        if tried || active.agent == *agent || !self.is_eligible(install, work.kind()) {
+        let may = self.is_eligible(install, work.kind()) && self.may_begin(install, work.kind());
+        if tried || active.agent == *agent || !may {
             return false;
         }
         let Some(seconds) = self.seconds(agent, &work) else { return false };

@@ -3,8 +3,9 @@
 use super::*;
 use crate::{
     bounded::{List, Text},
-    evidence::{Core, Facts, Key, Os, Reading, Salt, Tag},
+    evidence::{Attribution, Core, Facts, Gpu, GpuKind, Key, LaneClaim, Os, Reading, Salt, Tag},
     id::Incarnation,
+    message::{Loaded, Model},
     permit::Permit,
     uid::{Before, Change, MachineClaim, MachineUid},
 };
@@ -411,4 +412,75 @@ fn agents_without_a_salt_in_common_are_not_taken_for_two_machines_and_are_named(
     assert_eq!(view.install(agent(3)).unwrap().rivals.len(), 2);
     let why = view.install(agent(3)).unwrap().evidence.boot_id.why_not();
     assert_eq!(why.as_deref(), Some("rejected (keyed with another id-salt)"));
+}
+
+/// Two installs of one kernel with two GPUs, each at work on its own; what each may load another model on.
+fn two_gpus(anywhere: [&[u16]; 2]) -> Vec<Install> {
+    let mut roster = Roster::new(false);
+    for (n, anywhere) in (1u8..).zip(anywhere) {
+        let gpu = |id: u8| Gpu {
+            vendor: Text::cut("nvidia"),
+            name: Text::default(),
+            uuid: Some(Tag([id; 16])),
+            kind: GpuKind::Full,
+            pci: None,
+            memory: 0,
+            uma: false,
+        };
+        let mut evidence = Evidence::from_core(&announcement(1, 1).core);
+        evidence.gpus = List::cut(vec![gpu(1), gpu(2)]).0;
+        let claim = |gpus: Vec<u16>, dram| LaneClaim {
+            gpus: List::cut(gpus).0,
+            dram,
+            numa_nodes: List::default(),
+            method: Attribution::Process,
+        };
+        evidence.lane = claim(vec![u16::from(n) - 1], false);
+        evidence.anywhere = claim(anywhere.to_vec(), true);
+        let model = Model {
+            name: Text::cut("tiny:latest"),
+            digest: [1; 32],
+            fingerprint: [1; 32],
+            size: 1,
+            context: 2048,
+            completion: true,
+            embedding: false,
+            thinking: false,
+            tools: false,
+            remote: false,
+            loaded: Some(Loaded { size: 5, size_vram: 5, context: 2048 }),
+        };
+        let inventory = Inventory {
+            engine: EngineState::Up,
+            version: Text::cut("0.24.0"),
+            models: List::cut(vec![model]).0,
+            cut: false,
+            port: 11434,
+            permit: Permit::default(),
+        };
+        roster.connected(agent(n), true);
+        roster.announced(agent(n), announcement(1, 1), at(0));
+        let denied = Text::default();
+        let description = Description { evidence, former: None, inventory, denied };
+        roster.described(agent(n), ([0; 32], [0; 32]), description);
+    }
+    roster.view().installs.clone()
+}
+
+#[test]
+fn installs_that_work_on_their_own_gpus_meet_where_one_loads_another_model() {
+    let other = BTreeSet::from([agent(2)]);
+    let [one, _] = two_gpus([&[0, 1], &[0, 1]]).try_into().unwrap();
+    assert_eq!(
+        (one.lane.to_string(), one.anywhere.to_string()),
+        ("gpu:0101".into(), "gpu:0101,gpu:0202,dram".into())
+    );
+    assert!(one.rivals.is_empty());
+    assert_eq!((&one.loads.here, &one.loads.there, &one.loads.both), (&other, &other, &other));
+    let [one, _] = two_gpus([&[0], &[1]]).try_into().unwrap();
+    assert!(one.loads.here.is_empty() && one.loads.there.is_empty(), "each is pinned to its own");
+    assert_eq!(one.loads.both, other, "both may spill into memory");
+    let [one, two] = two_gpus([&[0, 1], &[1]]).try_into().unwrap();
+    assert_eq!((one.loads.here.len(), one.loads.there.len()), (1, 0));
+    assert_eq!((two.loads.here.len(), two.loads.there.len()), (0, 1));
 }

@@ -48,8 +48,10 @@ pub struct Install {
     pub label: String,
     /// Its machine.
     pub machine: MachineId,
-    /// The devices that it occupies while it works.
+    /// The devices that it occupies while it works with what it has loaded; while nothing is, all that it may use.
     pub lane: Lane,
+    /// The devices that it may load another model on, its lane among them.
+    pub anywhere: Lane,
     /// How many chunks it may work on at once, as its operator declared; 0: not declared.
     pub width: u16,
     /// What it has; `None` until its agent has been asked.
@@ -58,10 +60,23 @@ pub struct Install {
     pub evidence: Arc<Evidence>,
     /// Installs that share a device with it.
     pub rivals: BTreeSet<AgentId>,
+    /// Installs that are no rivals, and may be where either or both load another model.
+    pub loads: LoadRivals,
     /// The lock files of its devices; empty where its agent has no place for locks.
     pub locks: BTreeSet<[u8; 8]>,
     /// Why it gets no work, if it gets none.
     pub out: Option<Out>,
+}
+
+/// Whom an install meets on a device only where a model is loaded that is not loaded yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadRivals {
+    /// Where this one loads and the other has what it needs.
+    pub here: BTreeSet<AgentId>,
+    /// Where the other loads and this one has what it needs.
+    pub there: BTreeSet<AgentId>,
+    /// Where both load: all of the others, and more.
+    pub both: BTreeSet<AgentId>,
 }
 
 /// Why an install gets no work.

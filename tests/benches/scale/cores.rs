@@ -145,6 +145,7 @@ fn install(at: u32, each: u32, agents: u32) -> Install {
         loads: BTreeMap::new(),
         unguarded: BTreeSet::new(),
         gpu_lanes: None,
+        unplaced: Default::default(),
         rivals,
     }
 }

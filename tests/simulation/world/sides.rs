@@ -120,6 +120,7 @@ impl World {
                 loads: BTreeMap::new(),
                 unguarded: apart.map(agent).collect(),
                 gpu_lanes: None,
+                unplaced: Default::default(),
                 rivals: rivals.iter().copied().map(agent).collect(),
             }
         });
