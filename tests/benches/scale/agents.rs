@@ -28,7 +28,7 @@ use tropa_tests::{
     ollama_double::Double,
 };
 
-use super::{kib, number};
+use super::{kib, number, period};
 
 /// After that what is missing does not come any more.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -39,12 +39,13 @@ const SETTLING: Duration = Duration::from_secs(30);
 /// Ticks of a process's CPU time in a second, on every Linux that Rust runs on.
 const TICKS: f64 = 100.0;
 
-pub(crate) const HEAD: &str = "agents  start s  known s  ready s  least known  tropa machines s  MiB  an agent: MiB  CPU s to join  at rest: B/s  CPU %";
+pub(crate) const HEAD: &str = "agents  start s  known s  ready s  least known  tropa machines s  MiB  an agent: MiB  CPU s to join  KiB to join  at rest: B/s  CPU %";
 
 /// One size.
 pub(crate) fn measure(count: u32, seconds: u64) -> Result<Value> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(mesh(count, Duration::from_secs(seconds)))
+    // A shorter look would see by chance many that speak, or none.
+    runtime.block_on(mesh(count, Duration::from_secs(seconds).max(period(count))))
 }
 
 async fn mesh(count: u32, rest: Duration) -> Result<Value> {
@@ -65,10 +66,10 @@ async fn mesh(count: u32, rest: Duration) -> Result<Value> {
     let joining = join(&world, agents[0].address, count).await?;
     tokio::time::sleep((start + SETTLING).saturating_sub(clock.now())).await;
 
-    let (bytes, joined, resting) = (on_the_wire()?, ticks(&agents)?, clock.now());
+    let (carried, joined, resting) = (on_the_wire()?, ticks(&agents)?, clock.now());
     tokio::time::sleep(rest).await;
     let watched = (clock.now() - resting).as_secs_f64();
-    let (bytes, ticks) = (on_the_wire()? - bytes, ticks(&agents)? - joined);
+    let (bytes, ticks) = (on_the_wire()? - carried, ticks(&agents)? - joined);
     let mut memory: Vec<u64> =
         agents.iter().map(|agent| kib(agent.pid(), "VmRSS:")).collect::<Result<_>>()?;
     memory.sort_unstable();
@@ -82,7 +83,8 @@ async fn mesh(count: u32, rest: Duration) -> Result<Value> {
         "least_known": joining.least_known,
         "command_s": command.seconds, "command_machines": command.machines, "command_kib": command.memory,
         "agent_kib": memory[memory.len() / 2], "agent_kib_most": memory[memory.len() - 1],
-        "joining_cpu_s_each": each(joined) / TICKS, "rest_s": watched,
+        "joining_cpu_s_each": each(joined) / TICKS, "joining_bytes_each": each((carried - joining.asked_bytes) as f64),
+        "rest_s": watched,
         "bytes_per_s_each": each(bytes as f64) / watched, "cpu_percent_each": each(ticks) / TICKS / watched * 100.0,
     }))
 }
@@ -97,7 +99,7 @@ pub(crate) fn line(row: &Value, alone: Option<&Value>) -> String {
         (reached, _) => format!("{} only", reached.unwrap_or_default()),
     };
     format!(
-        "{:>6} {:>8.2} {:>8} {:>8} {:>12} {:>17} {:>4.0} {:>14.1} {:>14.2} {:>13.0} {:>6.2}",
+        "{:>6} {:>8.2} {:>8} {:>8} {:>12} {:>17} {:>4.0} {:>14.1} {:>14.2} {:>12.0} {:>13.0} {:>6.2}",
         row["agents"],
         number(row, "start_s"),
         by("known_s", "known"),
@@ -107,6 +109,8 @@ pub(crate) fn line(row: &Value, alone: Option<&Value>) -> String {
         number(row, "command_kib") / 1024.0,
         number(row, "agent_kib") / 1024.0,
         number(row, "joining_cpu_s_each"),
+        (number(row, "joining_bytes_each") - alone.map_or(0.0, |alone| number(alone, "joining_bytes_each")))
+            / 1024.0,
         number(row, "bytes_per_s_each") - engine,
         number(row, "cpu_percent_each"),
     )
@@ -122,6 +126,8 @@ struct Joining {
     grouping: Duration,
     /// How many agents those know that know the fewest, themselves included.
     least_known: usize,
+    /// Bytes that asking for that took: no agent does so.
+    asked_bytes: u64,
 }
 
 /// Joins through one agent, until all are known, connected and have said what they have.
@@ -139,6 +145,7 @@ async fn join(world: &World, seed: SocketAddr, count: u32) -> Result<Joining> {
         machines: 0,
         grouping: Duration::ZERO,
         least_known: 0,
+        asked_bytes: 0,
     };
     while seen.ready < count as usize && clock.now() < LIMIT {
         // Nothing more comes: what has come by then counts.
@@ -158,7 +165,9 @@ async fn join(world: &World, seed: SocketAddr, count: u32) -> Result<Joining> {
         }
     }
     ensure!(seen.known > 0, "no agent was heard: {:?}", members.failures());
+    let carried = on_the_wire()?;
     seen.least_known = least_known(&mut members).await?;
+    seen.asked_bytes = on_the_wire()? - carried;
     members.leave().await;
     Ok(seen)
 }

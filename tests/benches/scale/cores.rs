@@ -20,7 +20,7 @@ use tropa_proto::{
     uid::{MachineClaim, MachineUid},
 };
 
-use super::{kib, number};
+use super::{gossip, kib, number, period};
 
 /// Chunks of the job for each install.
 const CHUNKS: u32 = 10;
@@ -31,7 +31,7 @@ const ENOUGH: Duration = Duration::from_secs(10);
 /// Models of each install.
 const MODELS: u8 = 8;
 
-pub(crate) const HEAD: &str = "agents  a machine    kept  announcement B  roster KiB/agent  grouping ms  groupings at rest CPU %  events  us/event  roster event ms";
+pub(crate) const HEAD: &str = "agents  a machine    kept  announcement B  roster KiB/agent  grouping ms  groupings at rest CPU %  events  us/event  roster event ms  copies  hops";
 
 /// One size: `agents` of them, `each` on one machine.
 #[expect(clippy::disallowed_methods, reason = "a benchmark is the driver that owns the clock")]
@@ -61,20 +61,23 @@ pub(crate) fn measure(agents: u32, each: u32) -> Result<Value> {
         black_box(roster.view());
         grouping = grouping.min(started.elapsed());
     }
-    // Everybody speaks once in half a second per member, but no more often than every ten seconds.
-    let spoken = f64::from(kept) / (f64::from(kept) * 0.5).max(10.0);
+    let spoken = f64::from(kept) / period(kept).as_secs_f64();
     let (events, event, first) = schedule(agents, each);
+    let spread = gossip::spread(agents);
+    ensure!(spread.reached == agents as usize, "an announcement reached {} only", spread.reached);
     Ok(json!({
         "agents": agents, "a_machine": each, "kept": kept, "machines": machines, "announcement_bytes": bytes,
         "taking_ms": taking.as_secs_f64() * 1e3, "roster_kib": memory, "grouping_ms": grouping.as_secs_f64() * 1e3,
         "groupings_per_s": spoken, "grouping_cpu_percent": grouping.as_secs_f64() * spoken * 100.0,
         "events": events, "event_us": event.as_secs_f64() * 1e6, "roster_event_ms": first.as_secs_f64() * 1e3,
+        "announcements_per_s": f64::from(agents) / period(agents).as_secs_f64(), "copies": spread.copies,
+        "hops": spread.hops,
     }))
 }
 
 pub(crate) fn line(row: &Value) -> String {
     format!(
-        "{:>6} {:>10} {:>7} {:>15} {:>17.1} {:>12.2} {:>24.2} {:>7} {:>9.2} {:>16.2}",
+        "{:>6} {:>10} {:>7} {:>15} {:>17.1} {:>12.2} {:>24.2} {:>7} {:>9.2} {:>16.2} {:>7.2} {:>5}",
         row["agents"],
         row["a_machine"],
         row["kept"],
@@ -85,6 +88,8 @@ pub(crate) fn line(row: &Value) -> String {
         row["events"],
         number(row, "event_us"),
         number(row, "roster_event_ms"),
+        number(row, "copies"),
+        row["hops"],
     )
 }
 

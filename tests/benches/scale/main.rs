@@ -1,8 +1,8 @@
 //! How the mesh grows with its agents, and what gives way first.
 //!
 //! *In the cores*, the pure parts alone: what a roster of N costs to build, to group and to keep, and what the
-//! scheduler needs for an event with N installs and ten chunks for each. Up to 10,000, far beyond the 1,024 agents
-//! that a mesh may have.
+//! scheduler needs for an event with N installs and ten chunks for each, and how often gossip sends an announcement. Up
+//! to 10,000, far beyond the 1,024 agents that a mesh may have.
 //!
 //! *With real agents*, N programs with declared hardware of their own, in a network namespace of their own, so that all
 //! bytes on its loopback are theirs. They know one address, that of the first, and find the others from there, as
@@ -15,11 +15,13 @@
 
 mod agents;
 mod cores;
+mod gossip;
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -39,7 +41,7 @@ struct Args {
     /// Leave out larger sizes
     #[arg(long, global = true, default_value_t = 10_000)]
     most: u32,
-    /// How long the agents are watched at rest
+    /// How long the agents are watched at rest, at least: never less than each takes to announce itself again
     #[arg(long, global = true, default_value_t = 30)]
     seconds: u64,
     /// Where the results go
@@ -152,6 +154,11 @@ fn kib(process: u32, key: &str) -> Result<u64> {
         fs::read_to_string(format!("/proc/{process}/status")).context("reading the memory of a process")?;
     let line = status.lines().find_map(|line| line.strip_prefix(key)).context("a line of /proc")?;
     line.trim().trim_end_matches(" kB").parse().context("a number of KiB")
+}
+
+/// How often each of so many agents announces itself: half a second for each, from 10 s to 10 min (`libp2p.md` §8).
+fn period(agents: u32) -> Duration {
+    (Duration::from_millis(500) * agents).clamp(Duration::from_secs(10), Duration::from_mins(10))
 }
 
 fn number(row: &Value, key: &str) -> f64 {
