@@ -10,8 +10,8 @@
 //! traffic is taken off by measuring one agent alone.
 //!
 //! `cargo bench -p tropa-tests --bench scale [-- cores|agents] [-- --most N] [-- --seconds S] [-- --out FILE]`. Each
-//! size runs in a process of its own, so that memory is its own. Writes what it prints, with its surroundings, to
-//! `tests/benches/results/scale.json`.
+//! size runs in a process of its own, so that memory is its own. Writes what it prints, with the surroundings of each
+//! part, to `tests/benches/results/scale.json`; `tests/benches/table.py` makes the tables of BENCHMARKS.md of it.
 
 mod agents;
 mod cores;
@@ -27,6 +27,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
+
+/// The version of the results.
+const SCHEMA: &str = "tropa.scale/2";
 
 /// Sizes in the cores.
 const CORES: [u32; 5] = [10, 100, 300, 1_000, 10_000];
@@ -73,9 +76,13 @@ fn main() -> Result<()> {
         Some(Part::OneMesh { agents }) => return say(&agents::measure(agents, args.seconds)?.to_string()),
         Some(Part::Cores | Part::Agents) | None => {}
     }
-    let mut results = json!({"schema": "tropa.scale/1", "surroundings": surroundings()?});
+    let out = args.out.unwrap_or_else(|| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join("results").join("scale.json")
+    });
+    let mut results = earlier(&out);
     if args.part != Some(Part::Agents) {
         say(&format!("In the cores, best of a few.\n{}", cores::HEAD))?;
+        let surroundings = surroundings()?;
         let mut rows = Vec::new();
         for each in [1, 4] {
             for agents in CORES.into_iter().filter(|agents| *agents <= args.most) {
@@ -84,10 +91,11 @@ fn main() -> Result<()> {
                 rows.push(row);
             }
         }
-        results["cores"] = rows.into();
+        results["cores"] = json!({"surroundings": surroundings, "rows": rows});
     }
     if args.part != Some(Part::Cores) {
         say(&format!("\nReal agents, {} s at rest.\n{}", args.seconds, agents::HEAD))?;
+        let surroundings = surroundings()?;
         let mut rows: Vec<Value> = Vec::new();
         let seconds = args.seconds.to_string();
         for count in AGENTS.into_iter().filter(|agents| *agents <= args.most) {
@@ -97,16 +105,19 @@ fn main() -> Result<()> {
             say(&agents::line(&row, rows.first()))?;
             rows.push(row);
         }
-        results["agents"] = rows.into();
+        results["agents"] = json!({"surroundings": surroundings, "rows": rows});
     }
-    let out = args.out.unwrap_or_else(|| {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join("results").join("scale.json")
-    });
     if let Some(folder) = out.parent() {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
     fs::write(&out, format!("{results:#}\n")).with_context(|| format!("writing {}", out.display()))?;
     say(&format!("\nwritten: {}", out.display()))
+}
+
+/// What the file has already: a run of one part leaves the other as it was.
+fn earlier(file: &Path) -> Value {
+    let read = fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    read.filter(|earlier: &Value| earlier["schema"] == SCHEMA).unwrap_or_else(|| json!({"schema": SCHEMA}))
 }
 
 /// Runs this program again for one size; `apart`: in a network namespace with nothing but loopback, and with as many
