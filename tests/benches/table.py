@@ -149,8 +149,14 @@ def surroundings(part):
     where = part["surroundings"]
     return (
         f"{where['cpu']}, {where['cpus']} cores, Linux {where['kernel']}, load average {where['load'].split()[0]} when it "
-        f"began, at {where['at']}, commit {where['commit'][:7]}. Raw data: [scale.json](tests/benches/results/scale.json)."
+        f"began, at {where['at']}, commit {where['commit'][:7]}{'' if where['optimised'] else ', a debug build'}"
+        f"{'; ' + part['note'] if 'note' in part else ''}. Raw data: [scale.json](tests/benches/results/scale.json)."
     )
+
+
+def shown(value, form="{:.1f}"):
+    """A figure, or a dash where a run of an earlier version has none."""
+    return "-" if value is None else form.format(value)
 
 
 def agents_table(rows):
@@ -164,7 +170,10 @@ def agents_table(rows):
 
     def beyond(row, what):
         """Without what an agent alone exchanges with its engine."""
-        return row[what] - (alone[what] if alone else 0)
+        return row[what] - (alone[what] if alone else 0) if what in row else None
+
+    def kib(number):
+        return None if number is None else number / 1024
 
     for row in rows:
         if "failed" in row:
@@ -177,7 +186,7 @@ def agents_table(rows):
         yield (
             f"| {row['agents']} | {reached['known']} | {reached['ready']} | {row['least_known']} | "
             f"{reached['command_machines']} | {row['command_kib'] / 1024:.0f} | {row['agent_kib'] / 1024:.1f} | "
-            f"{row['joining_cpu_s_each']:.2f} | {beyond(row, 'joining_bytes_each') / 1024:.0f} | "
+            f"{row['joining_cpu_s_each']:.2f} | {shown(kib(beyond(row, 'joining_bytes_each')), '{:.0f}')} | "
             f"{beyond(row, 'bytes_per_s_each'):.0f} | {row['rest_s']:.0f} | {row['cpu_percent_each']:.2f} % |"
         )
 
@@ -188,7 +197,7 @@ def copy_bytes(agents, cores):
     alone = next((row["bytes_per_s_each"] for row in real if row["agents"] == 1), 0)
     for row in sorted(real, key=lambda row: -row["agents"]):
         for pure in cores["rows"]:
-            if pure["agents"] == row["agents"] and pure["copies"] > 0:
+            if pure["agents"] == row["agents"] and pure.get("copies", 0) > 0:
                 return (row["bytes_per_s_each"] - alone) / (pure["announcements_per_s"] * pure["copies"]), row["agents"]
     return None
 
@@ -211,7 +220,8 @@ def cores_table(rows, each):
         yield (
             f"| {row['agents']} | {row['a_machine']} | {row['kept']} | {row['roster_kib'] / row['kept']:.1f} | "
             f"{row['grouping_ms']:.2f} | {row['grouping_cpu_percent']:.2f} % | {row['event_us']:.1f} | "
-            f"{row['roster_event_ms']:.1f} | {row['announcements_per_s']:.1f} | {row['copies']:.1f} | {row['hops']} | "
+            f"{row['roster_event_ms']:.1f} | {shown(row.get('announcements_per_s'))} | {shown(row.get('copies'))} | "
+            f"{shown(row.get('hops'), '{}')} | "
             f"{bytes_each} |"
         )
 
