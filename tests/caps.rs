@@ -2,8 +2,6 @@
 //!
 //! One table of rows whose input can be built, and one of rows that are held by the test that the row names: those need
 //! a private part, or a clock that only the part's own tests have.
-//!
-//! Display text is not among them: no text of an answer is asked for before the answer is whole, so none is queued.
 
 mod live;
 mod pure;
@@ -93,6 +91,21 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "attempts remembered",
         "65,536, 10 min after `Ack`",
         "tropa-agent admission::tests::results_that_wait_are_never_forgotten_and_at_the_cap_new_work_is_refused",
+    ),
+    (
+        "time to a valid `Hello`",
+        "5 s",
+        "tropa-proto chunk_stream::tests::a_hello_has_five_seconds_on_both_sides_however_it_comes",
+    ),
+    (
+        "time to a whole frame",
+        "30 s",
+        "tropa-proto chunk_stream::tests::a_frame_has_thirty_seconds_from_its_first_byte_to_its_last",
+    ),
+    (
+        "display text that is queued",
+        "16 KiB an attempt, so 1 MiB of 64",
+        "tropa-agent execute::progress::tests::text_that_finds_no_room_is_not_shown_and_its_tokens_are_counted",
     ),
     (
         "a line of an answer",

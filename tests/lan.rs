@@ -72,10 +72,10 @@ impl Host {
     }
 
     /// Starts an install and the agent beside it, which is told nothing but its evidence.
-    fn install(&mut self, number: u8) {
+    fn install(&mut self, number: u8, listens: &str) {
         self.start(
             env!("CARGO_BIN_EXE_ollama-double"),
-            &["--model", "tiny:latest", "--listen", "127.0.0.1:11434"],
+            &["--model", "tiny:latest", "--listen", &format!("{listens}:11434")],
         );
         let root = self.home.join("host");
         declare(&root, number).unwrap();
@@ -86,6 +86,11 @@ impl Host {
             agent,
             &["--evidence-root", &root, "--lane-lock-dir", &locks, "--label", &format!("host-{number}")],
         );
+    }
+
+    /// What its agent has logged.
+    fn log(&self) -> String {
+        fs::read_to_string(self.home.join("1.log")).unwrap_or_default()
     }
 
     fn secret(&self) -> PathBuf {
@@ -123,8 +128,8 @@ fn two_machines_on_a_lan_become_one_mesh_by_a_secret_and_nothing_else() {
     join.stdin.take().unwrap().write_all(&fs::read(here.secret()).unwrap()).unwrap();
     assert!(join.wait().unwrap().success());
 
-    here.install(1);
-    there.install(2);
+    here.install(1, "127.0.0.1");
+    there.install(2, "0.0.0.0");
     let mut seen = String::new();
     wait_until("both agents are in the roster, ready", || {
         let found = here.command(tropa, &["machines", "--allow-declared", "--json"]).output().unwrap();
@@ -143,4 +148,10 @@ fn two_machines_on_a_lan_become_one_mesh_by_a_secret_and_nothing_else() {
     assert_eq!(rows.len(), 12);
     let machines: BTreeSet<&str> = rows.iter().filter_map(|row| row["tropa"]["machine"].as_str()).collect();
     assert_eq!(machines.len(), 2, "both machines worked");
+
+    let exposed = || there.log().lines().find(|line| line.contains("ollama.exposed")).map(str::to_owned);
+    wait_until("the agent says that its install is open to others", || exposed().is_some()).unwrap();
+    let said = exposed().unwrap_or_default();
+    assert!(said.contains("10.97.0.11:11434") && said.contains("OLLAMA_HOST=127.0.0.1"), "{said}");
+    assert!(!here.log().contains("ollama.exposed"), "{}", here.log());
 }

@@ -185,6 +185,12 @@ impl Admission {
         self.checking
     }
 
+    /// Says whether the engine has failed with two chunks one after the other, and has written no token since.
+    #[must_use]
+    pub fn is_ill(&self) -> bool {
+        !self.health.is_well()
+    }
+
     /// Says whether something is being settled.
     #[must_use]
     pub fn is_settling(&self) -> bool {

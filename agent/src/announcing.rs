@@ -9,7 +9,7 @@ use tropa_proto::{
     bounded::{List, Text},
     evidence::Core,
     mesh::Mesh,
-    message::{Announcement, EngineState},
+    message::{AgentState, Announcement, EngineState},
 };
 
 use crate::{
@@ -34,7 +34,7 @@ impl Agent {
             incarnation: self.incarnation,
             seq: self.state.next_seq()?,
             period_ms: u32::try_from(period.as_millis()).unwrap_or(u32::MAX),
-            state: self.phase,
+            state: state(self.phase, self.load.borrow().ill),
             label: Text::cut(&self.config_label),
             core: Core::new(&self.stock.description().evidence, epoch),
             sampled_ms_ago: 0,
@@ -55,6 +55,11 @@ impl Agent {
         }
         Ok(period)
     }
+}
+
+/// What is said of an agent in this phase whose engine is or is not ill.
+fn state(phase: AgentState, ill: bool) -> AgentState {
+    if phase == AgentState::Ready && ill { AgentState::Ill } else { phase }
 }
 
 /// Half a second per member, so that a mesh of any size gossips the same amount; ± 10 %, so that agents which

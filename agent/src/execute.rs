@@ -191,6 +191,7 @@ impl Executor {
             waiting_results: self.outbox.len(),
             settling: self.admission.is_settling(),
             unsettled: self.last_unsettled,
+            ill: self.admission.is_ill(),
             used_up_until: self.admission.used_up_until(now()),
             loads: self.loads,
             loading: self.is_loading(),

@@ -287,6 +287,7 @@ impl Agent {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut next_announcement = now();
+        let mut ill = false;
         loop {
             if self.may_renew() {
                 self.renew().await?;
@@ -327,7 +328,13 @@ impl Agent {
                     // nothing to occupy.
                     let _ = self.orders.occupy(self.stock.occupation()).await;
                 }
-                Ok(()) = self.load.changed() => self.stock.watch(*self.load.borrow_and_update()),
+                Ok(()) = self.load.changed() => {
+                    let load = *self.load.borrow_and_update();
+                    if std::mem::replace(&mut ill, load.ill) != load.ill {
+                        next_announcement = now();
+                    }
+                    self.stock.watch(load);
+                }
                 Ok(()) = self.guests.changed() => self.welcome(),
                 () = sleep_until(turn) => {}
             }

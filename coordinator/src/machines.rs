@@ -3,7 +3,7 @@
 //! [`Report`] is what `--json` prints; `machines/text.rs` writes the same for people, and `machines/sentence.rs` says
 //! it in one sentence.
 
-mod engines;
+pub(crate) mod engines;
 mod scores;
 mod sentence;
 #[cfg(test)]
@@ -402,7 +402,7 @@ fn warnings(view: &View, fusion: &Fusion) -> Vec<WarningRow> {
         fix: warning.code.fix(),
         information: warning.code.is_information(),
     });
-    rows.chain(locks::splits(view)).chain(engines::findings(view)).collect()
+    rows.chain(locks::splits(view)).chain(engines::findings(view, |_| true)).collect()
 }
 
 /// A warning's text ends with what to do, which has its own place here.

@@ -31,7 +31,7 @@ pub use self::{
 use crate::{
     exit::Exit,
     locks,
-    machines::{WarningRow, counted},
+    machines::{WarningRow, counted, engines},
     schedule::{self, Largest, ModelIndex, Unplaced},
 };
 
@@ -62,7 +62,8 @@ pub struct Plan {
     pub cost: Cost,
     /// Every install of the roster, in the order of its agent's id.
     pub rows: Vec<Row>,
-    /// Devices that no common lock keeps from the work of another coordinator.
+    /// Devices that no common lock keeps from the work of another coordinator, and what the operators of the installs that
+    /// can take part should mend or know of.
     pub warnings: Vec<WarningRow>,
     /// One sentence: how it runs and what would make it faster.
     pub summary: String,
@@ -181,6 +182,7 @@ pub fn plan_without(view: &View, items: u64, models: &[Pinned], contexts: &[u32]
     usable.retain(|install| models.is_empty() || !install.models.is_empty());
     usable.retain(|install| !denials.contains_key(&install.agent));
     let at_work = at_work(&usable);
+    let is_usable = |install: &Install| usable.iter().any(|usable| usable.agent == install.agent);
     let row = |install| row(view, install, models, &at_work, denials);
     let rows: Vec<Row> = view.installs.iter().map(row).collect();
     let machines: BTreeSet<MachineId> = usable.iter().map(|install| install.machine).collect();
@@ -197,7 +199,7 @@ pub fn plan_without(view: &View, items: u64, models: &[Pinned], contexts: &[u32]
         cost: Cost::default(),
         summary: summary(usable.len(), &counted(view, &machines), at_once, &rows),
         rows,
-        warnings: locks::splits(view),
+        warnings: locks::splits(view).into_iter().chain(engines::findings(view, is_usable)).collect(),
     }
 }
 
@@ -264,9 +266,10 @@ impl Plan {
             let _ = writeln!(text, "model {name} ({}){num_ctx}", &fingerprint[..12]);
         }
         text.push_str(&self.cost_text());
-        for warning in &self.warnings {
+        for warning in self.warnings.iter().filter(|warning| why || !warning.information) {
             let said = crate::terminal::escaped(&warning.text);
-            let _ = writeln!(text, "warn    {}    {said}\n        {}", warning.code, warning.fix);
+            let level = if warning.information { "note" } else { "warn" };
+            let _ = writeln!(text, "{level}    {}    {said}\n        {}", warning.code, warning.fix);
         }
         let _ = writeln!(text, "{} items. {}", self.items, self.summary);
         text

@@ -419,3 +419,6 @@ impl fmt::Debug for WorkWriter {
         f.debug_struct("WorkWriter").field("peer", &self.ends.peer).field("left", &left).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

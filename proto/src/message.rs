@@ -82,6 +82,9 @@ pub enum AgentState {
     Draining,
     /// The last announcement: the agent is leaving.
     Leaving,
+    /// Work is welcome, and waits: the engine has failed with two chunks one after the other, and nothing starts before it
+    /// has written one token.
+    Ill,
 }
 
 /// A question to an agent. All are reads, and an offer ends by itself: asking twice is asking.

@@ -380,6 +380,7 @@ impl Roster {
             rivals: BTreeSet::new(),
             loads: LoadRivals::default(),
             locks: entry.announcement.locks.iter().copied().collect(),
+            ill: entry.announcement.state == AgentState::Ill,
             out: self.out(&agent, entry),
         })
     }
@@ -393,8 +394,10 @@ impl Roster {
         if !entry.runs.rivals().is_empty() {
             return Some(Out::Cloned);
         }
-        if entry.announcement.state != AgentState::Ready {
-            return Some(Out::Draining);
+        match entry.announcement.state {
+            // Whether an ill engine works again is found out when somebody has work.
+            AgentState::Ready | AgentState::Ill => {}
+            AgentState::Draining | AgentState::Leaving => return Some(Out::Draining),
         }
         if !self.believes(entry) {
             return Some(Out::Declared);
@@ -469,6 +472,7 @@ fn run_install(id: AgentId, run: &Run, fusion: &Fusion) -> Option<Install> {
         rivals: BTreeSet::new(),
         loads: LoadRivals::default(),
         locks: run.announcement.locks.iter().copied().collect(),
+        ill: false,
         out: Some(Out::Cloned),
     })
 }

@@ -58,6 +58,8 @@ pub struct Load {
     pub settling: bool,
     /// The last settling ended without proof: a request that nobody waits for may still run.
     pub unsettled: bool,
+    /// The engine has failed with two chunks one after the other, and has written no token since.
+    pub ill: bool,
     /// As many attempts have started as may in an hour: more may from this time on.
     pub used_up_until: Option<Instant>,
     /// How many attempts began whose models had to be loaded somewhere.

@@ -21,7 +21,9 @@ use crate::{clock::now, ollama::Progress};
 /// Between two reports of progress of one attempt (`reliability.md` §3: at most four a second).
 const PROGRESS: Duration = Duration::from_millis(250);
 
-/// Bytes of text that wait for the next report of progress; the rest is not shown.
+/// Bytes of text of one attempt that wait for the next report of progress; what does not fit is not shown, and the count of
+/// tokens goes on. With as many attempts as an install may run at once (64) that is a mebibyte, the cap of display text
+/// that is queued (`security.md` §6); a coordinator queues none.
 const MAX_SHOWN: usize = 16_384;
 
 /// Places in the channel of reports that progress leaves free, for the frames that matter.
@@ -44,8 +46,9 @@ pub(super) struct Ticker {
 impl Ticker {
     pub(super) fn line(&mut self, progress: Progress<'_>) {
         self.tokens.store(progress.count, Ordering::Relaxed);
-        if self.show_text && self.pending.len() < MAX_SHOWN {
-            self.pending.push_str(progress.text);
+        if self.show_text {
+            let room = MAX_SHOWN - self.pending.len();
+            self.pending.push_str(&progress.text[..progress.text.floor_char_boundary(room)]);
         }
         let at = now();
         if at < self.last + PROGRESS {
@@ -98,6 +101,36 @@ mod tests {
         assert_eq!(receiver.try_recv(), Ok(told(1, "a")));
         assert_eq!(receiver.try_recv(), Ok(told(4, "bcd")));
         assert!(receiver.try_recv().is_err());
+    }
+
+    #[test]
+    fn text_that_finds_no_room_is_not_shown_and_its_tokens_are_counted() {
+        let (sender, mut receiver) = mpsc::channel(16);
+        let attempt = AttemptId { job: JobId([1; 16]), chunk: ChunkIndex(0), no: 1 };
+        let mut ticker = Ticker {
+            attempt,
+            reports: Arc::new(Mutex::new(sender)),
+            show_text: true,
+            pending: String::new(),
+            last: now(),
+            tokens: Arc::default(),
+        };
+        // One byte less, exactly as much, and one more; an answer may come as one line of megabytes.
+        for (already, line, kept) in [
+            (MAX_SHOWN - 2, "a".to_owned(), MAX_SHOWN - 1),
+            (MAX_SHOWN - 1, "a".to_owned(), MAX_SHOWN),
+            (MAX_SHOWN, "a".to_owned(), MAX_SHOWN),
+            (0, "a".repeat(8 << 20), MAX_SHOWN),
+            (MAX_SHOWN - 1, "é".to_owned(), MAX_SHOWN - 1),
+        ] {
+            ticker.pending = "x".repeat(already);
+            ticker.line(Progress { count: 7, text: &line });
+            assert_eq!(ticker.pending.len(), kept, "{already} and {}", line.len());
+        }
+        ticker.last = now() - PROGRESS;
+        ticker.line(Progress { count: 8, text: "" });
+        let Ok(FromAgent::Tokens { count: 8, text, .. }) = receiver.try_recv() else { panic!("no report") };
+        assert_eq!(text.len(), MAX_SHOWN - 1);
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub(super) fn requests(work: &Work, clock: Clock) -> Result<Arc<[Request]>, Fail
     let job = journal.job().id;
     let mut requests = Vec::new();
     for chunk in work.chunks(&journal)? {
-        let limits = Limits::of(&chunk.body, false);
+        let limits = Limits::of(&chunk.body, false, None);
         let pinned = work.models.iter().find(|pinned| pinned.name.eq_ignore_ascii_case(&chunk.model));
         let run = message::Run {
             attempt: AttemptId { job, chunk: chunk.index, no: 1 },

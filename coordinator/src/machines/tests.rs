@@ -17,7 +17,10 @@ use tropa_proto::{
 };
 
 use super::*;
-use crate::rules::{RuleRow, Standing};
+use crate::{
+    plan,
+    rules::{RuleRow, Standing},
+};
 
 /// One agent of a synthetic mesh: a label, the number of its kernel, and what else is special about it.
 struct Made {
@@ -30,6 +33,7 @@ struct Made {
     claim: Option<MachineClaim>,
     version: &'static str,
     models: Vec<Model>,
+    state: AgentState,
 }
 
 fn made(label: &str, kernel: u32) -> Made {
@@ -44,6 +48,7 @@ fn made(label: &str, kernel: u32) -> Made {
         claim: None,
         version: "0.24.0",
         models: Vec::new(),
+        state: AgentState::Ready,
     }
 }
 
@@ -127,7 +132,7 @@ fn roster(agents: &[Made]) -> Roster {
                 incarnation: Incarnation(1),
                 seq: 1,
                 period_ms: 10_000,
-                state: AgentState::Ready,
+                state: of.state,
                 label: Text::cut(&of.label),
                 core,
                 sampled_ms_ago: 0,
@@ -323,14 +328,23 @@ fn holes_of_an_old_engine_and_models_in_a_cloud_are_said_with_what_to_do() {
             Made { version: "0.20.3", ..made("attic", 2) },
             Made { version: old, engine: down.clone(), ..made("shed", 3) },
             Made { models: vec![cloud.clone()], ..made("nas", 4) },
+            Made { state: AgentState::Ill, ..made("hut", 5) },
         ]
     };
     let found = report(&agents("0.20.2"));
     let found = found.warnings.iter().map(|row| (row.code, row.agents.join(" "), row.information));
-    assert_eq!(
-        found.collect::<Vec<_>>(),
-        [("ollama.vulnerable", "den".to_owned(), false), ("ollama.cloud_model", "nas".to_owned(), true)]
-    );
+    let all = [
+        ("lane.unhealthy", "hut".to_owned(), false),
+        ("ollama.vulnerable", "den".to_owned(), false),
+        ("ollama.cloud_model", "nas".to_owned(), true),
+    ];
+    assert_eq!(found.collect::<Vec<_>>(), all);
+    let mut roster = roster(&agents("0.20.2"));
+    let plan = plan::plan(roster.view(), 1, &[], &[]);
+    let planned = plan.warnings.iter().map(|row| (row.code, row.agents.join(" "), row.information));
+    assert_eq!(planned.collect::<Vec<_>>(), all, "a plan says the same of those that take part");
+    assert!(plan.text(false).contains("ollama.vulnerable") && !plan.text(false).contains("cloud_model"));
+    assert!(plan.text(true).contains("note    ollama.cloud_model"), "{}", plan.text(true));
     assert!(report(&agents("0.20.2")).text(false).contains("OLLAMA_HOST=127.0.0.1"));
     let fine = report(&agents("0.20.3"));
     assert!(fine.warnings.iter().all(|row| row.code != "ollama.vulnerable"), "{:?}", fine.warnings);

@@ -92,7 +92,8 @@ impl Loop<'_> {
         };
         let at_once = self.schedule.at_once(attempt);
         let warm = index.is_some_and(|index| install.warm.contains(&index));
-        let limits = Limits::of(&chunk.body, warm).beside(at_once);
+        let pace = index.and_then(|index| self.schedule.pace(agent, index));
+        let limits = Limits::of(&chunk.body, warm, pace).beside(at_once);
         let pinned = index.and_then(|ModelIndex(index)| self.run.models.get(usize::from(index)));
         let run = Run {
             attempt,

@@ -17,6 +17,12 @@ impl Schedule {
         measured.map(|(key, pace)| (key.0, key.1, *pace, self.widths.get(key).and_then(Search::found)))
     }
 
+    /// How fast an install is with a model, where this job or an earlier one has seen it.
+    #[must_use]
+    pub fn pace(&self, agent: AgentId, model: ModelIndex) -> Option<&Pace> {
+        self.paces.get(&(agent, model))
+    }
+
     /// How many attempts may be at the engine together with this one, itself included; at least 1.
     #[must_use]
     pub fn at_once(&self, attempt: AttemptId) -> u16 {

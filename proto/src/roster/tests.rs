@@ -100,7 +100,16 @@ fn an_agent_gets_work_only_while_there_is_a_connection_to_it_and_it_has_said_wha
         hashes,
         Description { evidence, former: None, inventory, denied: Text::default() },
     );
-    assert_eq!(roster.view().installs[0].out, None);
+    assert_eq!((roster.view().installs[0].out.clone(), roster.view().installs[0].ill), (None, false));
+    for (seq, state, out, ill) in [
+        (2, AgentState::Ill, None, true),
+        (3, AgentState::Draining, Some(Out::Draining), false),
+        (4, AgentState::Ready, None, false),
+    ] {
+        roster.announced(agent(1), Announcement { state, ..announcement(1, seq) }, at(0));
+        let install = &roster.view().installs[0];
+        assert_eq!((&install.out, install.ill), (&out, ill), "an ill engine is found well by work");
+    }
     roster.connected(agent(1), false);
     assert_eq!(roster.view().installs[0].out, Some(Out::Unreachable));
 }

@@ -64,6 +64,8 @@ pub struct Install {
     pub loads: LoadRivals,
     /// The lock files of its devices; empty where its agent has no place for locks.
     pub locks: BTreeSet<[u8; 8]>,
+    /// Its engine has failed with two chunks one after the other: it is asked for one token before it gets more.
+    pub ill: bool,
     /// Why it gets no work, if it gets none.
     pub out: Option<Out>,
 }

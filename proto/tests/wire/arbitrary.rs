@@ -101,7 +101,7 @@ prop_compose! {
     pub(crate) fn announcement()(
         (incarnation, seq) in any::<(u64, u64)>(),
         period_ms in 1_000..=660_000_u32,
-        state in select(&[AgentState::Ready, AgentState::Draining, AgentState::Leaving][..]),
+        state in select(&[AgentState::Ready, AgentState::Draining, AgentState::Leaving, AgentState::Ill][..]),
         label in text(),
         core in core(),
         sampled_ms_ago in any::<u32>(),

@@ -35,6 +35,7 @@ fn machine(state: AgentState) -> MachineClaim {
         AgentState::Ready => (Before::Nothing, Change::None),
         AgentState::Draining => (Before::Alias(uid(2)), Change::HardwareChanged),
         AgentState::Leaving => (Before::CopyOf(uid(3)), Change::Moved),
+        AgentState::Ill => (Before::Nothing, Change::Moved),
     };
     let same_boot = state == AgentState::Ready;
     MachineClaim { uid: uid(1), before, hardware: 3, same_boot, change, durable: same_boot }
@@ -137,6 +138,13 @@ pub(crate) fn announcements() -> Vec<Named<Announcement>> {
                     [Reading::Rejected(Text::cut("all zero")), Reading::Absent, Reading::Absent],
                     Reading::Denied,
                 ),
+            ),
+        ),
+        (
+            "ill",
+            of(
+                AgentState::Ill,
+                core(Os::Linux, Hypervisor::None, [tag(1), tag(2), tag(3)], Reading::Value(-1)),
             ),
         ),
     ])
