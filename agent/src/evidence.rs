@@ -13,6 +13,8 @@ pub mod command;
 pub mod counters;
 pub mod cpus;
 pub mod files;
+#[cfg(test)]
+mod garbage;
 pub mod lane;
 pub mod linux;
 pub mod macos;
@@ -194,6 +196,22 @@ fn declared_gpus(root: &Root) -> Vec<Gpu<String>> {
         Vec::new()
     });
     let id = |text: &str| canonical::gpu_id(text).value().cloned();
+    let known = |gpu: &DeclaredGpu| {
+        let known = match gpu.kind.as_str() {
+            "full" | "vgpu" => true,
+            "mig" => gpu.parent.as_deref().and_then(id).is_some(),
+            _ => false,
+        };
+        if !known {
+            let (name, kind) = (&gpu.name, &gpu.kind);
+            tracing::warn!(
+                name,
+                kind,
+                "tropa/gpus.json: a GPU is full, vgpu, or mig with a parent; left out"
+            );
+        }
+        known
+    };
     let gpu = |gpu: DeclaredGpu| Gpu {
         vendor: Text::cut(&gpu.vendor),
         name: Text::cut(&gpu.name),
@@ -207,5 +225,5 @@ fn declared_gpus(root: &Root) -> Vec<Gpu<String>> {
         memory: gpu.memory,
         uma: gpu.uma,
     };
-    declared.into_iter().map(gpu).collect()
+    declared.into_iter().filter(known).map(gpu).collect()
 }

@@ -46,8 +46,8 @@ use tropa_proto::{bounded::Text, evidence::Reading};
 /// Bytes of one file: an identifier has some dozens, the largest text (a process's status) some thousands.
 pub const MAX_FILE: usize = 64 << 10;
 
-/// Bytes of `/proc/cpuinfo`, whose length grows with the processors (about 1.6 KiB each).
-pub const MAX_CPUINFO: usize = 1 << 20;
+/// Bytes of `/proc/cpuinfo`, whose length grows with the processors (about 1.6 KiB each): some 2,500 of them.
+pub const MAX_CPUINFO: usize = 4 << 20;
 
 /// Entries of one directory: `/proc` of a busy host has some ten thousand.
 pub const MAX_ENTRIES: usize = 65_536;
@@ -107,11 +107,22 @@ impl Root {
         }
     }
 
-    /// Reads a file of NUL-separated texts (`cmdline`, `environ`, devicetree strings), at most its first
-    /// [`MAX_FILE`] bytes; text that is not UTF-8 is read with replacement characters.
+    /// Reads a file of NUL-separated texts (`cmdline`, devicetree strings), at most its first [`MAX_FILE`] bytes; text
+    /// that is not UTF-8 is read with replacement characters.
     #[must_use]
     pub fn strings(&self, path: &str) -> Reading<Vec<String>> {
-        match self.bytes(path, MAX_FILE, Whole::Beginning) {
+        self.texts(path, MAX_FILE, Whole::Beginning)
+    }
+
+    /// As [`Root::strings`], where a part of the texts would mean something else than all of them (`environ`): at most
+    /// `max` bytes.
+    #[must_use]
+    pub fn all_strings(&self, path: &str, max: usize) -> Reading<Vec<String>> {
+        self.texts(path, max, Whole::Required)
+    }
+
+    fn texts(&self, path: &str, max: usize, whole: Whole) -> Reading<Vec<String>> {
+        match self.bytes(path, max, whole) {
             Reading::Value(bytes) | Reading::Virtual(bytes) => Reading::Value(
                 bytes
                     .split(|byte| *byte == 0)
@@ -139,6 +150,7 @@ impl Root {
     /// would be another pipe to whoever writes into it.
     #[must_use]
     pub fn regular(&self, path: &str) -> Reading<File> {
+        asked(path);
         match below::look(self, path) {
             Ok(found) if !found.is_file() => return rejected("not a regular file"),
             Ok(_) => {}
@@ -162,6 +174,7 @@ impl Root {
     /// Lists the names in a directory, sorted, at most [`MAX_ENTRIES`]; nothing where there is no such directory.
     #[must_use]
     pub fn names(&self, path: &str) -> Vec<String> {
+        asked(path);
         let mut names = below::names(self, path).unwrap_or_default();
         names.sort();
         names
@@ -170,28 +183,33 @@ impl Root {
     /// Says whether something is there, of whatever kind.
     #[must_use]
     pub fn exists(&self, path: &str) -> bool {
+        asked(path);
         below::look(self, path).is_ok()
     }
 
     /// Reads where a symbolic link points, without following it.
     #[must_use]
     pub fn link(&self, path: &str) -> Option<String> {
+        asked(path);
         below::link(self, path).ok()?.into_os_string().into_string().ok()
     }
 
     /// Gives the number of the file system that a file lies on, where the system has such numbers.
     #[must_use]
     pub fn device(&self, path: &str) -> Option<u64> {
+        asked(path);
         below::device(self, path)
     }
 
     /// Says whether a file lies on a procfs, and not on something that was mounted over it.
     #[must_use]
     pub fn on_procfs(&self, path: &str) -> bool {
+        asked(path);
         below::on_procfs(self, path)
     }
 
     fn bytes(&self, path: &str, max: usize, whole: Whole) -> Reading<Vec<u8>> {
+        asked(path);
         let opened = below::open(self, path).and_then(|file| Ok((file.metadata()?, file)));
         let file = match opened {
             Ok((found, file)) if found.is_file() => file,
@@ -210,6 +228,14 @@ impl Root {
             Err(error) => failed(&error),
         }
     }
+}
+
+/// Tells the test that wants to know it what the readers touch.
+fn asked(path: &str) {
+    #[cfg(test)]
+    tests::ASKED.with_borrow_mut(|asked| asked.insert(path.trim_start_matches('/').to_owned()));
+    #[cfg(not(test))]
+    let _ = path;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -265,7 +291,7 @@ fn as_text(bytes: Vec<u8>) -> Reading<String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{cell::RefCell, collections::BTreeSet, os::unix::fs::symlink};
 
     use rustix::{
         fs::{CWD, Mode},
@@ -273,6 +299,11 @@ pub(crate) mod tests {
     };
 
     use super::*;
+
+    thread_local! {
+        /// What the readers of this thread have touched, below whatever root.
+        pub(crate) static ASKED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    }
 
     /// Writes a fixture tree: pairs of path and content.
     pub(crate) fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {

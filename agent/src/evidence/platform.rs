@@ -3,9 +3,11 @@
 //! One sign makes a guest. Bare metal needs more than the absence of signs, because people hide them for GPU
 //! passthrough: something must name a physical vendor or a board. Neither: unknown, which counts as a guest.
 
+use std::cell::Cell;
+
 use tropa_proto::evidence::{Hypervisor, HypervisorClass, Reading};
 
-use super::files::{MAX_CPUINFO, Root};
+use super::files::{MAX_CPUINFO, MAX_FILE, Root};
 
 /// What is known about the ground that this kernel stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,26 +74,24 @@ const PLACEHOLDERS: [&str; 11] = [
 /// Reads where this kernel runs.
 #[must_use]
 pub fn read(root: &Root) -> Platform {
-    let cpuinfo = match root.text_up_to("proc/cpuinfo", MAX_CPUINFO) {
-        Reading::Value(text) | Reading::Virtual(text) => Some(text),
-        Reading::Absent | Reading::Denied | Reading::Rejected(_) => None,
-    };
-    let dmi = |field: &str| root.line(&format!("sys/class/dmi/id/{field}")).map(|text| text.to_lowercase());
+    let signs = Signs { root, unclear: Cell::new(false) };
+    let cpuinfo = signs.text("proc/cpuinfo", MAX_CPUINFO);
+    let dmi = |field: &str| signs.line(&format!("sys/class/dmi/id/{field}")).map(|text| text.to_lowercase());
     let names: Vec<String> =
         ["sys_vendor", "board_vendor", "product_name", "bios_vendor"].into_iter().filter_map(dmi).collect();
-    let version = root.line("proc/version").unwrap_or_default();
-    let release = root.line("proc/sys/kernel/osrelease").unwrap_or_default().to_lowercase();
+    let version = signs.line("proc/version").unwrap_or_default();
+    let release = signs.line("proc/sys/kernel/osrelease").unwrap_or_default().to_lowercase();
 
     let gvisor = is_gvisor(&version);
     let wsl = release.contains("microsoft");
-    let named = names.iter().any(|name| HYPERVISORS.iter().any(|known| name.contains(known)))
+    let named = names.iter().any(|name| names_hypervisor(name))
         || (dmi("sys_vendor").is_some_and(|vendor| vendor == "microsoft corporation")
             && dmi("product_name").is_some_and(|product| product.starts_with("virtual machine")));
     let cloud = CLOUDS.iter().any(|(field, text)| dmi(field).is_some_and(|found| found.starts_with(text)));
-    let compatible = strings(root, "sys/firmware/devicetree/base/compatible");
+    let compatible = signs.strings("sys/firmware/devicetree/base/compatible");
     let dummy = compatible.iter().any(|text| text == "linux,dummy-virt");
 
-    let hypervisor = if root.line("proc/xen/capabilities").is_some_and(|text| text.contains("control_d")) {
+    let hypervisor = if signs.line("proc/xen/capabilities").is_some_and(|text| text.contains("control_d")) {
         Hypervisor::Root
     } else if gvisor
         || wsl
@@ -101,7 +101,11 @@ pub fn read(root: &Root) -> Platform {
         || has_virtio_pci(root)
     {
         Hypervisor::Vm
-    } else if cpuinfo.is_some() && !cloud && (names_vendor(dmi) || names_board(root)) {
+    } else if cpuinfo.as_deref().is_some_and(lists_processors)
+        && !cloud
+        && (names_vendor(dmi) || names_board(&signs))
+        && !signs.unclear.get()
+    {
         // A cloud's name is not a hardware vendor's: its guests on Arm show no flag.
         Hypervisor::None
     } else {
@@ -134,6 +138,26 @@ fn has_hypervisor_flag(cpuinfo: &str) -> bool {
         .is_some_and(|(_, flags)| flags.split_whitespace().any(|flag| flag == "hypervisor"))
 }
 
+/// A text without processors is not what the kernel writes, so a flag that is missing in it says nothing.
+fn lists_processors(cpuinfo: &str) -> bool {
+    cpuinfo.lines().any(|line| line.starts_with("processor"))
+}
+
+/// Says whether firmware names a hypervisor where the maker or the product belongs; lower case.
+pub(super) fn names_hypervisor(text: &str) -> bool {
+    HYPERVISORS.iter().any(|known| text.contains(known))
+}
+
+/// Says whether firmware names a public cloud where the maker or the product belongs; lower case.
+pub(super) fn names_cloud(text: &str) -> bool {
+    CLOUDS.iter().any(|(_, cloud)| text.starts_with(cloud))
+}
+
+/// Says whether firmware names anybody as the maker; lower case.
+pub(super) fn names_maker(text: &str) -> bool {
+    !text.is_empty() && !PLACEHOLDERS.contains(&text)
+}
+
 fn has_virtio_pci(root: &Root) -> bool {
     let devices = "sys/bus/pci/devices";
     root.names(devices)
@@ -142,20 +166,41 @@ fn has_virtio_pci(root: &Root) -> bool {
 }
 
 fn names_vendor(dmi: impl Fn(&str) -> Option<String>) -> bool {
-    ["sys_vendor", "board_vendor"]
-        .into_iter()
-        .filter_map(dmi)
-        .any(|name| !name.is_empty() && !PLACEHOLDERS.contains(&name.as_str()))
+    ["sys_vendor", "board_vendor"].into_iter().filter_map(dmi).any(|name| names_maker(&name))
 }
 
-fn names_board(root: &Root) -> bool {
-    strings(root, "sys/firmware/devicetree/base/model").iter().any(|model| !model.trim().is_empty())
+fn names_board(signs: &Signs<'_>) -> bool {
+    signs.strings("sys/firmware/devicetree/base/model").iter().any(|model| !model.trim().is_empty())
 }
 
-fn strings(root: &Root, path: &str) -> Vec<String> {
-    match root.strings(path) {
-        Reading::Value(strings) | Reading::Virtual(strings) => strings,
-        Reading::Absent | Reading::Denied | Reading::Rejected(_) => Vec::new(),
+/// Reads the signs, and remembers whether one was there that could not be read: it might have been a hypervisor's.
+struct Signs<'a> {
+    root: &'a Root,
+    unclear: Cell<bool>,
+}
+
+impl Signs<'_> {
+    fn text(&self, path: &str, max: usize) -> Option<String> {
+        self.clear(self.root.text_up_to(path, max))
+    }
+
+    fn line(&self, path: &str) -> Option<String> {
+        self.text(path, MAX_FILE).map(|text| text.trim().to_owned())
+    }
+
+    fn strings(&self, path: &str) -> Vec<String> {
+        self.clear(self.root.strings(path)).unwrap_or_default()
+    }
+
+    fn clear<T>(&self, found: Reading<T>) -> Option<T> {
+        match found {
+            Reading::Value(value) | Reading::Virtual(value) => Some(value),
+            Reading::Absent => None,
+            Reading::Denied | Reading::Rejected(_) => {
+                self.unclear.set(true);
+                None
+            }
+        }
     }
 }
 
@@ -184,6 +229,11 @@ mod tests {
         assert_eq!(of(&[BARE, board]).0, Hypervisor::None);
         assert_eq!(of(&[BARE]).0, Hypervisor::Unknown, "a hidden flag and no DMI");
         assert_eq!(of(&[vendor, product]).0, Hypervisor::Unknown, "no cpuinfo to look for the flag in");
+        assert_eq!(of(&[("proc/cpuinfo", ""), vendor, product]).0, Hypervisor::Unknown, "an empty one");
+        for place in ["proc/version", "proc/sys/kernel/osrelease", "sys/class/dmi/id/board_vendor"] {
+            let found = of(&[BARE, vendor, product, (place, "a\0b")]).0;
+            assert_eq!(found, Hypervisor::Unknown, "{place} may name a hypervisor");
+        }
         for nobody in ["To Be Filled By O.E.M.\n", "Unknown\n", "Not Applicable\n", "\n"] {
             let [vendor, product] = dmi(nobody, "Default string\n");
             assert_eq!(of(&[BARE, vendor, product]).0, Hypervisor::Unknown, "{nobody}");

@@ -13,6 +13,10 @@ use super::{cpus::field, files::Root, nvidia::pci_address};
 /// Bytes of the table of sockets: 150 each, and a busy host has some ten thousand.
 const MAX_SOCKETS: usize = 4 << 20;
 
+/// Bytes of an environment: Linux takes a quarter of the stack's limit for it and the arguments, 2 MiB by default. One
+/// that is longer is not read at all: a variable behind the end could undo one before it.
+const MAX_ENVIRONMENT: usize = 2 << 20;
+
 /// Processes of one server: one runner per loaded model, and their helpers.
 const MAX_FAMILY: usize = 256;
 
@@ -61,7 +65,7 @@ pub fn server(root: &Root, port: u16) -> Option<Server> {
         numbers
     });
     let numbers = numbers.chain(family.iter().copied()).collect();
-    let environment = match root.strings(&format!("proc/{first}/environ")) {
+    let environment = match root.all_strings(&format!("proc/{first}/environ"), MAX_ENVIRONMENT) {
         Reading::Value(entries) | Reading::Virtual(entries) => entries,
         Reading::Absent | Reading::Denied | Reading::Rejected(_) => Vec::new(),
     };

@@ -53,6 +53,8 @@ pub fn show(shown: &Shown<'_>, raw: bool) -> String {
             what = if what.is_empty() { why } else { format!("{what} ({why})") };
         }
         let line = format!("{:<14}    {:<8}    {what}", row.signal, row.reading);
+        // Names come from files that others may have written, and this goes to a terminal.
+        let line = line.replace(char::is_control, "\u{fffd}");
         let _ = writeln!(text, "{}", line.trim_end());
     }
     text

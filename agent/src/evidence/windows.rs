@@ -11,7 +11,11 @@ use tropa_proto::{
     evidence::{Cpus, Facts, Hypervisor, HypervisorClass, Os, Reading},
 };
 
-use super::{command, cpus, files::Root};
+use super::{
+    command, cpus,
+    files::Root,
+    platform::{names_cloud, names_hypervisor, names_maker},
+};
 
 /// Where a registry value is: the arguments of `reg.exe`, and the name of the file in a declared tree.
 struct Query {
@@ -39,10 +43,6 @@ const PROCESSOR: Query = Query {
         "ProcessorNameString",
     ],
 };
-
-/// Products of hypervisors, in lower case, as parts of the manufacturer's or the product's name.
-const HYPERVISORS: [&str; 8] =
-    ["virtual machine", "vmware", "virtualbox", "qemu", "kvm", "xen", "parallels", "bochs"];
 
 /// Reads everything but GPUs and lane.
 #[must_use]
@@ -105,13 +105,15 @@ fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// The hypervisor bit is set on bare Windows with virtualisation-based security, so only the product's name counts.
+/// The hypervisor bit is set on bare Windows with virtualisation-based security, so only names count. A cloud rents out
+/// guests and whole machines under one name: which it is, is not known.
 fn ground(bios: &str) -> (Hypervisor, HypervisorClass) {
     let read = |name| value(bios, name).unwrap_or_default().to_lowercase();
     let names = [read("SystemManufacturer"), read("SystemProductName")];
-    if names.iter().any(|name| HYPERVISORS.iter().any(|known| name.contains(known))) {
+    let is_guest = |name: &String| names_hypervisor(name) || name.starts_with("virtual machine");
+    if names.iter().any(is_guest) {
         (Hypervisor::Vm, HypervisorClass::Homelab)
-    } else if names[0].is_empty() || names[0].contains("o.e.m.") {
+    } else if names.iter().any(|name| names_cloud(name)) || !names_maker(&names[0]) {
         (Hypervisor::Unknown, HypervisorClass::Unknown)
     } else {
         (Hypervisor::None, HypervisorClass::Unknown)
@@ -211,6 +213,13 @@ mod tests {
         assert_eq!(ground(&bios("VMware, Inc.", "VMware20,1")).0, Hypervisor::Vm);
         assert_eq!(ground(&bios("Microsoft Corporation", "Surface Pro 9")).0, Hypervisor::None);
         assert_eq!(ground(&bios("To Be Filled By O.E.M.", "")).0, Hypervisor::Unknown);
+        assert_eq!(ground(&bios("System manufacturer", "System Product Name")).0, Hypervisor::Unknown);
+        assert_eq!(ground(&bios("innotek GmbH", "VirtualBox")).0, Hypervisor::Vm);
+        assert_eq!(
+            ground(&bios("Amazon EC2", "g5.xlarge")).0,
+            Hypervisor::Unknown,
+            "a guest or a whole machine"
+        );
         assert_eq!(ground("").0, Hypervisor::Unknown);
     }
 

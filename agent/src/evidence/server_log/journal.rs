@@ -10,6 +10,7 @@
 //! that is not known.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs::File,
     io::{Read as _, Seek as _, SeekFrom},
@@ -37,6 +38,10 @@ const MAX_VALUES: usize = 1024;
 /// Bytes of one value that are read; a line of a device has some 350.
 const MAX_VALUE: u64 = 4096;
 
+/// Readings from all files of the journal together, some seconds of them: what systemd writes needs some thousand, and
+/// only a file that was made for it needs more.
+const MAX_READINGS: u32 = 1 << 20;
+
 const MESSAGE: &[u8] = b"MESSAGE=";
 
 /// Kinds of objects.
@@ -60,9 +65,10 @@ pub(super) fn lines(root: &Root, process: u32) -> Reading<Vec<String>> {
     let Some(boot) = boot else { return rejected("which boot this is, is not known") };
     let mut lines: Vec<Line> = Vec::new();
     let mut trouble = Reading::Absent;
+    let left = Cell::new(MAX_READINGS);
     for path in files(root) {
         let read = root.regular(&path).and_then(|file| {
-            Journal::open(&file).and_then(|journal| journal.lines(process, boot)).or_reading()
+            Journal::open(&file, &left).and_then(|journal| journal.lines(process, boot)).or_reading()
         });
         match read {
             Reading::Value(found) | Reading::Virtual(found) => lines.extend(found),
@@ -125,7 +131,7 @@ impl<T> OrReading<T> for Result<T, Trouble> {
 
 /// One file of the journal.
 struct Journal<'a> {
-    file: &'a File,
+    file: Source<'a>,
     id: [u8; 16],
     compact: bool,
     /// Where the table of hashes is, and how many places it has.
@@ -134,9 +140,10 @@ struct Journal<'a> {
 }
 
 impl<'a> Journal<'a> {
-    fn open(file: &'a File) -> Result<Self, Trouble> {
+    fn open(file: &'a File, left: &'a Cell<u32>) -> Result<Self, Trouble> {
+        let file = Source { file, left };
         let mut header = [0; 120];
-        read_at(file, &mut header, 0)?;
+        file.read_at(&mut header, 0)?;
         let flags = u32_at(&header, 12);
         if !header.starts_with(b"LPKSHHRH") {
             return Err(Trouble::Format("a file of the journal is no such file"));
@@ -206,7 +213,7 @@ impl<'a> Journal<'a> {
             let room = size.saturating_sub(24) / item as u64;
             let wanted = usize::try_from(room).unwrap_or(usize::MAX).min(count - entries.len());
             let mut items = vec![0; wanted * item];
-            read_at(self.file, &mut items, array.saturating_add(24))?;
+            self.file.read_at(&mut items, array.saturating_add(24))?;
             let offsets = items.chunks_exact(item).map(|item| match item {
                 [a, b, c, d] => u64::from(u32::from_le_bytes([*a, *b, *c, *d])),
                 _ => u64_at(item, 0),
@@ -251,7 +258,7 @@ impl<'a> Journal<'a> {
     /// The first bytes of an object of a kind, and its size.
     fn object(&self, at: u64, kind: u8, least: usize) -> Result<([u8; 64], u64), Trouble> {
         let mut bytes = [0; 64];
-        read_at(self.file, &mut bytes[..least], at)?;
+        self.file.read_at(&mut bytes[..least], at)?;
         let size = u64_at(&bytes, 8);
         if bytes[0] == kind && size >= least as u64 {
             Ok((bytes, size))
@@ -265,25 +272,37 @@ impl<'a> Journal<'a> {
         let start: u64 = if self.compact { 72 } else { 64 };
         let length = usize::try_from(size.saturating_sub(start).min(MAX_VALUE)).unwrap_or_default();
         let mut payload = vec![0; length];
-        read_at(self.file, &mut payload, at.saturating_add(start))?;
+        self.file.read_at(&mut payload, at.saturating_add(start))?;
         Ok(payload)
     }
 
     fn number(&self, at: u64) -> Result<u64, Trouble> {
         let mut bytes = [0; 8];
-        read_at(self.file, &mut bytes, at)?;
+        self.file.read_at(&mut bytes, at)?;
         Ok(u64::from_le_bytes(bytes))
     }
 }
 
-/// Reads from a place in a file that nobody else reads.
-fn read_at(mut file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
-    // Beyond what a file can have, a place is beyond its end.
-    if i64::try_from(at).is_err() {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
+/// A file that nobody else reads, and how often it may still be read.
+struct Source<'a> {
+    file: &'a File,
+    left: &'a Cell<u32>,
+}
+
+impl Source<'_> {
+    fn read_at(&self, bytes: &mut [u8], at: u64) -> Result<(), Trouble> {
+        let Some(left) = self.left.get().checked_sub(1) else {
+            return Err(Trouble::Format("the journal takes too long to read"));
+        };
+        self.left.set(left);
+        // Beyond what a file can have, a place is beyond its end.
+        if i64::try_from(at).is_err() {
+            return Err(Trouble::Format("a file of the journal is damaged"));
+        }
+        let mut file = self.file;
+        file.seek(SeekFrom::Start(at))?;
+        Ok(file.read_exact(bytes)?)
     }
-    file.seek(SeekFrom::Start(at))?;
-    file.read_exact(bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
