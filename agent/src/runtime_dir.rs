@@ -134,7 +134,7 @@ impl Presence {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let file = system::files(0o644).write(true).create_new(true).open(&beside)?;
+        let file = system::files(0o644).read(true).write(true).create_new(true).open(&beside)?;
         let file = Lockable::new(file, &beside)?;
         if !file.try_lock(Lock::Exclusive)? {
             return Err(io::ErrorKind::ResourceBusy.into());

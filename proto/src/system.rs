@@ -131,7 +131,8 @@ pub enum Lock {
 }
 
 /// Takes a lock of the kernel's if it is free, and says whether it was. It goes when the file is closed, however the
-/// process ends. On Windows an exclusive lock also keeps others from reading the file: see [`Lockable`].
+/// process ends. On Windows an exclusive lock also keeps others from reading the file: see [`Lockable`]. A file has one
+/// lock at a time: whether one can take the place of another is the system's.
 ///
 /// # Errors
 /// Those of the system; a file system may have no locks.
@@ -240,8 +241,9 @@ mod tests {
         };
         let (one, other) = (open(), open());
         assert!(one.try_lock(Lock::Shared).unwrap() && other.try_lock(Lock::Shared).unwrap());
-        assert!(!one.try_lock(Lock::Exclusive).unwrap());
-        drop(other);
+        assert!(!open().try_lock(Lock::Exclusive).unwrap());
+        drop((one, other));
+        let one = open();
         assert!(one.try_lock(Lock::Exclusive).unwrap());
         fs::write(&path, "who").unwrap();
         let other = open();
@@ -251,6 +253,7 @@ mod tests {
         assert_eq!(text, "who");
         drop(one);
         other.lock(Lock::Exclusive).unwrap();
+        drop(other);
         Lockable::remove(&path).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
@@ -267,6 +270,21 @@ mod tests {
         assert!(!is_same(&file, &path));
         fs::remove_file(&path).unwrap();
         assert!(!is_same(&file, &path));
+    }
+
+    #[test]
+    fn a_file_that_is_locked_keeps_its_lock_and_is_the_same_under_another_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, name] = ["beside", "file"].map(|name| directory.path().join(name));
+        let file = files(0o644).read(true).write(true).create_new(true).open(&path).unwrap();
+        let file = Lockable::new(file, &path).unwrap();
+        assert!(file.try_lock(Lock::Exclusive).unwrap());
+        Lockable::rename(&path, &name).unwrap();
+        assert!(is_same(file.file(), &name) && !path.exists());
+        let other = Lockable::new(files(0).read(true).open(&name).unwrap(), &name).unwrap();
+        assert!(!other.try_lock(Lock::Shared).unwrap());
+        drop(file);
+        assert!(other.try_lock(Lock::Shared).unwrap());
     }
 
     #[test]

@@ -173,7 +173,6 @@ fn put(directory: &Path, path: &str, garbage: Garbage) {
 fn read_all(root: &Root) -> Facts {
     let mut options = Options { port: Some(11434), ..Options::default() };
     let facts = read_with(root, &options, &mut VramWatch::default(), &NoLibrary);
-    let _ = read_lane_of_another(root, &facts, &options);
     let log = read_server_log(root, &options);
     options.log = Some("log".to_owned());
     let _ = read_server_log(root, &options);
