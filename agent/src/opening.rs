@@ -39,8 +39,11 @@ impl Opening {
     ) -> Option<Shut> {
         let changes = hours.changes(wall);
         let until = changes.as_ref().map_or(LOOK, |at| time_until(wall, at));
-        self.next = now + until.clamp(Duration::from_millis(1), look_every());
         let known = std::mem::replace(&mut self.used_up_until, used_up_until);
+        // Where nothing is sent nobody counts anew, so the end of the hour is seen here.
+        let used_up_until = used_up_until.filter(|at| *at > now);
+        let again = used_up_until.map_or(until, |at| until.min(at.duration_since(now)));
+        self.next = now + again.clamp(Duration::from_millis(1), look_every());
         self.shut = if hours.is_open(wall) {
             used_up_until.map(|at| match self.shut.take() {
                 // Once said it stays: the time would be another by a second at each look.
@@ -136,7 +139,14 @@ mod tests {
         assert_eq!(opening.look(&hours, until, (&at(9, 0), now)), opens);
         let later = at(9, 1).saturating_add(Duration::from_secs(2));
         assert_eq!(opening.look(&hours, until, (&later, now + LOOK)), opens);
-        assert_eq!(opening.look(&hours, None, (&at(9, 30), now)), None);
+        let almost = at(9, 29).saturating_add(Duration::from_secs(50));
+        assert_eq!(opening.look(&hours, until, (&almost, now + Duration::from_secs(1_790))), opens);
+        assert_eq!(Some(opening.next), until);
+        assert_eq!(
+            opening.look(&hours, until, (&at(9, 30), until.unwrap())),
+            None,
+            "whoever counts has not said so"
+        );
         let night = Hours::read(&["22:00-06:00".to_owned()]).unwrap();
         let shut = opening.look(&night, until, (&at(9, 0), now));
         assert_eq!(shut, Some(Shut::Hours(Text::cut("2026-11-28T22:00:00+01:00"))));
