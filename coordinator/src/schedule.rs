@@ -116,6 +116,8 @@ pub struct Schedule {
     installs: BTreeMap<AgentId, Install>,
     /// The unguarded rivals of every install that was ever seen: they stay rivals when its agent is out of reach.
     unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
+    /// Everybody who is or has an unguarded rival.
+    lockless: BTreeSet<AgentId>,
     standing: BTreeMap<AgentId, Standing>,
     /// Agents that are suspect or dead: nothing new goes there, and nothing is asked of them.
     away: BTreeSet<AgentId>,
@@ -190,6 +192,7 @@ impl Schedule {
             missing: BTreeMap::new(),
             needs: Needs::default(),
             unguarded: BTreeMap::new(),
+            lockless: BTreeSet::new(),
             installs: BTreeMap::new(),
             standing: BTreeMap::new(),
             away: BTreeSet::new(),

@@ -55,6 +55,7 @@ impl Schedule {
             self.orphans = left.open;
         }
         self.unguarded = left.unguarded;
+        self.note_lockless();
         for (attempt, (holder, doubt)) in left.doubtful {
             self.doubt(attempt, holder, doubt);
         }
@@ -98,6 +99,7 @@ impl Schedule {
                 standing.came_back();
             }
         }
+        self.note_lockless();
         self.returned(&back, now);
         let takes = |active: &Active| {
             let install = self.installs.get(&active.agent);

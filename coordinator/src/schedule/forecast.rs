@@ -78,7 +78,14 @@ impl Schedule {
         if outlook.least(&mean, by).saturating_sub(own) >= count {
             return false;
         }
-        let all = self.installs.values().map(finishes).sum();
+        let enough = (count + own).saturating_mul(2);
+        let mut all = 0;
+        for install in self.installs.values() {
+            all += finishes(install);
+            if all >= enough {
+                break;
+            }
+        }
         outlook.known = Some((mean, by, all));
         all.saturating_sub(own) < count
     }
@@ -88,16 +95,23 @@ impl Schedule {
         let Some(seconds) = self.seconds(&install.agent, like) else { return 0 };
         // Most answers at the end of a job are that not even one more would be finished.
         let left = if by < seconds { 0.0 } else { by - self.load_seconds(install, like.kind()) };
-        let counts = left >= seconds
+        if left < seconds {
+            return 0;
+        }
+        let of_slot = |slot: f64| ((left - slot).max(0.0) / seconds.max(1e-6)) as u64;
+        let held = self.holdings.of(&install.agent);
+        let finished = if self.width_of(install) == 1 {
+            // One after the other, in whatever order.
+            of_slot(held.map(|(attempt, active)| self.remaining(attempt, active, now)).sum())
+        } else {
+            self.slots(install, now).into_iter().map(of_slot).sum()
+        };
+        let counts = finished > 0
             && self.is_eligible(install, like.kind())
             && self.stands_for_its_devices(install)
             && self.may_begin(install, like.kind())
             && !self.is_blocked(install, now);
-        if !counts {
-            return 0;
-        }
-        let of_slot = |slot: f64| ((left - slot).max(0.0) / seconds.max(1e-6)) as u64;
-        self.slots(install, now).into_iter().map(of_slot).sum()
+        if counts { finished } else { 0 }
     }
 
     /// Whether anybody else could work on this model at the same time.

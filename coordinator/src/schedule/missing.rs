@@ -189,9 +189,19 @@ impl Schedule {
         self.missing.values().any(|missing| missing.agent == *agent && missing.kind != Kind::Settling)
     }
 
+    /// The unguarded rivals of installs have changed.
+    pub(super) fn note_lockless(&mut self) {
+        let shares = |(agent, rivals): (&AgentId, &BTreeSet<AgentId>)| (!rivals.is_empty()).then_some(*agent);
+        let some = self.unguarded.iter().filter_map(shares);
+        self.lockless = some.chain(self.unguarded.values().flatten().copied()).collect();
+    }
+
     /// Whether an attempt that is missing, or a predecessor's, may still run on a device of this install, with no lock
     /// between the two.
     pub(super) fn may_be_in_use(&self, agent: &AgentId) -> bool {
+        if !self.lockless.contains(agent) {
+            return false;
+        }
         // Each saw only those rivals who were there when it was last seen itself.
         let unguarded = |of: &AgentId, rival: &AgentId| {
             self.unguarded.get(of).is_some_and(|rivals| rivals.contains(rival))
