@@ -44,4 +44,5 @@ mod salts;
 mod schedule;
 mod simulated;
 mod texts;
+mod traps;
 mod uid;

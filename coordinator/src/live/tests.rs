@@ -111,6 +111,64 @@ fn snapshot_clones_claim_one_boot_and_are_told_apart_with_a_warning() {
 }
 
 #[test]
+fn one_snapshot_resumed_twice_is_two_kernels_by_its_counters_or_its_clock_and_no_id_says_so() {
+    const LAG_NS: i64 = 3_000_000_000;
+    // Everything that a snapshot holds is equal: ids, boot epoch, processor, hypervisor.
+    let resumed = |roster: &mut Roster, n: u8| {
+        let announced = announcement(1, |evidence| {
+            evidence.machine_id = Reading::Value(Tag([2; 16]));
+            evidence.product_uuid = Reading::Value(Tag([3; 16]));
+        });
+        let evidence = Evidence::from_core(&announced.core);
+        roster.connected(agent(n), true);
+        roster.announced(agent(n), announced, Duration::ZERO);
+        let denied = Text::default();
+        let description = Description { evidence, former: None, inventory: inventory(), denied };
+        roster.described(agent(n), ([0; 32], [0; 32]), description);
+    };
+    let (mut a, mut b) = (BUSY, BUSY);
+    b.counts = b.counts.map(|count| count + 70_000);
+    let exchange = |ahead_ns| Exchange {
+        asked_ns: 0,
+        received_ns: 100_000 + ahead_ns,
+        sent_ns: 150_000 + ahead_ns,
+        answered_ns: 250_000,
+    };
+    let run = || [vec![exchange(0)], vec![exchange(-LAG_NS)]];
+    let (counted, by_counters) = sandwich(&of_two(&mut a, &mut b));
+    let (timed, by_clock) = clocks(&[run(), run()]);
+    assert_eq!((counted.outcome, timed.outcome), (Outcome::Failed, Outcome::Failed));
+    for facts in [
+        PairFacts { sandwich: by_counters, ..PairFacts::default() },
+        PairFacts { clock: by_clock, ..PairFacts::default() },
+    ] {
+        let mut roster = Roster::new(false);
+        resumed(&mut roster, 1);
+        resumed(&mut roster, 2);
+        let kernels = |roster: &mut Roster| {
+            let fusion = roster.view().fusion.as_ref().unwrap();
+            [1, 2].map(|n| fusion.place(agent(n)).unwrap().kernel)
+        };
+        let [one, other] = kernels(&mut roster);
+        assert_eq!(one, other, "every id says so");
+        let mut live = LiveTests::default();
+        let trial = live.start(roster.view()).remove(0);
+        assert!(live.finished(roster.view(), &trial, Findings { tests: Vec::new(), facts }));
+        roster.set_facts(live.facts());
+        let [one, other] = kernels(&mut roster);
+        assert_ne!(one, other, "{facts:?}");
+        let view = roster.view();
+        let fusion = view.fusion.as_ref().unwrap();
+        let told: Vec<Code> = fusion.warnings().iter().map(|warning| warning.code).collect();
+        assert!(
+            told.contains(&Code::SnapshotCloneOrSpoof) && told.contains(&Code::DuplicateVmUuid),
+            "{told:?}"
+        );
+        assert!(fusion.together(agent(1), agent(2)), "they may be copies on one host, so they take turns");
+    }
+}
+
+#[test]
 fn counters_that_are_hidden_fast_or_backwards_decide_nothing() {
     let outcome = |rounds: &[Round]| sandwich(rounds).0.outcome;
     let hidden = |mut rounds: Vec<Round>, last: bool| {
