@@ -7,6 +7,7 @@
 mod cost;
 mod pin;
 mod reasons;
+mod together;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,6 +28,7 @@ pub use self::{
     cost::{Asked, Cost},
     pin::{Need, PinError, Pinned, default_model, full_name, pin},
     reasons::reason_out,
+    together::{Together, at_work},
 };
 use crate::{
     exit::Exit,
@@ -200,39 +202,6 @@ pub fn plan_without(view: &View, items: u64, models: &[Pinned], contexts: &[u32]
         summary: summary(usable.len(), &counted(view, &machines), at_once, &rows),
         rows,
         warnings: locks::splits(view).into_iter().chain(engines::findings(view, is_usable)).collect(),
-    }
-}
-
-/// The installs that work at the same time when all have work, in the scheduler's order.
-#[must_use]
-pub fn at_work(installs: &[schedule::Install]) -> BTreeSet<AgentId> {
-    let mut order: Vec<_> = installs.iter().filter(|install| !install.shut).collect();
-    order.sort_by_key(|install| (install.warm.is_empty(), install.agent));
-    let mut together = Together::default();
-    order.into_iter().for_each(|install| _ = together.admit(install));
-    together.agents
-}
-
-/// Installs that may all be busy at one time.
-#[derive(Debug, Default)]
-pub struct Together {
-    agents: BTreeSet<AgentId>,
-    gpu_lanes: BTreeMap<MachineId, usize>,
-}
-
-impl Together {
-    /// Takes one more, if it is no rival of one before it and its machine has processors for another GPU lane; says
-    /// whether it was taken.
-    pub fn admit(&mut self, install: &schedule::Install) -> bool {
-        let lanes = self.gpu_lanes.get(&install.machine).copied().unwrap_or(0);
-        let crowded = install.gpu_lanes.is_some_and(|most| lanes >= most);
-        if crowded || !install.rivals.is_disjoint(&self.agents) {
-            return false;
-        }
-        if install.gpu_lanes.is_some() {
-            self.gpu_lanes.insert(install.machine, lanes + 1);
-        }
-        self.agents.insert(install.agent)
     }
 }
 

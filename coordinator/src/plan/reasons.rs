@@ -104,6 +104,19 @@ pub(super) fn reason_no_model(install: &Install, missing: &[&Pinned]) -> (String
 pub(super) fn reason_shared(view: &View, install: &Install, at_work: &BTreeSet<AgentId>) -> (String, String) {
     let faster = "an agent on another machine would make the job faster".to_owned();
     let Some(holder) = install.rivals.intersection(at_work).next() else {
+        let loads = |other: &&AgentId| at_work.contains(other) && !view.share_a_lock(install.agent, **other);
+        if let Some(other) = install.loads.both.iter().find(loads).and_then(|other| view.install(*other)) {
+            let name = &other.label;
+            return (
+                format!(
+                    "has a model to load, and may load it where {name} works, with no lock between the two"
+                ),
+                format!(
+                    "pin the Ollamas of {} and {name} to GPUs of their own, or give their agents one lock directory",
+                    install.label
+                ),
+            );
+        }
         let busy = view.gpu_lanes(install).unwrap_or_default();
         let lanes = if busy == 1 { "one GPU lane".to_owned() } else { format!("{busy} GPU lanes") };
         return (
