@@ -380,7 +380,7 @@ impl Agent {
                 tokio::spawn(serve::serve(from, stream, hello, self.orders.clone()));
             }
             MeshEvent::Asked { ticket, question: Question::LiveTest { id, step }, .. } => {
-                self.live_tests.take(&self.mesh, ticket, id, step);
+                self.live_tests.take(&self.mesh, ticket, (id, step), &self.members);
             }
             MeshEvent::Asked { ticket, at, .. } => {
                 let mut description = Box::new(self.stock.description().clone());

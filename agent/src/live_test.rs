@@ -57,15 +57,22 @@ impl LiveTests {
         Self { root, incarnation, places: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
-    /// Takes a step and answers its ticket from a task of its own.
-    pub(crate) fn take(&self, mesh: &Mesh, ticket: Ticket, id: u64, step: LiveStep) {
+    /// Takes a step and answers its ticket from a task of its own. Of neighbours only these members are named.
+    pub(crate) fn take(
+        &self,
+        mesh: &Mesh,
+        ticket: Ticket,
+        (id, step): (u64, LiveStep),
+        members: &BTreeSet<AgentId>,
+    ) {
         let received_ns = wall_clock();
         let (mesh, root, incarnation) = (mesh.clone(), self.root.clone(), self.incarnation);
         let place = Arc::clone(&self.places).try_acquire_owned();
+        let members = if step == LiveStep::Neighbours { members.clone() } else { BTreeSet::new() };
         tokio::spawn(async move {
             let finding = match place {
                 _ if root.is_declared() => cannot("the hardware of this agent is declared"),
-                Ok(_place) if step == LiveStep::Neighbours => neighbours(&mesh, root).await,
+                Ok(_place) if step == LiveStep::Neighbours => neighbours(&mesh, root, &members).await,
                 Ok(place) => perform(step, received_ns, root, place).await,
                 Err(_) => cannot("busy with other live tests"),
             };
@@ -95,15 +102,17 @@ async fn perform(step: LiveStep, received_ns: i64, root: Root, at_work: OwnedSem
     }
 }
 
-/// Names the peers whose traffic arrives through this machine itself. Their addresses go no further.
-async fn neighbours(mesh: &Mesh, root: Root) -> LiveFinding {
+/// Names the members whose traffic arrives through this machine itself. Their addresses go no further, and coordinators
+/// are nobody's business.
+async fn neighbours(mesh: &Mesh, root: Root, members: &BTreeSet<AgentId>) -> LiveFinding {
     let (links, listening) = (mesh.links().await, mesh.listening());
     let Ok(networks) = tokio::task::spawn_blocking(move || Networks::read(&root)).await else {
         return cannot("the routes could not be read");
     };
     let is_own = |address: &IpAddr| listening.iter().any(|own| own.ip().to_canonical() == *address);
     let near = links.iter().filter(|(_, address)| networks.is_within(*address) || is_own(address));
-    let agents: BTreeSet<AgentId> = near.map(|(agent, _)| *agent).collect();
+    let agents: BTreeSet<AgentId> =
+        near.map(|(agent, _)| *agent).filter(|agent| members.contains(agent)).collect();
     LiveFinding::Neighbours(List::cut(agents.into_iter().collect()).0)
 }
 
