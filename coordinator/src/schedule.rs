@@ -494,7 +494,7 @@ impl Schedule {
     fn freed(&mut self, agent: AgentId) {
         self.woken.insert(agent);
         let Some(install) = self.installs.get(&agent) else { return };
-        if !self.loads(&agent) {
+        if !install.unplaced.both.is_empty() && !self.loads(&agent) {
             self.woken.extend(&install.unplaced.both);
         }
         if !self.holdings.holds(&agent) {

@@ -20,17 +20,23 @@ impl Schedule {
         kind: Option<Kind>,
         taken: impl Fn(&AgentId) -> bool,
     ) -> bool {
+        if install.rivals.iter().any(&taken) {
+            return true;
+        }
         let unplaced = &install.unplaced;
+        if unplaced.both.is_empty() {
+            // As almost everywhere: the question is asked for every install with every decision.
+            return false;
+        }
         let loads = kind.is_some_and(|kind| unplaced.counts(kind)) || self.loads(&install.agent);
         let loading = if loads { &unplaced.both } else { &unplaced.there };
-        install.rivals.iter().any(&taken)
-            || (loads && unplaced.here.iter().any(&taken))
+        (loads && unplaced.here.iter().any(&taken))
             || loading.iter().any(|other| taken(other) && self.loads_or_may(other))
     }
 
     /// Whether a chunk of this kind may be begun on an install that may work on what it has loaded.
     pub(super) fn may_begin(&self, install: &Install, kind: Kind) -> bool {
-        let is_new = install.unplaced.counts(kind) && !install.unplaced.both.is_empty();
+        let is_new = !install.unplaced.both.is_empty() && install.unplaced.counts(kind);
         !is_new || !self.is_kept_off(install, Some(kind), |other| self.is_taken(other))
     }
 
