@@ -315,8 +315,9 @@ pub(crate) async fn show(config: &Config, raw: bool, json: bool) -> Result<Strin
     let options = reading.options(&inventory, false);
     let facts = reading.clone().read(&inventory, false).await;
     let published = facts.keyed(&reading.key);
+    let former = reading.former.as_ref().map(Key::salt_name);
     let epoch = BootClock::of(&reading.root).sample();
     let log = evidence::read_server_log(&reading.root, &options);
-    let shown = Shown { facts: &facts, evidence: &published, epoch: &epoch, log: &log };
+    let shown = Shown { facts: &facts, evidence: &published, epoch: &epoch, log: &log, former };
     Ok(if json { evidence::show_json(&shown, raw).to_string() } else { evidence::show(&shown, raw) })
 }

@@ -179,7 +179,8 @@ fn read_all(root: &Root) -> Facts {
     let epoch = BootClock::of(root).sample();
     let _ = (read_counters(root), Privileged::read(root), Networks::read(root));
     let evidence = facts.keyed(&tropa_proto::evidence::Key::new(&tropa_proto::evidence::Salt::LOOPBACK));
-    let shown = show(&Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log }, true);
+    let shown = Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log, former: None };
+    let shown = show(&shown, true);
     assert!(!shown.contains('\u{1b}'), "{shown}");
     facts
 }

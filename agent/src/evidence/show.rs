@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 use tropa_proto::{
     bounded::List,
-    evidence::{Evidence, Facts, Gpu, GpuKind, Reading, Tag},
+    evidence::{Evidence, Facts, Gpu, GpuKind, LaneClaim, Reading, SaltName, Tag},
     id::hex,
 };
 
@@ -31,6 +31,8 @@ pub struct Shown<'a> {
     pub epoch: &'a Reading<i64>,
     /// What the log of the install's server says of its devices; of it the lane is published, where it decided.
     pub log: &'a Reading<Logged>,
+    /// The former salt, under which the same is published while the mesh replaces it.
+    pub former: Option<SaltName>,
 }
 
 /// Shows as text what would be published, what could not be read, and why. Raw values only with `raw`.
@@ -39,7 +41,7 @@ pub fn show(shown: &Shown<'_>, raw: bool) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{:<14}    {:<8}    {}",
+        "{:<15}    {:<8}    {}",
         "SIGNAL",
         "READ",
         if raw { "PUBLISHED, AND RAW VALUE" } else { "PUBLISHED" }
@@ -52,7 +54,7 @@ pub fn show(shown: &Shown<'_>, raw: bool) -> String {
         if let Some(why) = row.why {
             what = if what.is_empty() { why } else { format!("{what} ({why})") };
         }
-        let line = format!("{:<14}    {:<8}    {what}", row.signal, row.reading);
+        let line = format!("{:<15}    {:<8}    {what}", row.signal, row.reading);
         // Names come from files that others may have written, and this goes to a terminal.
         let line = line.replace(char::is_control, "\u{fffd}");
         let _ = writeln!(text, "{}", line.trim_end());
@@ -81,7 +83,7 @@ pub fn show_json(shown: &Shown<'_>, raw: bool) -> Value {
 }
 
 fn rows(shown: &Shown<'_>) -> Vec<Row> {
-    let Shown { facts, evidence, epoch, log } = *shown;
+    let Shown { facts, evidence, epoch, log, former } = *shown;
     let cpus = &facts.cpus;
     let mut rows = vec![
         plain(
@@ -125,15 +127,22 @@ fn rows(shown: &Shown<'_>) -> Vec<Row> {
             .map(|(rule, keyed)| Row { raw: vec![rule.clone()], ..plain("machine_rule", tag(keyed)) }),
     );
     rows.push(row("server_log", &log.map(logged), &[]));
-    let lane = &facts.lane;
+    rows.push(plain("lane", claimed(&facts.lane)));
+    rows.push(plain("lane_of_another", claimed(&facts.anywhere)));
+    let former = former.map_or_else(String::new, |former| format!(", and {} before", hex(&former.0)));
+    rows.push(plain("id_salt", format!("{}{former}", hex(&evidence.salt.0))));
+    rows
+}
+
+/// The devices of a lane, as the operator would name them.
+fn claimed(lane: &LaneClaim) -> String {
     let mut devices: Vec<String> = lane.gpus.iter().map(|place| format!("gpu:{place}")).collect();
     if lane.dram && lane.numa_nodes.is_empty() {
         devices.push("dram".to_owned());
     } else if lane.dram {
         devices.extend(lane.numa_nodes.iter().map(|node| format!("dram-node{node}")));
     }
-    rows.push(plain("lane", format!("{}, known by {:?}", devices.join(","), lane.method)));
-    rows
+    format!("{}, known by {:?}", devices.join(","), lane.method)
 }
 
 fn logged(log: &Logged) -> String {

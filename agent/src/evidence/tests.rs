@@ -251,7 +251,7 @@ fn raw_values_are_shown_only_when_asked_for() {
     let evidence = facts.keyed(&Key::new(&Salt::LOOPBACK));
     let epoch = Reading::Denied;
     let log = Reading::Absent;
-    let shown = Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log };
+    let shown = Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log, former: None };
     let (text, raw) = (show(&shown, false), show(&shown, true));
     assert!(!text.contains(ID) && !text.contains(BOOT), "{text}");
     assert!(raw.contains(ID) && raw.contains(BOOT), "{raw}");
@@ -270,5 +270,6 @@ fn this_machine_is_read_without_a_panic_and_twice_the_same() {
     assert_eq!(facts, read_once(&root, &Options::default()));
     let (evidence, epoch) = (facts.keyed(&Key::new(&Salt::LOOPBACK)), BootClock::of(&root).sample());
     let log = read_server_log(&root, &Options::default());
-    println!("{}", show(&Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log }, false));
+    let shown = Shown { facts: &facts, evidence: &evidence, epoch: &epoch, log: &log, former: None };
+    println!("{}", show(&shown, false));
 }
