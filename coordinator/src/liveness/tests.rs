@@ -87,6 +87,10 @@ fn pauses_between_dials_grow_and_stay_short_while_work_of_ours_is_there() {
             loop {
                 let next = liveness.next_deadline().expect("a dial is planned");
                 let orders = liveness.due(next, |_| awaits);
+                if orders.contains(&Order::Dead(A)) {
+                    // With the verdict the pause begins anew.
+                    now = next;
+                }
                 if orders.contains(&Order::Open(A)) {
                     pauses.push(next.saturating_sub(now));
                     now = now.max(next);
