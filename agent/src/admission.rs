@@ -220,7 +220,7 @@ impl Admission {
                 State::Running { .. } => Some(Holding::Open { attempt, running: true }),
                 State::Checking => Some(Holding::Open { attempt, running: false }),
                 State::Done | State::Failed(_) => Some(Holding::Ended(attempt)),
-                State::Acknowledged => None,
+                State::Refused(_) | State::Acknowledged => None,
             }
         })
     }
@@ -275,8 +275,7 @@ impl Admission {
             }
             Event::NotStarted(key, why) => {
                 self.running.remove(&key);
-                self.forget(key);
-                actions.push(Action::Refuse(key, Refusal::Draining(Text::cut(&why))));
+                self.refuse(key, Refusal::Draining(Text::cut(&why)), &mut actions);
                 // The locks are not what they were; with new ones the next attempt may fare better.
                 if let Lane::Held { since, .. } = self.lane {
                     self.lane = Lane::Yielding { since };
@@ -309,7 +308,7 @@ impl Admission {
                 if self.known.get(&key) == Some(&State::Done) {
                     let failure = failure(Reason::Cancelled, "the result was kept for its time and given up");
                     self.known.insert(key, State::Failed(Box::new(failure)));
-                    self.past.failed(key);
+                    self.past.without_result(key);
                 }
             }
             Event::Drain(why) => {
@@ -366,6 +365,7 @@ impl Admission {
             State::Checking => Action::Accept(key, Place::Checking),
             State::Done => Action::Deliver(key),
             State::Failed(failure) => Action::Fail(key, failure.as_ref().clone()),
+            State::Refused(refusal) => Action::Refuse(key, refusal.as_ref().clone()),
             State::Acknowledged => Action::Fail(key, failure(Reason::Cancelled, "it was acknowledged")),
         }
     }
@@ -404,6 +404,7 @@ impl Admission {
             Some(State::Running { .. }) => actions.push(Action::HangUp(key)),
             Some(State::Done) => actions.push(Action::Deliver(key)),
             Some(State::Failed(failure)) => actions.push(Action::Fail(key, failure.as_ref().clone())),
+            Some(State::Refused(refusal)) => actions.push(Action::Refuse(key, refusal.as_ref().clone())),
             Some(State::Checking | State::Acknowledged) => {}
             // Kept, so that a `Run` which arrives after its `Cancel` does not start.
             None => self.fail(key, failure(Reason::Cancelled, "cancelled before it arrived"), actions),
@@ -411,13 +412,15 @@ impl Admission {
     }
 
     fn acknowledge(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
-        let discards = match self.known.get(&key) {
-            Some(State::Done) => true,
-            Some(State::Failed(_)) => false,
-            Some(State::Queued(_) | State::Running { .. } | State::Checking | State::Acknowledged) | None => {
-                return;
-            }
-        };
+        let state = self.known.get(&key);
+        let discards = state == Some(&State::Done);
+        let is_over = discards || matches!(state, Some(State::Failed(_) | State::Refused(_)));
+        // One that is not known is kept, so that its `Run`, coming late, does not start what its coordinator counts as
+        // ended.
+        let keeps = state.is_none() && self.can_remember();
+        if !is_over && !keeps {
+            return;
+        }
         self.known.insert(key, State::Acknowledged);
         self.held.remove(&key);
         self.past.acknowledged(key, now);
@@ -450,8 +453,20 @@ impl Admission {
         // Where there is no room for one that was unknown, whoever asks again hears it again.
         if self.knows(&key) || self.can_remember() {
             self.end(key, State::Failed(Box::new(failure)));
-            self.past.failed(key);
+            self.past.without_result(key);
         }
+    }
+
+    /// Says that an attempt is not taken, or given back before it started. That is kept: a `Run` that the network doubled
+    /// or held up must not start what its coordinator counts as ended.
+    fn refuse(&mut self, key: Key, refusal: Refusal, actions: &mut Vec<Action>) {
+        self.held.remove(&key);
+        // What a policy denies may come from anybody and is not worth a place.
+        if self.knows(&key) || (!matches!(refusal, Refusal::Denied(_)) && self.can_remember()) {
+            self.known.insert(key, State::Refused(Box::new(refusal.clone())));
+            self.past.without_result(key);
+        }
+        actions.push(Action::Refuse(key, refusal));
     }
 
     /// Notes an end.

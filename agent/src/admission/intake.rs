@@ -41,8 +41,7 @@ impl Admission {
             None => self.refusal(&key, at_once, room, now),
         };
         if let Some(refusal) = refusal {
-            actions.push(Action::Refuse(key, refusal));
-            return;
+            return self.refuse(key, refusal, actions);
         }
         let runner = match asked {
             Ok((runner, _)) => runner,

@@ -10,7 +10,7 @@ use super::{Admission, KNOWN_AFTER_ACK, Key, MAX_KNOWN, state::State};
 #[derive(Debug, Default)]
 pub(super) struct Past {
     acknowledged: VecDeque<(Instant, Key)>,
-    failed: VecDeque<Key>,
+    without_result: VecDeque<Key>,
 }
 
 impl Past {
@@ -20,10 +20,10 @@ impl Past {
         bounded(&mut self.acknowledged);
     }
 
-    /// The attempt has failed, and whoever sent it may still ask how.
-    pub(super) fn failed(&mut self, key: Key) {
-        self.failed.push_back(key);
-        bounded(&mut self.failed);
+    /// The attempt has failed or was refused, and whoever sent it may still ask how.
+    pub(super) fn without_result(&mut self, key: Key) {
+        self.without_result.push_back(key);
+        bounded(&mut self.without_result);
     }
 
     /// Takes out one whose time is over.
@@ -33,7 +33,7 @@ impl Past {
 
     /// Takes out the one to forget first where room is needed.
     pub(super) fn next(&mut self) -> Option<Key> {
-        self.acknowledged.pop_front().map(|(_, key)| key).or_else(|| self.failed.pop_front())
+        self.acknowledged.pop_front().map(|(_, key)| key).or_else(|| self.without_result.pop_front())
     }
 }
 
@@ -55,7 +55,7 @@ impl Admission {
 
     /// Forgets an attempt that may be: since its turn came up it may have been executed anew.
     fn forget_past(&mut self, key: Key) {
-        if matches!(self.known.get(&key), Some(State::Acknowledged | State::Failed(_))) {
+        if matches!(self.known.get(&key), Some(State::Acknowledged | State::Failed(_) | State::Refused(_))) {
             self.forget(key);
         }
     }

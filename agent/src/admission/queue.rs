@@ -54,6 +54,7 @@ impl Admission {
                 | State::Checking
                 | State::Done
                 | State::Failed(_)
+                | State::Refused(_)
                 | State::Acknowledged,
             )
             | None => 0,
@@ -64,7 +65,9 @@ impl Admission {
         match self.known.get(key)? {
             State::Queued(queued) => Some(&queued.runner),
             State::Running { runner } => Some(runner),
-            State::Checking | State::Done | State::Failed(_) | State::Acknowledged => None,
+            State::Checking | State::Done | State::Failed(_) | State::Refused(_) | State::Acknowledged => {
+                None
+            }
         }
     }
 
@@ -114,8 +117,7 @@ impl Admission {
     pub(super) fn give_back(&mut self, why: &Refusal, actions: &mut Vec<Action>) {
         for key in self.queued_keys() {
             self.unqueue(key);
-            self.forget(key);
-            actions.push(Action::Refuse(key, why.clone()));
+            self.refuse(key, why.clone(), actions);
         }
     }
 

@@ -1,16 +1,20 @@
 //! The two small state machines of admission: an attempt's and the lane's.
 
 use tokio::time::Instant;
-use tropa_proto::message::Failure;
+use tropa_proto::message::{Failure, Refusal};
 
 /// Where a known attempt is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Queued(Queued),
-    Running { runner: String },
+    Running {
+        runner: String,
+    },
     Checking,
     Done,
     Failed(Box<Failure>),
+    /// It was not taken, or was given back before it started: its coordinator counts it as ended.
+    Refused(Box<Refusal>),
     Acknowledged,
 }
 

@@ -130,6 +130,24 @@ fn the_same_run_again_is_answered_and_not_executed_again() {
 }
 
 #[test]
+fn what_was_refused_or_given_back_does_not_start_when_its_run_comes_once_more() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    let again = |admission: &mut Admission, no| admission.handle(run(key(1, no), "m"), at);
+    assert!(matches!(again(&mut admission, 3)[..], [Action::Refuse(_, Refusal::Busy { .. })]));
+    admission.handle(Event::Cancel(key(1, 2)), at);
+    assert!(
+        matches!(again(&mut admission, 3)[..], [Action::Refuse(..)]),
+        "there would be a place for it now"
+    );
+    for acknowledged in [3, 9] {
+        assert_eq!(admission.handle(Event::Ack(key(1, acknowledged)), at), []);
+        let run = again(&mut admission, acknowledged);
+        assert!(matches!(run[..], [Action::Fail(..)]), "whether or not it had arrived: {run:?}");
+    }
+}
+
+#[test]
 fn another_sender_can_neither_cancel_nor_acknowledge() {
     let (mut admission, at) = busy(1);
     let thief = (AgentId([9; 32]), key(1, 1).1);
@@ -266,13 +284,13 @@ fn stale_full_and_malformed_are_refused_without_a_start() {
     assert!(matches!(admission.handle(full, at)[..], [Action::Refuse(_, Refusal::Draining(_))]));
     let wrong = failure(Reason::BadRequest, "x");
     let malformed = Event::Run {
-        key: key(1, 1),
+        key: key(1, 2),
         incarnation: ME,
         runner: Err(Unfit::Failed(wrong.clone())),
         at_once: 1,
         room: true,
     };
-    assert_eq!(admission.handle(malformed, at), [Action::Fail(key(1, 1), wrong)]);
+    assert_eq!(admission.handle(malformed, at), [Action::Fail(key(1, 2), wrong)]);
 }
 
 #[test]
@@ -281,7 +299,7 @@ fn locks_that_fail_give_everything_back() {
     admission.handle(run(key(1, 1), "m"), at);
     let actions = admission.handle(Event::LaneFailed("disk".to_owned()), at);
     assert_eq!(actions, [Action::Refuse(key(1, 1), Refusal::Draining(Text::cut("disk")))]);
-    assert!(admission.handle(run(key(1, 1), "m"), at).contains(&Action::Acquire), "nothing was started");
+    assert!(admission.handle(run(key(1, 2), "m"), at).contains(&Action::Acquire), "nothing was started");
 }
 
 #[test]
@@ -290,8 +308,8 @@ fn an_attempt_that_could_not_start_is_given_back_and_the_locks_are_taken_anew() 
     admission.handle(run(key(2, 1), "m"), at);
     let actions = admission.handle(Event::NotStarted(key(1, 1), "disk".to_owned()), at);
     let refused = Action::Refuse(key(1, 1), Refusal::Draining(Text::cut("disk")));
-    assert_eq!(actions, [refused, Action::Release, Action::Acquire]);
-    assert!(!admission.knows(&key(1, 1)), "nothing was started, so it may come again");
+    assert_eq!(actions, [refused.clone(), Action::Release, Action::Acquire]);
+    assert_eq!(admission.handle(run(key(1, 1), "m"), at), [refused], "its coordinator makes another one");
 }
 
 /// An attempt that fails as it arrives.
@@ -363,7 +381,7 @@ fn sixty_four_attempts_wait_and_eight_jobs_of_one_coordinator() {
     let busy = [Action::Refuse(key(100, 1), Refusal::Busy { retry_ms: RETRY_MS })];
     assert_eq!(admission.handle(run(key(100, 1), "m"), at), busy);
     admission.handle(Event::Cancel(key(2, 1)), at);
-    assert_eq!(admission.handle(run(key(100, 1), "m"), at), [Action::Accept(key(100, 1), Place::Next)]);
+    assert_eq!(admission.handle(run(key(100, 2), "m"), at), [Action::Accept(key(100, 2), Place::Next)]);
 
     let mut admission = Admission::new(ME, 32);
     let of_job = |job: u8, no| {
@@ -462,8 +480,12 @@ fn outside_its_hours_nothing_new_is_taken_what_waits_goes_back_and_what_runs_goe
     assert_eq!(admission.handle(run(key(1, 3), "m"), at), [refused(key(1, 3))]);
     assert_eq!(admission.running(), 1);
     admission.handle(Event::Shut(None), at);
-    let taken = admission.handle(run(key(1, 2), "m"), at);
-    assert_eq!(taken, [Action::Accept(key(1, 2), Place::Next)], "it was given back and is not known");
+    assert_eq!(
+        admission.handle(run(key(1, 2), "m"), at),
+        [refused(key(1, 2))],
+        "it was given back and is over"
+    );
+    assert_eq!(admission.handle(run(key(1, 4), "m"), at), [Action::Accept(key(1, 4), Place::Next)]);
 }
 
 #[test]
@@ -502,7 +524,7 @@ fn an_engine_that_fails_with_two_chunks_in_a_row_gets_no_work_before_it_has_writ
     assert!(actions.contains(&busy(of_chunk(2))), "what waited may run elsewhere");
     assert_eq!(admission.handle(run(of_chunk(3), "m"), at), [busy(of_chunk(3))]);
     admission.handle(Event::Probed { works: true, may_run: false }, at);
-    assert_eq!(started(&admission.handle(run(of_chunk(3), "m"), at)), [of_chunk(3)]);
+    assert_eq!(started(&admission.handle(run(of_chunk(4), "m"), at)), [of_chunk(4)]);
 }
 
 #[test]
