@@ -94,8 +94,9 @@ pub struct Schedule {
     widths: BTreeMap<(AgentId, ModelIndex), Search>,
     /// Whose pace this job has measured itself.
     measured: BTreeSet<(AgentId, ModelIndex)>,
-    /// Chunks of the usual size that all installs finish in a second, as added up at this time.
+    /// Draws the pauses of busy installs.
     random: Random,
+    /// Chunks of the usual size that all installs finish in a second, as added up at this time.
     rate: f64,
     rate_at: Option<Duration>,
     /// How many installs were given each kind last.
@@ -233,16 +234,7 @@ impl Schedule {
             Event::Roster(installs) => self.on_roster(installs, now, &mut actions),
             Event::Recorded(attempt) => self.on_recorded(attempt, now),
             Event::Accepted(attempt, Place::Checking) => self.on_checking(attempt, now),
-            Event::Accepted(attempt, place) => {
-                if let Some(active) = self.holdings.get_mut(&attempt) {
-                    active.running = place == Place::Running;
-                    if active.running {
-                        active.running_since.get_or_insert(now);
-                        let agent = active.agent;
-                        self.settled(agent);
-                    }
-                }
-            }
+            Event::Accepted(attempt, place) => self.on_accepted(attempt, &place, now),
             Event::Refused(attempt, refusal) => self.on_refused(attempt, &refusal, now, &mut actions),
             Event::Tokens(attempt, count) => {
                 if let Some(active) = self.holdings.get_mut(&attempt) {
@@ -307,6 +299,20 @@ impl Schedule {
             self.record_time = smoothed(self.record_time, now.saturating_sub(active.since));
             active.since = now;
             self.woken.insert(active.agent);
+        }
+    }
+
+    fn on_accepted(&mut self, attempt: AttemptId, place: &Place, now: Duration) {
+        let Some(active) = self.holdings.get_mut(&attempt) else { return };
+        let ran = std::mem::replace(&mut active.running, *place == Place::Running);
+        if active.running {
+            active.running_since.get_or_insert(now);
+            let agent = active.agent;
+            if !ran {
+                self.standing.entry(agent).or_default().began();
+                self.woken.insert(agent);
+            }
+            self.settled(agent);
         }
     }
 

@@ -18,6 +18,8 @@ pub(super) struct Standing {
     pauses: u32,
     /// Nothing new before this time.
     pub(super) pause_until: Duration,
+    /// It pauses because all our places there were taken.
+    is_busy: bool,
     /// It refused as another incarnation or as draining; another incarnation in the roster, a result, or the end of
     /// the pause lifts it: locks that were wiped and an outbox that was full are mended by then.
     pub(super) closed_for: Option<Incarnation>,
@@ -40,6 +42,13 @@ impl Standing {
     pub(super) fn finished(&mut self) {
         (self.failures_in_a_row, self.pauses) = (0, 0);
         (self.pause_until, self.closed_for) = (Duration::ZERO, None);
+    }
+
+    /// An attempt of ours has begun there, so the place in which it waited is free for another.
+    pub(super) fn began(&mut self) {
+        if std::mem::take(&mut self.is_busy) {
+            self.pause_until = Duration::ZERO;
+        }
     }
 
     /// The install is there again after it was gone: what it was paused for may be over.
@@ -107,11 +116,13 @@ impl Standing {
     pub(super) fn busy(&mut self, now: Duration, at_least: Duration, random: &mut Random) {
         let pause = random.up_to(self.longer()).max(at_least);
         self.pause_until = now + pause.min(PAUSE.1);
+        self.is_busy = true;
     }
 
     /// Nothing new for a while.
     fn pause(&mut self, now: Duration) {
         self.pause_until = now + self.longer();
+        self.is_busy = false;
     }
 
     /// The next pause, twice the last until a result comes.
