@@ -1,5 +1,6 @@
 //! What was typed. `settings.rs` turns it into what will happen.
 
+mod age;
 mod bench;
 mod texts;
 
@@ -7,6 +8,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+pub use age::age;
 pub use bench::BenchArgs;
 pub use texts::{PanelArgs, TextLength, WriteArgs};
 
@@ -455,24 +457,6 @@ pub enum MeshCommand {
     },
 }
 
-/// Reads a time such as `30d`, `12h`, `90m` or `45s`.
-///
-/// # Errors
-/// When it is not a whole number and one of these units, or beyond what can be counted.
-pub fn age(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a time such as 30d, 12h, 90m or 45s");
-    let unit = text.chars().last().ok_or_else(wrong)?;
-    let seconds: u64 = match unit {
-        'd' => 86_400,
-        'h' => 3_600,
-        'm' => 60,
-        's' => 1,
-        _ => return Err(wrong()),
-    };
-    let count: u64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong())?;
-    count.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
-}
-
 /// Resolves `HOST:PORT`, one or more addresses.
 ///
 /// # Errors
@@ -494,16 +478,5 @@ mod tests {
     #[test]
     fn the_arguments_do_not_contradict_each_other() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn an_age_is_a_whole_number_and_a_unit() {
-        assert_eq!(age("30d"), Ok(Duration::from_secs(30 * 86_400)));
-        assert_eq!(age("90m"), Ok(Duration::from_secs(5_400)));
-        for wrong in
-            ["", "d", "3", "1.5h", "-1d", "1w", "99999999999999999999d", "18446744073709551615d", "3ü"]
-        {
-            assert!(age(wrong).is_err(), "{wrong}");
-        }
     }
 }

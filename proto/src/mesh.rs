@@ -18,6 +18,7 @@ mod gossip;
 #[cfg(test)]
 mod intruder;
 mod links;
+mod listening;
 mod marks;
 mod news;
 mod offences;

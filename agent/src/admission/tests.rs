@@ -1,11 +1,10 @@
 //! Admission as lists of events.
 
+mod health;
+mod policy;
 mod world;
 
-use tropa_proto::{
-    id::{ChunkIndex, JobId},
-    permit::{Denial, Rule},
-};
+use tropa_proto::id::{ChunkIndex, JobId};
 
 use super::*;
 use crate::clock::now;
@@ -457,115 +456,4 @@ fn a_fetch_reads_the_present_state_and_starts_nothing() {
     assert_eq!(fetch(&mut admission, thief), [Action::Refuse(thief, Refusal::Unknown)]);
     admission.handle(Event::Ack(key(1, 1)), at);
     assert_eq!(fetch(&mut admission, key(1, 1)), [Action::Refuse(key(1, 1), Refusal::Unknown)]);
-}
-
-#[test]
-fn what_the_policy_denies_is_refused_before_anything_else_and_not_kept() {
-    let denial = Denial { rule: Rule::Model, why: "big is asked, permitted: tiny".to_owned() };
-    let (mut admission, at) = busy(1);
-    let runner = Err(Unfit::Denied(denial.clone()));
-    let order = Event::Run { key: key(1, 9), incarnation: ME, runner, at_once: 1, room: false };
-    let actions = admission.handle(order, at);
-    assert_eq!(actions, [Action::Refuse(key(1, 9), Refusal::Denied(denial.text()))], "busy or not");
-    assert!(!admission.knows(&key(1, 9)));
-}
-
-#[test]
-fn outside_its_hours_nothing_new_is_taken_what_waits_goes_back_and_what_runs_goes_on() {
-    let denial = Denial { rule: Rule::Hours, why: "it opens at six".to_owned() };
-    let refused = |key| Action::Refuse(key, Refusal::Denied(denial.text()));
-    let (mut admission, at) = busy(1);
-    admission.handle(run(key(1, 2), "m"), at);
-    assert_eq!(admission.handle(Event::Shut(Some(denial.clone())), at), [refused(key(1, 2))]);
-    assert_eq!(admission.handle(run(key(1, 3), "m"), at), [refused(key(1, 3))]);
-    assert_eq!(admission.running(), 1);
-    admission.handle(Event::Shut(None), at);
-    assert_eq!(
-        admission.handle(run(key(1, 2), "m"), at),
-        [refused(key(1, 2))],
-        "it was given back and is over"
-    );
-    assert_eq!(admission.handle(run(key(1, 4), "m"), at), [Action::Accept(key(1, 4), Place::Next)]);
-}
-
-#[test]
-fn where_as_many_have_started_as_may_in_an_hour_the_next_is_denied_by_name() {
-    let (mut admission, at) = (Admission::new(ME, 1).with_rate(2), now());
-    for peer in [1, 2] {
-        let actions = admission.handle(run(key(peer, 1), "m"), at);
-        assert!(!actions.iter().any(|action| matches!(action, Action::Refuse(..))), "{actions:?}");
-    }
-    let actions = admission.handle(run(key(3, 1), "m"), at);
-    let [Action::Refuse(_, Refusal::Denied(rule))] = &*actions else { panic!("{actions:?}") };
-    assert_eq!(Rule::of(rule), Some(Rule::Rate), "what waits will start");
-    assert_eq!(admission.used_up_until(at), None);
-}
-
-/// The attempt at the engine fails, of a chunk of its own number, and the lane is settled where it must be.
-fn fails(admission: &mut Admission, key: Key, reason: Reason, at: Instant) -> Vec<Action> {
-    admission.handle(Event::Broke { key, may_run: false, failure: failure(reason, "x") }, at)
-}
-
-fn of_chunk(chunk: u32) -> Key {
-    let (peer, attempt) = key(1, 1);
-    (peer, AttemptId { chunk: ChunkIndex(chunk), ..attempt })
-}
-
-#[test]
-fn an_engine_that_fails_with_two_chunks_in_a_row_gets_no_work_before_it_has_written_a_token() {
-    let (mut admission, at) = busy(1);
-    admission.handle(run(of_chunk(1), "m"), at);
-    let actions = fails(&mut admission, key(1, 1), Reason::Stalled, at);
-    assert_eq!(started(&actions), [of_chunk(1)], "one failure may be the chunk's fault");
-    admission.handle(run(of_chunk(2), "m"), at);
-    let actions = fails(&mut admission, of_chunk(1), Reason::RunnerCrash, at);
-    assert!(actions.contains(&Action::Probe) && started(&actions).is_empty(), "{actions:?}");
-    let busy = |key| Action::Refuse(key, Refusal::Busy { retry_ms: 1_000 });
-    assert!(actions.contains(&busy(of_chunk(2))), "what waited may run elsewhere");
-    assert_eq!(admission.handle(run(of_chunk(3), "m"), at), [busy(of_chunk(3))]);
-    admission.handle(Event::Probed { works: true, may_run: false }, at);
-    assert_eq!(started(&admission.handle(run(of_chunk(4), "m"), at)), [of_chunk(4)]);
-}
-
-#[test]
-fn a_chunk_that_fails_again_or_a_result_between_two_failures_says_nothing_of_the_engine() {
-    let (mut admission, at) = busy(1);
-    let again = (key(1, 1).0, AttemptId { no: 2, ..key(1, 1).1 });
-    admission.handle(run(again, "m"), at);
-    assert_eq!(started(&fails(&mut admission, key(1, 1), Reason::Stalled, at)), [again]);
-    admission.handle(run(of_chunk(2), "m"), at);
-    assert_eq!(started(&fails(&mut admission, again, Reason::Stalled, at)), [of_chunk(2)]);
-    end(&mut admission, of_chunk(2), at);
-    assert_eq!(started(&admission.handle(run(of_chunk(3), "m"), at)), [of_chunk(3)]);
-    admission.handle(run(of_chunk(4), "m"), at);
-    assert_eq!(started(&fails(&mut admission, of_chunk(3), Reason::EngineError, at)), [of_chunk(4)]);
-    let actions = fails(&mut admission, of_chunk(4), Reason::TooLong, at);
-    assert!(!actions.contains(&Action::Probe), "that is the chunk's fault: {actions:?}");
-}
-
-#[test]
-fn a_probe_that_fails_is_settled_and_made_again_when_somebody_has_work_and_then_said() {
-    let (mut admission, at) = busy(1);
-    admission.handle(run(of_chunk(1), "m"), at);
-    fails(&mut admission, key(1, 1), Reason::Stalled, at);
-    assert!(fails(&mut admission, of_chunk(1), Reason::Stalled, at).contains(&Action::Probe));
-    let mut at = at;
-    for failed in 1..=3 {
-        let actions = admission.handle(Event::Probed { works: false, may_run: true }, at);
-        assert!(actions.contains(&Action::Settle), "the probe may still run: {actions:?}");
-        admission.handle(Event::Settled, at);
-        // Nobody wants to know: the devices go back.
-        at += Duration::from_secs(60);
-        let tick = Event::Tick { someone_waits: false, displaced: false };
-        let actions = admission.handle(tick, at);
-        assert!(actions.contains(&Action::Release) && !actions.contains(&Action::Probe), "{actions:?}");
-        let actions = admission.handle(run(of_chunk(10 + failed), "m"), at);
-        assert!(actions.contains(&Action::Acquire), "{actions:?}");
-        let said = matches!(actions.first(), Some(Action::Refuse(_, Refusal::Draining(_))));
-        assert_eq!(said, failed == 3, "{failed}: {actions:?}");
-        let actions = admission.handle(Event::LaneHeld { dirty: false }, at);
-        assert!(actions.contains(&Action::Probe), "{failed}: {actions:?}");
-    }
-    admission.handle(Event::Probed { works: true, may_run: false }, at);
-    assert_eq!(started(&admission.handle(run(of_chunk(20), "m"), at)), [of_chunk(20)]);
 }

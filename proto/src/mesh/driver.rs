@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,12 +13,11 @@ use std::{
 use futures::StreamExt as _;
 use libp2p::{
     Swarm,
-    core::transport::{ListenerId, TransportError},
     gossipsub::IdentTopic,
     identity::Keypair,
     request_response::{InboundRequestId, OutboundRequestId, ResponseChannel},
     swarm::{
-        ConnectionId, DialError, SwarmEvent,
+        ConnectionId, DialError,
         dial_opts::{DialOpts, PeerCondition},
     },
 };
@@ -52,9 +51,6 @@ use crate::{
 
 /// The loop turns at least so often (`reliability.md` §4).
 const TURN: Duration = Duration::from_secs(1);
-
-/// How long binding may take; a wildcard asks the system for its interfaces first.
-const BIND_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a last announcement gets to reach the network.
 const GOODBYE: Duration = Duration::from_millis(300);
@@ -125,7 +121,7 @@ enum Next {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
-fn clock() -> Instant {
+pub(super) fn clock() -> Instant {
     Instant::now()
 }
 
@@ -237,39 +233,6 @@ impl Driver {
         if let Some(waiting) = waiting {
             // Whoever left may have stopped waiting.
             let _ = waiting.send(());
-        }
-    }
-
-    /// Binds one address, and waits until it is known which.
-    async fn listen(&mut self, addr: SocketAddr) -> Result<(), MeshError> {
-        let failed = |source| MeshError::Listen { addr, source };
-        // libp2p listens with SO_REUSEPORT, with which two agents of one user would share a port silently.
-        drop(TcpListener::bind(addr).map_err(failed)?);
-        let listener = self.swarm.listen_on(multiaddr(addr)).map_err(|error| match error {
-            TransportError::Other(source) => failed(source),
-            TransportError::MultiaddrNotSupported(_) => failed(std::io::ErrorKind::Unsupported.into()),
-        })?;
-        tokio::time::timeout(BIND_LIMIT, self.bound(listener))
-            .await
-            .unwrap_or_else(|_elapsed| Err(std::io::ErrorKind::TimedOut.into()))
-            .map_err(failed)
-    }
-
-    #[expect(clippy::wildcard_enum_match_arm, reason = "all other events are for later")]
-    async fn bound(&mut self, listener: ListenerId) -> std::io::Result<()> {
-        loop {
-            let event = self.swarm.select_next_some().await;
-            let bound = match &event {
-                SwarmEvent::NewListenAddr { listener_id, .. } => *listener_id == listener,
-                SwarmEvent::ListenerClosed { listener_id, .. } if *listener_id == listener => {
-                    return Err(std::io::ErrorKind::AddrNotAvailable.into());
-                }
-                _ => false,
-            };
-            self.react(event, clock());
-            if bound {
-                return Ok(());
-            }
         }
     }
 
