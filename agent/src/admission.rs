@@ -30,7 +30,7 @@ use tropa_proto::{
     failure::Reason,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     message::{Failure, Place, Refusal},
-    permit::Denial,
+    permit::{Denial, Rule},
 };
 
 pub use self::{
@@ -461,8 +461,10 @@ impl Admission {
     /// or held up must not start what its coordinator counts as ended.
     fn refuse(&mut self, key: Key, refusal: Refusal, actions: &mut Vec<Action>) {
         self.held.remove(&key);
-        // What a policy denies may come from anybody and is not worth a place.
-        if self.knows(&key) || (!matches!(refusal, Refusal::Denied(_)) && self.can_remember()) {
+        // What is denied for good is denied again whenever it comes, and not worth a place.
+        let is_for_good =
+            matches!(&refusal, Refusal::Denied(denial) if !Rule::of(denial).is_some_and(Rule::passes));
+        if self.knows(&key) || (!is_for_good && self.can_remember()) {
             self.known.insert(key, State::Refused(Box::new(refusal.clone())));
             self.past.without_result(key);
         }

@@ -31,6 +31,18 @@ fn announcement(boot: u8, seq: u64) -> Announcement {
     }
 }
 
+/// An engine that answers and has these models.
+fn inventory(models: Vec<Model>) -> Inventory {
+    Inventory {
+        engine: EngineState::Up,
+        version: Text::cut("0.24.0"),
+        models: List::cut(models).0,
+        cut: false,
+        port: 11434,
+        permit: Permit::default(),
+    }
+}
+
 /// One for each number; the greater, the younger.
 fn uid(n: u8) -> MachineUid {
     MachineUid { created_ms: u64::from(n), random: [n; 16] }
@@ -85,14 +97,7 @@ fn an_agent_gets_work_only_while_there_is_a_connection_to_it_and_it_has_said_wha
     roster.connected(agent(1), true);
     roster.announced(agent(1), announcement(1, 1), at(0));
     assert_eq!(roster.view().installs[0].out, Some(Out::NotDescribed));
-    let inventory = Inventory {
-        engine: EngineState::Up,
-        version: Text::cut("0.24.0"),
-        models: List::default(),
-        cut: false,
-        port: 11434,
-        permit: Permit::default(),
-    };
+    let inventory = inventory(Vec::new());
     let (hashes, evidence) = (([0; 32], [0; 32]), Evidence::empty(Os::Linux));
     assert_eq!(roster.undescribed(), [(agent(1), hashes)]);
     roster.described(
@@ -371,14 +376,7 @@ fn salted(roster: &mut Roster, n: u8, boot: u8, salts: &[u8]) {
     let core = Core::new(&evidence, Reading::Absent);
     roster.connected(agent(n), true);
     roster.announced(agent(n), Announcement { core, ..announcement(boot, 1) }, at(0));
-    let inventory = Inventory {
-        engine: EngineState::Up,
-        version: Text::cut("0.24.0"),
-        models: List::default(),
-        cut: false,
-        port: 11434,
-        permit: Permit::default(),
-    };
+    let inventory = inventory(Vec::new());
     let denied = Text::default();
     roster.described(agent(n), ([0; 32], [0; 32]), Description { evidence, former, inventory, denied });
 }
@@ -459,14 +457,7 @@ fn two_gpus(anywhere: [&[u16]; 2]) -> Vec<Install> {
             remote: false,
             loaded: Some(Loaded { size: 5, size_vram: 5, context: 2048 }),
         };
-        let inventory = Inventory {
-            engine: EngineState::Up,
-            version: Text::cut("0.24.0"),
-            models: List::cut(vec![model]).0,
-            cut: false,
-            port: 11434,
-            permit: Permit::default(),
-        };
+        let inventory = inventory(vec![model]);
         roster.connected(agent(n), true);
         roster.announced(agent(n), announcement(1, 1), at(0));
         let denied = Text::default();
