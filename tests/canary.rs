@@ -23,7 +23,8 @@ use tropa_tests::harness::{Hardware, World, results, wait_until};
 use crate::jobs::{said, world};
 
 /// How an engine fails, and the class that the item then has. Every class that an engine can cause is here, but those
-/// that need minutes (`stalled`, `deadline`, `engine_down`, `result_too_large`) and those that are no item's failure (`busy`, `denied`, `lost`).
+/// that need minutes (`stalled`, `deadline`, `engine_down`, `result_too_large`) and those that are no item's failure
+/// (`busy`, `denied`, `lost`).
 const FAILURES: [(&str, &str); 9] = [
     ("crash", "runner_crash"),
     ("error_line:after=2", "runner_crash"),

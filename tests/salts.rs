@@ -1,5 +1,5 @@
-//! A mesh that replaces the salt of its hardware ids while it works (`identity.md` §4): real programs, each with the file
-//! that it has at that moment.
+//! A mesh that replaces the salt of its hardware ids while it works (`identity.md` §4): real programs, each with the
+//! file that it has at that moment.
 
 use std::fs;
 

@@ -457,8 +457,8 @@ impl Admission {
         }
     }
 
-    /// Says that an attempt is not taken, or given back before it started. That is kept: a `Run` that the network doubled
-    /// or held up must not start what its coordinator counts as ended.
+    /// Says that an attempt is not taken, or given back before it started. That is kept: a `Run` that the network
+    /// doubled or held up must not start what its coordinator counts as ended.
     fn refuse(&mut self, key: Key, refusal: Refusal, actions: &mut Vec<Action>) {
         self.held.remove(&key);
         // What is denied for good is denied again whenever it comes, and not worth a place.

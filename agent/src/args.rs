@@ -58,7 +58,8 @@ pub struct Args {
     /// A name for people [default: the host's name]
     #[arg(long, value_name = "NAME", env = "TROPA_LABEL")]
     pub label: Option<String>,
-    /// Chunks that the install may work on at once: more than 1 only with OLLAMA_NUM_PARALLEL above 1 [default: measured]
+    /// Chunks that the install may work on at once: more than 1 only with OLLAMA_NUM_PARALLEL above 1 [default:
+    /// measured]
     #[arg(long, value_name = "N", env = "TROPA_WIDTH", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub width: Option<u16>,
     /// A name of the machine: agents with one name are one machine, with different names different ones

@@ -1,4 +1,5 @@
-//! Whether the install takes work now, by the hours and the quota of its policy: it shuts and opens by itself, and says so.
+//! Whether the install takes work now, by the hours and the quota of its policy: it shuts and opens by itself, and
+//! says so.
 
 use std::time::Duration;
 

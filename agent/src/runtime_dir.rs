@@ -93,7 +93,8 @@ impl RuntimePlaces {
         self.0.iter().filter_map(|place| Some(place.parent()?.join("privileged.json"))).collect()
     }
 
-    /// Lists the agents that are here, sorted by id, each address of one once. What cannot be read or trusted is not there.
+    /// Lists the agents that are here, sorted by id, each address of one once. What cannot be read or trusted is not
+    /// there.
     ///
     /// Removes files of agents that are gone, where it may.
     #[must_use]

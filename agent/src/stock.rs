@@ -149,7 +149,8 @@ impl Stock {
         self.publish()
     }
 
-    /// Takes in what the install does. Stock is taken soon where it has begun or ceased to work, or begun to load a model.
+    /// Takes in what the install does. Stock is taken soon where it has begun or ceased to work, or begun to load a
+    /// model.
     pub(crate) fn watch(&mut self, work: Load) {
         if (work.running > 0, work.loads) != (self.work.running > 0, self.work.loads) {
             self.due = now() + AFTER_CHANGE;

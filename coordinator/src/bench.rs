@@ -5,7 +5,8 @@
 //! hardware apart; no agent has a switch that would let a coordinator past them, since whoever may submit work could
 //! then use it. So that is measured past the agents, by plain clients, and only for installs that the user names
 //! with their addresses (`direct.rs`); an install that is not named is measured through its agent where that says
-//! the same. `installs.rs` has who takes part, `job.rs` is the way through the mesh, `report.rs` works out what it comes to.
+//! the same. `installs.rs` has who takes part, `job.rs` is the way through the mesh, `report.rs` works out what it
+//! comes to.
 
 mod direct;
 mod installs;

@@ -2,7 +2,8 @@
 //! never longer than a command that could still need it.
 //!
 //! Every command has a directory of its own below `<state>/incoming`, and in it a file that is locked while the
-//! command lives. The kernel frees the lock however the command ends, so the next command knows what was left behind, and removes it.
+//! command lives. The kernel frees the lock however the command ends, so the next command knows what was left behind,
+//! and removes it.
 
 use std::{
     fs::{self, File},

@@ -2,9 +2,9 @@
 //!
 //! The coordinator writes each body once and its hash is part of the chunk, so a body must hold everything that
 //! the job decides, above all its `num_ctx`: another value reloads the model, so there is one for all, or a few
-//! classes of it. They need the longest item first. So an input is read twice: the first pass checks and measures every item, the
-//! second makes chunks. What cannot be read twice, such as stdin, is copied to a file in the directory of the job
-//! first. Neither pass holds more than one item.
+//! classes of it. They need the longest item first. So an input is read twice: the first pass checks and measures
+//! every item, the second makes chunks. What cannot be read twice, such as stdin, is copied to a file in the directory
+//! of the job first. Neither pass holds more than one item.
 //!
 //! An item that cannot be read stops the job before anything starts, with its line, the reason and what to do
 //! (`conventions.md` §1).
@@ -60,7 +60,8 @@ pub struct JobOptions {
     pub format: Format,
     /// Tokens of an answer; absent: [`DEFAULT_MAX_TOKENS`].
     pub max_tokens: Option<u32>,
-    /// Context in tokens, one value for the job; absent: what the longest item needs, in classes where many need far less.
+    /// Context in tokens, one value for the job; absent: what the longest item needs, in classes where many need far
+    /// less.
     pub num_ctx: Option<u32>,
     /// Whether models may think; absent: they may not.
     pub think: Option<Think>,

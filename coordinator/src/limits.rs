@@ -20,9 +20,9 @@ const IDLE_PARSED_MS: u64 = 300_000;
 /// The shortest limit of a whole attempt.
 const MIN_DEADLINE_MS: u64 = 15 * 60_000;
 
-/// Reading a prompt at fewer tokens a second than this is a stall, or at fewer than half of the install's own speed where
-/// that is known to be slower (`ollama-api.md` §7). A faster one is not held to its speed: what is learned of prompts counts
-/// beginnings that it had read before, and the next prompt may have none.
+/// Reading a prompt at fewer tokens a second than this is a stall, or at fewer than half of the install's own speed
+/// where that is known to be slower (`ollama-api.md` §7). A faster one is not held to its speed: what is learned of
+/// prompts counts beginnings that it had read before, and the next prompt may have none.
 const FLOOR_PROMPT_RATE: f64 = 10.0;
 
 /// Writing an answer at fewer tokens a second is a stall, where the install's own speed is not known

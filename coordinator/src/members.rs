@@ -374,7 +374,8 @@ impl Members {
         }
     }
 
-    /// Starts the live tests that are worth running, and asks about neighbours, a few at a time, once everybody is there.
+    /// Starts the live tests that are worth running, and asks about neighbours, a few at a time, once everybody is
+    /// there.
     fn test(&mut self) {
         if !self.gathered || !std::mem::take(&mut self.unlooked) {
             return;

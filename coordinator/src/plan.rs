@@ -64,8 +64,8 @@ pub struct Plan {
     pub cost: Cost,
     /// Every install of the roster, in the order of its agent's id.
     pub rows: Vec<Row>,
-    /// Devices that no common lock keeps from the work of another coordinator, and what the operators of the installs that
-    /// can take part should mend or know of.
+    /// Devices that no common lock keeps from the work of another coordinator, and what the operators of the installs
+    /// that can take part should mend or know of.
     pub warnings: Vec<WarningRow>,
     /// One sentence: how it runs and what would make it faster.
     pub summary: String,

@@ -285,8 +285,9 @@ async fn take_in(
 
 #[expect(clippy::print_stderr, reason = "messages go to stderr")]
 pub(crate) fn say_skipped(prepared: &Prepared, settings: &Settings) {
-    if prepared.blank_lines() > 0 && !settings.quiet {
-        eprintln!("skipped {} blank lines", prepared.blank_lines());
+    let skipped = prepared.blank_lines();
+    if skipped > 0 && !settings.quiet {
+        eprintln!("skipped {skipped} blank line{}", if skipped == 1 { "" } else { "s" });
     }
 }
 

@@ -72,8 +72,8 @@ pub fn conflict(a: &Lane, b: &Lane, together: bool) -> bool {
 }
 
 /// How many GPU lanes of a machine may be busy at once, at least 1: half of its physical cores, for each needs one that
-/// feeds it and one beside (`identity.md` §8, judgement). Where only the logical processors are known, half of them count
-/// as cores, as with two threads to a core; where nothing is known (0), one lane.
+/// feeds it and one beside (`identity.md` §8, judgement). Where only the logical processors are known, half of them
+/// count as cores, as with two threads to a core; where nothing is known (0), one lane.
 #[must_use]
 pub fn gpu_lanes_at_once(physical_cores: u16, processors: u16) -> usize {
     let cores = if physical_cores == 0 { processors / 2 } else { physical_cores };

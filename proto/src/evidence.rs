@@ -1,9 +1,9 @@
 //! What an agent can read about its kernel, its machine and its devices; typed, and keyed before it leaves.
 //!
 //! A reader (in the agent) finds raw text and turns it into a [`Reading`] of a canonical value by the functions
-//! of [`canonical`](crate::canonical); that is [`Facts`], which never leaves the machine. [`Facts::keyed`] replaces every identifier
-//! by a [`Tag`], and only that [`Evidence`] is published. The truth tables go the same way, through the same
-//! functions. The rules are those of `identity.md` §3 and §4.
+//! of [`canonical`](crate::canonical); that is [`Facts`], which never leaves the machine. [`Facts::keyed`] replaces
+//! every identifier by a [`Tag`], and only that [`Evidence`] is published. The truth tables go the same way, through
+//! the same functions. The rules are those of `identity.md` §3 and §4.
 
 mod ignore;
 mod keying;
@@ -40,8 +40,8 @@ pub enum Reading<T> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Tag(pub [u8; 16]);
 
-/// Names the salt that tags are keyed with, so that tags of two salts are never compared: four bytes of a keyed hash, which
-/// say nothing of the salt. All zero in [`Facts`], where nothing is keyed.
+/// Names the salt that tags are keyed with, so that tags of two salts are never compared: four bytes of a keyed hash,
+/// which say nothing of the salt. All zero in [`Facts`], where nothing is keyed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SaltName(pub [u8; 4]);
 

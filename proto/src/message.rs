@@ -86,8 +86,8 @@ pub enum AgentState {
     Draining,
     /// The last announcement: the agent is leaving.
     Leaving,
-    /// Work is welcome, and waits: the engine has failed with two chunks one after the other, and nothing starts before it
-    /// has written one token.
+    /// Work is welcome, and waits: the engine has failed with two chunks one after the other, and nothing starts
+    /// before it has written one token.
     Ill,
 }
 

@@ -34,8 +34,8 @@ pub struct Permit {
     pub shut: Option<Shut>,
 }
 
-/// Why an install takes nothing at present, with when it does again: a time with its offset as in RFC 3339, of the agent's
-/// wall clock. That is shown and decides nothing: the agent says when it is open again.
+/// Why an install takes nothing at present, with when it does again: a time with its offset as in RFC 3339, of the
+/// agent's wall clock. That is shown and decides nothing: the agent says when it is open again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Shut {
     /// It is outside the hours of the policy.
@@ -101,8 +101,8 @@ impl Default for Permit {
 }
 
 impl Permit {
-    /// Gives the first rule that denies this for good, in the order of [`Rule`]; `None` where all is permitted, if not at
-    /// present.
+    /// Gives the first rule that denies this for good, in the order of [`Rule`]; `None` where all is permitted, if not
+    /// at present.
     #[must_use]
     pub fn denies(&self, asks: &Asks<'_>) -> Option<Denial> {
         if !self.models.is_empty() && !self.models.iter().any(|permitted| names(permitted, asks.model)) {

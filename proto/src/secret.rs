@@ -11,8 +11,8 @@
 //! The *secret* is the door: a key derived from it is the prologue of every Noise handshake, so a peer with
 //! another secret fails before it has seen a byte of ours. The *salt* keys the evidence tags and stays when the
 //! secret changes (`security.md` §2, `identity.md` §4). Where the salt itself is replaced, a third line keeps the one
-//! before (`former-id-salt <64 digits>`) until every agent has been restarted with the new one. Passphrases are refused: whoever takes part in one
-//! handshake can test guesses off-line, and only 256 random bits make that useless.
+//! before (`former-id-salt <64 digits>`) until every agent has been restarted with the new one. Passphrases are
+//! refused: whoever takes part in one handshake can test guesses off-line, and only 256 random bits make that useless.
 
 use std::{
     fmt, fs,

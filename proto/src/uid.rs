@@ -135,8 +135,9 @@ impl MachineClaim {
 /// Says whether two agents are on one kernel by what they announce, both sampled now; `None` where it does not tell.
 ///
 /// Genuine boot ids decide, unless boot epochs contradict them; epochs decide where a container shows a boot id of its
-/// own, or where the two are keyed with different salts. A difference of epochs may be a step of the clock: who acts on it waits until it is settled
-/// ([`SETTLED_AFTER`](crate::epoch::SETTLED_AFTER)). Live tests are the coordinator's (`identity.md` §5).
+/// own, or where the two are keyed with different salts. A difference of epochs may be a step of the clock: who acts
+/// on it waits until it is settled ([`SETTLED_AFTER`](crate::epoch::SETTLED_AFTER)). Live tests are the coordinator's
+/// (`identity.md` §5).
 #[must_use]
 pub fn one_kernel(a: &Core, b: &Core) -> Option<bool> {
     if a.declared != b.declared {

@@ -5,7 +5,8 @@
 //! guests that it lists, copies of one VM image, cloud VMs, WSL beside its Windows, a container that can read
 //! nothing. The others are the extremes: all agents on one kernel, every agent a bare machine of its own, agents that
 //! can read nothing. Prints the best of several runs in milliseconds, and what asking for the exclusion of every pair
-//! would cost. The view is checked against asking for every pair, up to 300 agents. `cargo bench -p tropa-tests --bench fusion`.
+//! would cost. The view is checked against asking for every pair, up to 300 agents. `cargo bench -p tropa-tests
+//! --bench fusion`.
 
 use std::{
     collections::BTreeMap,

@@ -2,7 +2,8 @@
 //!
 //! `tests/benches/bench.sh` makes the model and runs this; by hand it is
 //! `cargo bench -p tropa-tests --bench tropa_bench [-- OUT_DIR [ROUNDS [PROMPTS [SET_UP]]]]` with the variables of
-//! the tests of real Ollama, and `TROPA_BENCH_GGUF` for a model that keeps a core busy. Without an Ollama it says `skipped`.
+//! the tests of real Ollama, and `TROPA_BENCH_GGUF` for a model that keeps a core busy. Without an Ollama it says
+//! `skipped`.
 //!
 //! Three set-ups of one machine with two cores: `shared`, two installs that both use both cores, which tropa counts as
 //! one machine; `distinct`, one core for each install, and evidence declared for two machines, since two containers or

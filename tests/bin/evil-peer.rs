@@ -2,13 +2,14 @@
 //!
 //! Modes of who is outside: `garbage` (bytes that are no handshake), `drip` (a handshake of one byte a second),
 //! `connects` (100 connections a second), `stranger` (another secret, or none). Modes of who is inside: `flood` (1,000
-//! valid announcements a second, until it is shut out), `identities` (many keys that claim to be agents), `silent` (streams without a hello),
-//! `thief` (asks for, cancels and acknowledges what others sent), `orders` (proper orders, whoever denies them),
-//! `replay` (one announcement under lower numbers), `oversize` (frames above their cap, lengths of 2⁴⁰, bytes after the
-//! message), `malformed` (gossip that is nothing, and what the target says itself, touched and under another name).
+//! valid announcements a second, until it is shut out), `identities` (many keys that claim to be agents), `silent`
+//! (streams without a hello), `thief` (asks for, cancels and acknowledges what others sent), `orders` (proper orders,
+//! whoever denies them), `replay` (one announcement under lower numbers), `oversize` (frames above their cap, lengths
+//! of 2⁴⁰, bytes after the message), `malformed` (gossip that is nothing, and what the target says itself, touched and
+//! under another name).
 //!
-//! Prints one line of JSON: what it tried, what was taken, how long a refusal took, whether it is shut out, and how often
-//! a flooder was asked what it has.
+//! Prints one line of JSON: what it tried, what was taken, how long a refusal took, whether it is shut out, and how
+//! often a flooder was asked what it has.
 
 use std::{
     io::{Read as _, Write as _},

@@ -1,5 +1,5 @@
-//! What installs share that are no rivals as they stand: the processors that feed their GPUs, and devices on which a model
-//! may be loaded.
+//! What installs share that are no rivals as they stand: the processors that feed their GPUs, and devices on which a
+//! model may be loaded.
 
 use tropa_coordinator::schedule::Unplaced;
 

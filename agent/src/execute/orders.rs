@@ -124,8 +124,8 @@ impl Orders {
         Self { orders, load, guests, policy }
     }
 
-    /// Hands a `Run` over that came from this peer at this address; what the policy denies is refused before anything else
-    /// is decided about it. Everything about the attempt is reported to `reports`, which should have room for
+    /// Hands a `Run` over that came from this peer at this address; what the policy denies is refused before anything
+    /// else is decided about it. Everything about the attempt is reported to `reports`, which should have room for
     /// eight frames and is never waited for; a closed one stops nothing.
     ///
     /// Known attempts answer with their present state: their place, their result again, or their failure.

@@ -21,9 +21,9 @@ use crate::{clock::now, ollama::Progress};
 /// Between two reports of progress of one attempt (`reliability.md` §3: at most four a second).
 const PROGRESS: Duration = Duration::from_millis(250);
 
-/// Bytes of text of one attempt that wait for the next report of progress; what does not fit is not shown, and the count of
-/// tokens goes on. With as many attempts as an install may run at once (64) that is a mebibyte, the cap of display text
-/// that is queued (`security.md` §6); a coordinator queues none.
+/// Bytes of text of one attempt that wait for the next report of progress; what does not fit is not shown, and the
+/// count of tokens goes on. With as many attempts as an install may run at once (64) that is a mebibyte, the cap of
+/// display text that is queued (`security.md` §6); a coordinator queues none.
 const MAX_SHOWN: usize = 16_384;
 
 /// Places in the channel of reports that progress leaves free, for the frames that matter.

@@ -119,8 +119,8 @@ pub fn full_name(name: &str) -> String {
 }
 
 /// Says whether a model can have this name: `host/namespace/model:tag`, of which only the model is needed, each part of
-/// letters, digits, `_`, `-` and in most places `.`, none of them empty or longer than 80 (Ollama's `types/model/name.go`,
-/// in 0.24.0). A name with a digest is refused: lists of models show none.
+/// letters, digits, `_`, `-` and in most places `.`, none of them empty or longer than 80 (Ollama's
+/// `types/model/name.go`, in 0.24.0). A name with a digest is refused: lists of models show none.
 pub fn is_name(name: &str) -> bool {
     let part = |part: &str, more: &str, most: usize| {
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_';

@@ -1,8 +1,9 @@
 //! What was measured, and what it comes to: medians, spreads, ratios of the same round, and the aims (pure).
 //!
 //! A ratio compares two set-ups within one round, so that what changes slowly on the machines falls out; the figure
-//! is the median of the rounds, with the interval in which the median lies (`spread.rs`). A set-up in which a prompt was not answered has no figure to compare: it is named
-//! with what it took, as *more than* that where it ran into the limit.
+//! is the median of the rounds, with the interval in which the median lies (`spread.rs`). A set-up in which a prompt
+//! was not answered has no figure to compare: it is named with what it took, as *more than* that where it ran into the
+//! limit.
 
 use std::fmt::Write as _;
 

@@ -222,8 +222,8 @@ fn classify(graph: &Graph, contexts: &[u32], needs: &mut [(u64, usize)]) {
     }
 }
 
-/// The system prompt of a node and as much of what it is asked as tells beginnings apart. An answer that is to come is as
-/// long as it is expected to be, and equal only to itself.
+/// The system prompt of a node and as much of what it is asked as tells beginnings apart. An answer that is to come is
+/// as long as it is expected to be, and equal only to itself.
 fn beginning(graph: &Graph, node: &Node, options: &JobOptions) -> (String, String) {
     let text = |system: bool| {
         let mut text = String::new();

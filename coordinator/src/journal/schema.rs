@@ -2,13 +2,14 @@
 //!
 //! State that can be derived is not stored: a chunk is finished if and only if it has a row in `result`, and
 //! running if and only if it has an attempt without `class`. The tables are those of `reliability.md` §7.2 with
-//! these additions, which but for `recipe` and `unguarded` only the result file and reports need: `chunk.endpoint` and `chunk.origin`
-//! (what the item was called and how its answer is to be shaped), `chunk.recipe` (the body with holes of a chunk that
-//! builds on others; `request` is the same with the answers in it, written when they are all there),
-//! `attempt.machine` and `attempt.reason`, `result.metrics` (times of the deciding attempt, JSON) and `result.detail` (words of a failure). `attempt.machine`
-//! is the whole id; `attempt.started_ms` (when its engine began) and `name` (what agents and machines were called) are
-//! for reports; `unguarded` (which agents no kernel lock keeps from the devices of which) is for a successor, who must
-//! keep them away too; `result.sha256` covers the number of the chunk and the body.
+//! these additions, which but for `recipe` and `unguarded` only the result file and reports need: `chunk.endpoint` and
+//! `chunk.origin` (what the item was called and how its answer is to be shaped), `chunk.recipe` (the body with holes
+//! of a chunk that builds on others; `request` is the same with the answers in it, written when they are all there),
+//! `attempt.machine` and `attempt.reason`, `result.metrics` (times of the deciding attempt, JSON) and `result.detail`
+//! (words of a failure). `attempt.machine` is the whole id; `attempt.started_ms` (when its engine began) and `name`
+//! (what agents and machines were called) are for reports; `unguarded` (which agents no kernel lock keeps from the
+//! devices of which) is for a successor, who must keep them away too; `result.sha256` covers the number of the chunk
+//! and the body.
 
 use std::path::Path;
 

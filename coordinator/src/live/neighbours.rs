@@ -60,8 +60,8 @@ impl Neighbours {
         due.take(AT_ONCE.saturating_sub(open)).map(ask).collect()
     }
 
-    /// Takes what an agent has said, nothing where it did not answer; says whether anything has changed. Who is named and
-    /// is not there counts nothing: he may be anybody by the time that he comes.
+    /// Takes what an agent has said, nothing where it did not answer; says whether anything has changed. Who is named
+    /// and is not there counts nothing: he may be anybody by the time that he comes.
     pub(super) fn answered(
         &mut self,
         agent: AgentId,

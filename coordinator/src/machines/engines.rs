@@ -8,8 +8,8 @@ use tropa_proto::{
 
 use super::WarningRow;
 
-/// One finding of each kind about the installs that are asked for, which names those that it concerns in the order of the
-/// roster.
+/// One finding of each kind about the installs that are asked for, which names those that it concerns in the order of
+/// the roster.
 pub(crate) fn findings(view: &View, among: impl Fn(&Install) -> bool) -> Vec<WarningRow> {
     let vulnerable =
         |inventory: &Inventory| inventory.engine == EngineState::Up && is_vulnerable(&inventory.version);

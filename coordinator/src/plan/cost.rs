@@ -1,4 +1,5 @@
-//! How long a job will take at most, and what has to be loaded first: from what earlier jobs have measured, or not at all.
+//! How long a job will take at most, and what has to be loaded first: from what earlier jobs have measured, or not at
+//! all.
 
 use std::time::Duration;
 

@@ -26,8 +26,8 @@ pub struct Together {
 }
 
 impl Together {
-    /// Takes one more, if it is no rival of one before it, will not load its model where one of them may be without a lock
-    /// between the two, and its machine has processors for another GPU lane; says whether it was taken.
+    /// Takes one more, if it is no rival of one before it, will not load its model where one of them may be without a
+    /// lock between the two, and its machine has processors for another GPU lane; says whether it was taken.
     pub fn admit(&mut self, install: &Install) -> bool {
         let lanes = self.gpu_lanes.get(&install.machine).copied().unwrap_or(0);
         let crowded = install.gpu_lanes.is_some_and(|most| lanes >= most);

@@ -166,7 +166,8 @@ impl Schedule {
     }
 
     /// Installs that turn out to share a device while both hold work, or the processors of their machine with more lanes
-    /// than those serve: what has not started is taken back, and neither gets more until one has ended. What runs is let finish: hanging up frees no device at once.
+    /// than those serve: what has not started is taken back, and neither gets more until one has ended. What runs is
+    /// let finish: hanging up frees no device at once.
     fn part_new_rivals(&mut self, actions: &mut Vec<Action>) {
         let holders: BTreeSet<AgentId> = self.holdings.holders().copied().collect();
         let occupying: BTreeSet<AgentId> = self

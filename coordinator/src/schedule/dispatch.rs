@@ -146,8 +146,8 @@ impl Schedule {
         Places { send: depth.saturating_sub(occupied), record: ready.saturating_sub(all) }
     }
 
-    /// Whether an install gets nothing now: it is shut, pauses, has closed, its devices are or may be in use by a rival, or
-    /// the GPU lanes of its machine that are busy need all its processors.
+    /// Whether an install gets nothing now: it is shut, pauses, has closed, its devices are or may be in use by a
+    /// rival, or the GPU lanes of its machine that are busy need all its processors.
     pub(super) fn is_blocked(&self, install: &Install, now: Duration) -> bool {
         if install.shut || self.away.contains(&install.agent) {
             return true;

@@ -205,8 +205,8 @@ impl Schedule {
                 && self.holdings.crews().is_of_the_first(&install.agent))
     }
 
-    /// Adds up how many chunks of the usual size all installs finish in a second; infinitely many where no speed is known,
-    /// so that nothing is concluded of it.
+    /// Adds up how many chunks of the usual size all installs finish in a second; infinitely many where no speed is
+    /// known, so that nothing is concluded of it.
     pub(super) fn refresh_rate(&mut self, now: Duration) {
         let fresh = self.rate_at.is_some_and(|at| now < at + RATE_LASTS) && self.rate.is_finite();
         if fresh || self.typical.is_empty() {

@@ -51,8 +51,8 @@ pub struct Install {
     pub unplaced: Unplaced,
 }
 
-/// What is to be known of chunks whose model an install has not loaded as they ask: they may go to any device that it may
-/// use. Only installs count here that no kernel lock keeps apart and that are no rivals as they stand.
+/// What is to be known of chunks whose model an install has not loaded as they ask: they may go to any device that it
+/// may use. Only installs count here that no kernel lock keeps apart and that are no rivals as they stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unplaced {
     /// How models of the job are loaded: allocated and trained context in tokens, 0 where not known. A chunk of another

@@ -1,9 +1,9 @@
-//! Whose devices are taken for whom: the rule of tropa for chunks that run where their model is loaded, and for those whose
-//! model may be loaded on any device of their install (`identity.md` §8).
+//! Whose devices are taken for whom: the rule of tropa for chunks that run where their model is loaded, and for those
+//! whose model may be loaded on any device of their install (`identity.md` §8).
 //!
-//! An install *loads* while it holds a chunk whose model is not loaded there as the chunk asks; until the roster says that it
-//! is, its work may be on any device that it may use. Where a kernel lock keeps two installs apart, that is its business
-//! and nothing here: [`Unplaced`](super::Unplaced) names only the others.
+//! An install *loads* while it holds a chunk whose model is not loaded there as the chunk asks; until the roster says
+//! that it is, its work may be on any device that it may use. Where a kernel lock keeps two installs apart, that is
+//! its business and nothing here: [`Unplaced`](super::Unplaced) names only the others.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,8 @@ use tropa_proto::id::AgentId;
 use super::{Install, Schedule, work::Kind};
 
 impl Schedule {
-    /// Whether the devices of a chunk of this kind are taken on this install by another, of those that `taken` says to be
-    /// at work; without a kind, of any chunk that runs where its model is loaded.
+    /// Whether the devices of a chunk of this kind are taken on this install by another, of those that `taken` says to
+    /// be at work; without a kind, of any chunk that runs where its model is loaded.
     pub(super) fn is_kept_off(
         &self,
         install: &Install,

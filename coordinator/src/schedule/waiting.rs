@@ -1,8 +1,8 @@
 //! The chunks that wait and have never been tried, by what has to be loaded for them.
 //!
 //! An install stays with one kind until none of it waits, so it loads each kind once. Within a kind the first chunk
-//! goes first, but for chunks that share a long prefix: they go where it was read last. Of those that others build on, the
-//! ones with the longest chain behind them go before all that.
+//! goes first, but for chunks that share a long prefix: they go where it was read last. Of those that others build on,
+//! the ones with the longest chain behind them go before all that.
 
 use std::{
     cmp::Reverse,
@@ -91,8 +91,8 @@ impl Waiting {
         self.lines.get(&kind)?.chunks.first().copied()
     }
 
-    /// The next chunk of a kind for an install that read this prefix last: of those with the longest chain behind them one
-    /// that shares it; else one whose prefix nobody else has read; else the first.
+    /// The next chunk of a kind for an install that read this prefix last: of those with the longest chain behind them
+    /// one that shares it; else one whose prefix nobody else has read; else the first.
     pub(super) fn next(&self, kind: Kind, read_last: u32) -> Option<ChunkIndex> {
         let line = self.lines.get(&kind)?;
         let first = line.chunks.first().copied()?;

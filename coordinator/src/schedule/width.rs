@@ -6,10 +6,10 @@
 //! that is no better does not end the search, two in a row do. Where the added chunks only wait for the others' ends the
 //! install has no more slots, and the search is over.
 //!
-//! What was found is judged as long as it is used. A step is tried again where it lost by chunks that did not agree, or by
-//! less than the measurements of the width in use differ among themselves; and every step is where that width gives much
-//! less than it promised. All measurements of a step count. Each further trial waits twice as long as the one before, so
-//! that a wrong choice does not last and no two widths take turns.
+//! What was found is judged as long as it is used. A step is tried again where it lost by chunks that did not agree,
+//! or by less than the measurements of the width in use differ among themselves; and every step is where that width
+//! gives much less than it promised. All measurements of a step count. Each further trial waits twice as long as the
+//! one before, so that a wrong choice does not last and no two widths take turns.
 
 mod step;
 

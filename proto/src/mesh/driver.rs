@@ -258,7 +258,8 @@ impl Driver {
         }
     }
 
-    /// Dials whom it is time to dial. Without memory to spare nobody is dialled that nobody asked for, but for the first.
+    /// Dials whom it is time to dial. Without memory to spare nobody is dialled that nobody asked for, but for the
+    /// first.
     fn dial(&mut self, now: Instant) {
         let due = self.dialer.next_deadline(&self.links).is_some_and(|next| next <= now);
         if !due {

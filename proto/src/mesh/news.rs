@@ -1,8 +1,8 @@
 //! How news spreads: the own announcement by gossip, everybody else's by pulling rosters.
 //!
 //! Gossip brings changes within a second, but a late node would wait a whole period for it; a roster pull brings
-//! everything within milliseconds and repairs what gossip lost (`libp2p.md` §3). Whoever asks says what it knows, so that only the
-//! rest travels.
+//! everything within milliseconds and repairs what gossip lost (`libp2p.md` §3). Whoever asks says what it knows, so
+//! that only the rest travels.
 
 use std::{
     collections::BTreeSet,

@@ -2,8 +2,8 @@
 //!
 //! Whatever is larger than its cap or no message ends the stream or the exchange on which it came; the third time
 //! within ten minutes the peer is shut out for ten (`security.md` §6), and so is at once who has flooded the mesh
-//! (`flood.rs`). Gossip that is nothing is not counted here: its own scores do that. Nor is a message of another version,
-//! which proves no ill will.
+//! (`flood.rs`). Gossip that is nothing is not counted here: its own scores do that. Nor is a message of another
+//! version, which proves no ill will.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

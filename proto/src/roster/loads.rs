@@ -1,8 +1,8 @@
 //! Who may meet whom on a device once models are loaded that are not loaded now (`identity.md` §8).
 //!
-//! An install with its models loaded works where they lie. A chunk of another model, or of another context, may go to any
-//! device that the install may use, and nobody knows before it is there. So installs that are no rivals as they stand
-//! become rivals while one of them, or both, works on such a chunk.
+//! An install with its models loaded works where they lie. A chunk of another model, or of another context, may go to
+//! any device that the install may use, and nobody knows before it is there. So installs that are no rivals as they
+//! stand become rivals while one of them, or both, works on such a chunk.
 
 use std::collections::BTreeMap;
 

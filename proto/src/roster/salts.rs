@@ -1,9 +1,9 @@
 //! Which salt the identifiers of a mesh are compared under (`identity.md` §4).
 //!
 //! Tags of two salts say nothing to each other. A salt belongs to its mesh and stays; where it is replaced on purpose,
-//! agents publish under the former one as well, until all have the new one. So at any moment there is a salt that all have,
-//! and under it nothing changes. Who has it not is compared without identifiers, which counts less hardware, and a warning
-//! says so.
+//! agents publish under the former one as well, until all have the new one. So at any moment there is a salt that all
+//! have, and under it nothing changes. Who has it not is compared without identifiers, which counts less hardware, and
+//! a warning says so.
 
 use std::{collections::BTreeMap, sync::Arc};
 

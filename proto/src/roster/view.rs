@@ -125,8 +125,9 @@ impl View {
         self.machines.get(at)
     }
 
-    /// Where an install works on a GPU: how many installs of its machine that do so may be busy at once, at least 1, since
-    /// they share its processors (`identity.md` §8). Of the cores of a machine those count that the most is known of.
+    /// Where an install works on a GPU: how many installs of its machine that do so may be busy at once, at least 1,
+    /// since they share its processors (`identity.md` §8). Of the cores of a machine those count that the most is
+    /// known of.
     #[must_use]
     pub fn gpu_lanes(&self, install: &Install) -> Option<usize> {
         let found = self.fusion.as_ref().and_then(|fusion| {
