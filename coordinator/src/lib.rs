@@ -29,7 +29,6 @@ pub mod nodes;
 pub mod own_agent;
 pub mod plan;
 pub mod progress;
-mod random;
 pub mod recipe;
 pub mod report;
 pub mod resume;

@@ -13,10 +13,9 @@ mod timers;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tropa_proto::id::AgentId;
+use tropa_proto::{id::AgentId, random::Random};
 
 use self::timers::{Timer, Timers};
-use crate::random::Random;
 
 /// Three beats missed (`reliability.md` §4).
 const SUSPECT_AFTER: Duration = Duration::from_secs(3);

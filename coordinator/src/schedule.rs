@@ -44,9 +44,8 @@ use tropa_proto::{
     failure::Class,
     id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
     message::Place,
+    random::Random,
 };
-
-use crate::random::Random;
 
 use self::{
     holdings::{Holdings, Stage},

@@ -36,6 +36,7 @@ pub mod known;
 pub mod message;
 pub mod permit;
 pub mod proof;
+pub mod random;
 pub mod roster;
 pub mod secret;
 pub mod system;

@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use tropa_proto::{failure::Class, id::Incarnation};
+use tropa_proto::{failure::Class, id::Incarnation, random::Random};
 
 use super::{ModelIndex, work::Kind};
-use crate::random::Random;
 
 /// First and longest pause of an install that refused as busy or failed twice in a row (`ollama-api.md` §4.1,
 /// `reliability.md` §5).

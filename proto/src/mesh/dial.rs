@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::id::AgentId;
+use crate::{id::AgentId, random::Random};
 
 /// Pauses between attempts, the last one for ever; each is shortened at random (full jitter), so that many agents
 /// do not come back at once (`reliability.md` §4).
@@ -57,7 +57,7 @@ pub(super) struct Dialer {
     /// A coordinator wants all agents, at once: somebody waits for it, and few agents know of it.
     wants_all: bool,
     targets: BTreeMap<Target, Aim>,
-    random: u64,
+    random: Random,
 }
 
 #[derive(Debug)]
@@ -87,7 +87,7 @@ pub(super) trait Present {
 impl Dialer {
     /// `seed` is any number that differs from node to node.
     pub(super) fn new(me: AgentId, wants_all: bool, seed: u64) -> Self {
-        Self { me, wants_all, targets: BTreeMap::new(), random: seed | 1 }
+        Self { me, wants_all, targets: BTreeMap::new(), random: Random::new(seed) }
     }
 
     /// Wants whoever is at an address, for ever.
@@ -174,7 +174,7 @@ impl Dialer {
 
     /// Learns that a target did not answer; it is due again after a pause.
     pub(super) fn failed(&mut self, target: &Target, now: Instant) {
-        let random = self.random();
+        let random = self.random.number();
         if let Some(aim) = self.targets.get_mut(target) {
             aim.flying = false;
             aim.next = now + pause(aim.failures, random);
@@ -190,7 +190,7 @@ impl Dialer {
     /// Learns that the last connection to an agent is gone: it is due again soon. In a large mesh an address is not: it
     /// is that of one member of many, who has closed because too many hold to it.
     pub(super) fn lost(&mut self, agent: &AgentId, present: &impl Present, now: Instant) {
-        let random = self.random();
+        let random = self.random.number();
         let visit = VISIT_MS.saturating_mul(present.agents() as u64);
         let large = self.is_large(present);
         for (target, aim) in &mut self.targets {
@@ -203,7 +203,7 @@ impl Dialer {
     }
 
     fn want(&mut self, target: Target, addresses: &[SocketAddr], neighbour: bool, next: Instant) {
-        let rank = self.random();
+        let rank = self.random.number();
         let bound = if neighbour { NEIGHBOURS } else { TARGETS };
         let full = || self.targets.values().filter(|aim| aim.neighbour == neighbour).count() >= bound;
         if !self.targets.contains_key(&target) && full() {
@@ -247,14 +247,6 @@ impl Dialer {
     /// Is this node content with some of many?
     fn is_large(&self, present: &impl Present) -> bool {
         !self.wants_all && present.agents() > FULL_MESH
-    }
-
-    /// xorshift64: no secret, only different from node to node.
-    fn random(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
     }
 }
 

@@ -45,6 +45,7 @@ use crate::{
     id::AgentId,
     known::Known,
     message::{Answer, Question, Role},
+    random::Random,
     secret::{MeshSecret, public_prologue},
     system,
 };
@@ -94,7 +95,7 @@ pub(super) struct Driver {
     pub(super) key: Keypair,
     pub(super) topic: IdentTopic,
     pub(super) said: Said,
-    pub(super) random: u64,
+    pub(super) random: Random,
     me: AgentId,
 }
 
@@ -154,7 +155,7 @@ impl Driver {
         let (swarm, topic) = swarm::build(&key, &prologue, config.role, with_mdns, house)?;
         let now = clock();
         let (marks, known) = Marks::open(config.marks, now);
-        let random = getrandom::u64()?;
+        let seed = getrandom::u64()?;
         let mut driver = Self {
             swarm,
             outbox: Outbox::default(),
@@ -164,7 +165,7 @@ impl Driver {
             knocks: BTreeMap::new(),
             hush: Hush::default(),
             marks,
-            dialer: Dialer::new(me, config.role == Role::Coordinator, random),
+            dialer: Dialer::new(me, config.role == Role::Coordinator, seed),
             links: Links::default(),
             flights: BTreeMap::new(),
             opens: BTreeMap::new(),
@@ -179,7 +180,7 @@ impl Driver {
             key,
             topic,
             said: Said::default(),
-            random,
+            random: Random::new(seed),
         };
         for address in &config.listen {
             driver.listen(*address).await?;

@@ -126,7 +126,7 @@ impl Driver {
         // What is not taken in yet would be asked for, and come, again.
         while self.pulls.flying < PULLS && self.unchecked.is_empty() {
             let Some(agent) = self.pulls.queue.pop_first() else { break };
-            let salt = self.random();
+            let salt = self.random.number();
             let known = self.ledger.known(salt);
             self.pull_page(agent, 0, known);
         }
@@ -150,14 +150,8 @@ impl Driver {
     }
 
     fn random_link(&mut self) -> Option<AgentId> {
-        let random = self.random();
+        let random = self.random.number();
         let place = usize::try_from(random >> 33).ok()?.checked_rem(self.links.connected.len())?;
         self.links.connected.keys().nth(place).copied()
-    }
-
-    /// No secret, only different from node to node and from call to call.
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        self.random
     }
 }

@@ -1,26 +1,28 @@
-//! Numbers that follow from a seed: no secrets, only different from coordinator to coordinator and the same in every
+//! Numbers that follow from a seed: no secrets, only different from program to program and the same in every
 //! repetition of a test.
 
 use std::time::Duration;
 
 /// xorshift64.
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     /// Starts from any number.
-    pub(crate) fn new(seed: u64) -> Self {
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         // Zero would stay zero for ever.
         Self(seed | 1)
     }
 
     /// A time above zero and up to this one, to the microsecond: full jitter.
-    pub(crate) fn up_to(&mut self, longest: Duration) -> Duration {
+    pub fn up_to(&mut self, longest: Duration) -> Duration {
         let micros = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX).max(1);
-        Duration::from_micros(self.next() % micros + 1)
+        Duration::from_micros(self.number() % micros + 1)
     }
 
-    fn next(&mut self) -> u64 {
+    /// Any number above zero.
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
