@@ -440,7 +440,15 @@ async fn nothing_starts_under_locks_that_were_wiped_and_the_next_order_gets_new_
     while !matches!(second.next().await, FromAgent::Refused(_, Refusal::Draining(_))) {}
     assert_eq!(install.chats(), 1);
     second.send(&orders).await;
-    assert_eq!(second.result().await.1["message"]["content"], "two");
+    let again = second.next().await;
+    assert!(
+        matches!(again, FromAgent::Refused(_, Refusal::Draining(_))),
+        "its coordinator makes another: {again:?}"
+    );
+    let mut third = Stream::new(3, "three", fingerprint);
+    third.send(&orders).await;
+    assert_eq!(third.result().await.1["message"]["content"], "three");
+    assert_eq!(install.chats(), 2);
 }
 
 #[tokio::test]
