@@ -9,9 +9,9 @@ use std::{
 };
 
 use serde_json::Value;
-use tropa_tests::harness::{Hardware, Running, World, declare, wait_until};
+use tropa_tests::harness::{Hardware, Running, World, declare, results, wait_until};
 
-use crate::jobs::world;
+use crate::jobs::{said, world};
 
 /// What `tropa machines` says of machines, their uids and what is to be warned of.
 #[derive(Debug)]
@@ -223,4 +223,96 @@ fn a_name_in_memory_only_is_warned_of_unless_the_operator_has_named_the_machine(
         let now = shown(&world);
         assert_eq!(now.warnings.contains("NO_DURABLE_ANCHOR"), warned, "{}", now.raw);
     }
+}
+
+/// What a command prints as one object.
+fn object(world: &World, arguments: &[&str]) -> Value {
+    let output = world.run(arguments).unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", said(&output)))
+}
+
+fn text_of<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_else(|| panic!("no {key} in {value}"))
+}
+
+/// The machine and the agent that rows name, by their ids.
+fn named(rows: &[Value]) -> BTreeSet<(&str, &str)> {
+    rows.iter().map(|row| (text_of(row, "machine"), text_of(row, "agent"))).collect()
+}
+
+/// A machine of the roster with each of its agents, as rows name them.
+fn members(machine: &Value) -> impl Iterator<Item = (&str, &str)> {
+    let agents = machine["agents"].as_array().unwrap().iter();
+    agents.map(|agent| (text_of(machine, "id"), text_of(agent, "id")))
+}
+
+#[test]
+fn plans_results_and_reports_name_a_machine_as_the_roster_does() {
+    let world = world();
+    let doubles = ["cpu1", "cpu1", "cpu2"].map(|device| world.double(device, &[]).unwrap());
+    let agents = [("den", 1), ("den-docker", 1), ("attic", 2)];
+    let agents = agents.iter().zip(&doubles).map(|((label, number), double)| {
+        world.agent(label, double.address, Hardware::Declared(*number), &[]).unwrap()
+    });
+    let _agents: Vec<Running> = agents.collect();
+    let machines = shown(&world).raw;
+    let rows = machines["machines"].as_array().unwrap();
+    let found: BTreeSet<(&str, &str)> = rows.iter().flat_map(members).collect();
+    assert_eq!((rows.len(), found.len()), (2, 3), "{machines}");
+
+    let input = world.file("prompts.txt", &"a llama\n".repeat(12)).unwrap();
+    let input = input.to_str().unwrap();
+    let plan = object(&world, &["plan", input, "--allow-declared", "--json"]);
+    assert_eq!(named(plan["rows"].as_array().unwrap()), found);
+
+    let out = world.path("out.jsonl");
+    let run = ["run", input, "--allow-declared", "--json", "-o", out.to_str().unwrap()];
+    let summary = object(&world, &run);
+    let lines = results(&fs::read_to_string(&out).unwrap()).unwrap();
+    let lines: Vec<Value> = lines.into_iter().map(|mut line| line["tropa"].take()).collect();
+    let worked = named(&lines);
+    assert!(worked.is_subset(&found), "{worked:?} {machines}");
+    let worked: BTreeSet<&str> = worked.into_iter().map(|(machine, _)| machine).collect();
+    assert_eq!(worked.len(), 2, "both machines worked");
+
+    let job = text_of(&summary, "job");
+    let ids_and_names = |told: &Value, id| -> BTreeSet<(String, String)> {
+        let rows = told["machines"].as_array().unwrap().iter();
+        rows.map(|row| (text_of(row, id).to_owned(), text_of(row, "name").to_owned())).collect()
+    };
+    let show = object(&world, &["jobs", "show", job, "--json"]);
+    let report = object(&world, &["report", job, "--json"]);
+    for (told, id) in [(&summary, "machine"), (&show, "machine"), (&report, "id")] {
+        assert_eq!(ids_and_names(told, id), ids_and_names(&machines, "id"));
+    }
+}
+
+#[test]
+fn what_was_done_under_a_younger_name_is_told_under_the_older_one_when_the_job_goes_on() {
+    let world = world();
+    let doubles = [world.double("cpu", &[]).unwrap(), world.double("cpu", &[]).unwrap()];
+    let hardware = Hardware::Declared(1);
+    let mut older = world.agent("older", doubles[0].address, hardware, &[]).unwrap();
+    assert_eq!(older.terminate().unwrap(), Some(0));
+    let _younger = world.agent("younger", doubles[1].address, hardware, &[]).unwrap();
+    let alone = shown(&world).raw;
+    let young = text_of(&alone["machines"][0], "id");
+
+    let (input, out) = (world.file("prompts.txt", "a llama\n").unwrap(), world.path("out.jsonl"));
+    let out = out.to_str().unwrap();
+    let run = ["run", input.to_str().unwrap(), "--allow-declared", "--json", "-o", out];
+    let summary = object(&world, &run);
+    let who =
+        || text_of(&results(&fs::read_to_string(out).unwrap()).unwrap()[0]["tropa"], "machine").to_owned();
+    assert_eq!((who().as_str(), text_of(&summary["machines"][0], "name")), (young, "younger"));
+
+    let _older = world.agent("older", doubles[0].address, hardware, &[]).unwrap();
+    let both = shown(&world);
+    let [machine] = both.raw["machines"].as_array().unwrap().as_slice() else { panic!("{}", both.raw) };
+    let old = text_of(machine, "id");
+    assert_eq!((both.agents, &machine["former_ids"][0], old != young), (2, &young.into(), true), "{machine}");
+    // There is nothing left to do; the results are written anew.
+    let summary =
+        object(&world, &["resume", text_of(&summary, "job"), "--allow-declared", "--json", "-o", out]);
+    assert_eq!((who().as_str(), text_of(&summary["machines"][0], "machine")), (old, old), "{summary}");
 }

@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tropa_proto::id::MachineId;
+use tropa_proto::uid::ShownId;
 
 use crate::{
     args::ReportArgs,
@@ -80,6 +80,7 @@ pub(crate) struct Account {
 /// What one machine did.
 #[derive(Clone, Debug, Default, Serialize)]
 struct MachineRow {
+    /// Its id, as `tropa machines` shows it.
     id: String,
     name: String,
     /// Results, those of inner chunks too.
@@ -101,7 +102,9 @@ struct MachineRow {
 /// What one device did.
 #[derive(Clone, Debug, Serialize)]
 struct DeviceRow {
+    /// The id of its machine.
     machine: String,
+    machine_name: String,
     device: String,
     attempts: u64,
     /// Time in which an engine worked on it.
@@ -147,7 +150,9 @@ enum How {
 struct Trouble {
     chunk: u32,
     no: u32,
+    /// The id of the machine.
     machine: String,
+    machine_name: String,
     class: String,
     reason: Option<String>,
     /// From its beginning at the engine to its end; `null` where it did not get there.
@@ -273,8 +278,8 @@ struct Gathering<'a> {
     /// Milliseconds of a piece.
     width: u64,
     each: bool,
-    machines: BTreeMap<MachineId, MachineRow>,
-    devices: BTreeMap<(MachineId, String), DeviceRow>,
+    machines: BTreeMap<ShownId, MachineRow>,
+    devices: BTreeMap<(ShownId, String), DeviceRow>,
     by_class: BTreeMap<String, u64>,
     /// Time at work so far, and until when it is counted.
     at_work: (u64, u64),
@@ -296,7 +301,8 @@ impl Gathering<'_> {
                 self.troubles.push(Trouble {
                     chunk: attempt.chunk.0,
                     no: attempt.no,
-                    machine: self.names.machine(attempt.machine),
+                    machine: attempt.machine.to_string(),
+                    machine_name: self.names.machine(attempt.machine),
                     class: class.clone(),
                     reason: attempt.reason.clone(),
                     ran_ms: ran.map(|(start, end)| end - start),
@@ -325,7 +331,8 @@ impl Gathering<'_> {
             let name = if device.is_empty() { "not known" } else { device };
             let key = (attempt.machine, name.to_owned());
             let row = self.devices.entry(key).or_insert_with(|| DeviceRow {
-                machine: self.names.machine(attempt.machine),
+                machine: attempt.machine.to_string(),
+                machine_name: self.names.machine(attempt.machine),
                 device: name.to_owned(),
                 attempts: 0,
                 busy_ms: 0,
@@ -339,8 +346,8 @@ impl Gathering<'_> {
 
     fn count(&mut self, attempt: &Attempted, times: Option<&Times>, ran: Option<(u64, u64)>) {
         let row = self.machines.entry(attempt.machine).or_insert_with(|| MachineRow {
-            id: attempt.machine.short(),
-            name: self.names.machine(attempt.machine),
+            id: attempt.machine.to_string(),
+            name: self.names.machine_beside_id(attempt.machine),
             ..MachineRow::default()
         });
         row.attempts += 1;
@@ -393,11 +400,11 @@ fn how(attempt: &Attempted) -> How {
     }
 }
 
-fn machines(totals: &Totals, names: &Names) -> BTreeMap<MachineId, MachineRow> {
+fn machines(totals: &Totals, names: &Names) -> BTreeMap<ShownId, MachineRow> {
     let rows = totals.machines.iter().map(|(machine, share)| {
         let row = MachineRow {
-            id: machine.short(),
-            name: names.machine(*machine),
+            id: machine.to_string(),
+            name: names.machine_beside_id(*machine),
             items: share.items,
             output_tokens: share.output_tokens,
             ..MachineRow::default()

@@ -46,7 +46,7 @@ pub use jobs::{FindError, JobState, JobSummary, find, list, summary};
 pub use read::{AttemptRow, Chunk, Decided, DoneRow, FailedRow, Item, OpenAttempt, PastAttempt, Resume};
 pub use removal::{Cancel, ask_to_cancel, purge, sweep};
 pub use sizes::Size;
-pub use step::{Done, Effect, Named, Step, Token};
+pub use step::{Done, Effect, Step, Token};
 pub use timeline::{Attempted, Names, Won};
 pub use totals::{Share, Totals};
 pub use writer::{Committed, QUEUE, RETRY, Writer};

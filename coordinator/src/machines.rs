@@ -20,6 +20,7 @@ use tropa_proto::{
     id::AgentId,
     message::EngineState,
     roster::{Install, Machine, View},
+    uid::MachineUid,
 };
 
 use crate::{
@@ -72,8 +73,8 @@ pub struct MachineRow {
     pub uid: Option<String>,
     /// Names that forward to this machine.
     pub aliases: Vec<String>,
-    /// The short id under which plans, journals and results name it: its agent with the smallest id.
-    pub roster_id: String,
+    /// Their short forms: ids that plans and results of earlier may show.
+    pub former_ids: Vec<String>,
     /// Its name for people.
     pub name: String,
     /// Kernels on it.
@@ -221,10 +222,10 @@ fn machine_row(view: &View, machine: &Machine, working: &BTreeSet<AgentId>) -> M
         .as_ref()
         .and_then(|fusion| fusion.machines().iter().find(|described| described.id == machine.id));
     MachineRow {
-        id: machine.shown(),
+        id: machine.shown().to_string(),
         uid: machine.uid.map(|uid| uid.to_string()),
         aliases: machine.aliases.iter().map(ToString::to_string).collect(),
-        roster_id: machine.id.short(),
+        former_ids: machine.aliases.iter().map(MachineUid::short).collect(),
         name: machine.name.clone(),
         kernels: described.map_or(1, |described| described.kernels.len()),
         cpus: described.map_or(0, |described| described.host_cpus),

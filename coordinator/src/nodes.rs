@@ -68,7 +68,9 @@ struct Row {
     verdict: Verdict,
     /// Its agent, by label; absent where none is known.
     agent: Option<String>,
+    /// The id of its machine, as `tropa machines` shows it.
     machine: Option<String>,
+    machine_name: Option<String>,
     why: String,
     /// What would change that; empty where nothing need.
     remedy: String,
@@ -207,14 +209,15 @@ fn judge(
     taken: &mut BTreeMap<AgentId, usize>,
     kept: &mut BTreeMap<AgentId, usize>,
 ) -> Row {
-    let machine = view.machines.iter().find(|machine| machine.id == install.machine);
+    let machine = view.machine(install.machine);
     let row = |verdict, why: String, remedy: String| Row {
         line: entry.line,
         url: entry.url.clone(),
         name: entry.name.clone(),
         verdict,
         agent: Some(install.label.clone()),
-        machine: machine.map(|machine| machine.name.clone()),
+        machine: machine.map(|machine| machine.shown().to_string()),
+        machine_name: machine.map(|machine| machine.name.clone()),
         why,
         remedy,
     };
@@ -245,6 +248,7 @@ fn unknown(entry: &Entry, why: String, remedy: String) -> Row {
         verdict: Verdict::Unknown,
         agent: None,
         machine: None,
+        machine_name: None,
         why,
         remedy,
     }
@@ -285,11 +289,13 @@ fn say(report: &Report) {
             Verdict::Unknown => "unknown",
         };
         let dash = "-".to_owned();
+        let machine = row.machine_name.as_ref().zip(row.machine.as_ref());
+        let machine = machine.map_or_else(|| dash.clone(), |(name, id)| format!("{name} ({id})"));
         table.row([
             &row.line.to_string(),
             &row.url,
             row.agent.as_ref().unwrap_or(&dash),
-            row.machine.as_ref().unwrap_or(&dash),
+            &machine,
             verdict,
             &row.why,
         ]);

@@ -78,8 +78,10 @@ pub struct Row {
     pub agent: String,
     /// The agent's name for people.
     pub label: String,
-    /// Its machine, in its short form.
+    /// The id of its machine, as `tropa machines` shows it.
     pub machine: String,
+    /// The name of its machine for people.
+    pub machine_name: String,
     /// The devices that it occupies.
     pub lane: String,
     /// What it does in this job.
@@ -219,7 +221,7 @@ impl Plan {
                 Part::Denied => "denied",
                 Part::Out => "out",
             };
-            table.row([&format!("{} ({})", row.label, row.agent), &row.machine, &row.lane, part, &row.why]);
+            table.row([&row.install(), &row.on(), &row.lane, part, &row.why]);
         }
         let _ = writeln!(text, "{table}");
         if why {
@@ -276,10 +278,19 @@ impl Plan {
         }
         let mut table = crate::table::Table::new(["MACHINE", "INSTALL", "RULE", "REMEDY"]);
         for row in self.rows.iter().filter(|row| row.part == Part::Denied) {
-            let install = format!("{} ({})", row.label, row.agent);
-            table.row([&row.machine, &install, row.why.trim_start_matches(DENIED), &row.remedy]);
+            table.row([&row.on(), &row.install(), row.why.trim_start_matches(DENIED), &row.remedy]);
         }
         format!("the policy of every agent that could run it denies it:\n{table}\n")
+    }
+}
+
+impl Row {
+    fn install(&self) -> String {
+        format!("{} ({})", self.label, self.agent)
+    }
+
+    fn on(&self) -> String {
+        format!("{} ({})", self.machine_name, self.machine)
     }
 }
 
@@ -332,7 +343,8 @@ fn row(
     Row {
         agent: install.agent.short(),
         label: install.label.clone(),
-        machine: install.machine.short(),
+        machine: view.shown(install.machine).to_string(),
+        machine_name: view.machine(install.machine).map_or_else(String::new, |machine| machine.name.clone()),
         lane: install.lane.to_string(),
         part,
         why,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tropa_proto::id::MachineId;
+use tropa_proto::{id::MachineId, roster::Machine, uid::ShownId};
 
 use crate::{args::When, terminal::escaped};
 
@@ -19,14 +19,14 @@ pub struct Snapshot {
     pub done: u64,
     /// Items with a committed failure.
     pub failed: u64,
-    /// By machine, in the order of ids.
-    pub machines: BTreeMap<MachineId, MachineProgress>,
+    /// By machine, in the order of the ids that people see.
+    pub machines: BTreeMap<ShownId, MachineProgress>,
 }
 
 /// What one machine does and has done.
 #[derive(Clone, Debug, Default)]
 pub struct MachineProgress {
-    /// Its name for people, not yet escaped.
+    /// Its name for people, not yet escaped; with its short id where another machine has the same name.
     pub name: String,
     /// Items committed from here.
     pub done: u64,
@@ -40,6 +40,30 @@ pub struct MachineProgress {
     pub note: String,
 }
 
+impl Snapshot {
+    /// Takes what machines are called now; what one did under another id is what it has done.
+    pub fn name(&mut self, machines: &[Machine]) {
+        let mut alike: BTreeMap<&str, usize> = BTreeMap::new();
+        for machine in machines {
+            *alike.entry(&machine.name).or_default() += 1;
+        }
+        for machine in machines {
+            let id = machine.shown();
+            let aliases = machine.aliases.iter().copied().map(ShownId::Uid);
+            let in_roster = machine.agents.iter().map(|agent| ShownId::Roster(MachineId(*agent)));
+            let mut own = self.machines.remove(&id).unwrap_or_default();
+            for former in aliases.chain(in_roster).filter_map(|former| self.machines.remove(&former)) {
+                (own.done, own.tokens) = (own.done + former.done, own.tokens + former.tokens);
+            }
+            own.name = match alike.get(machine.name.as_str()) {
+                Some(2..) => format!("{} ({id})", machine.name),
+                Some(_) | None => machine.name.clone(),
+            };
+            self.machines.insert(id, own);
+        }
+    }
+}
+
 /// Shows snapshots.
 #[derive(Debug)]
 pub struct Progress {
@@ -49,7 +73,7 @@ pub struct Progress {
 
 #[derive(Debug)]
 enum Kind {
-    Bars { all: MultiProgress, total: ProgressBar, machines: BTreeMap<MachineId, ProgressBar> },
+    Bars { all: MultiProgress, total: ProgressBar, machines: BTreeMap<ShownId, ProgressBar> },
     Lines,
     Silent,
 }
@@ -85,6 +109,13 @@ impl Progress {
                     format!("{} failed", snapshot.failed)
                 } else {
                     String::new()
+                });
+                machines.retain(|id, bar| {
+                    let stays = snapshot.machines.contains_key(id);
+                    if !stays {
+                        all.remove(bar);
+                    }
+                    stays
                 });
                 for (id, machine) in &snapshot.machines {
                     let bar = machines
@@ -145,4 +176,42 @@ fn line(snapshot: &Snapshot, now: Duration) -> String {
         snapshot.failed,
         if busy == 1 { "" } else { "s" },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use tropa_proto::{id::AgentId, uid::MachineUid};
+
+    use super::*;
+
+    /// A machine with this uid, or none where it is 0.
+    fn machine(own: u8, aliases: &[u8], agents: &[u8], name: &str) -> Machine {
+        let uid = |n: u8| MachineUid { created_ms: u64::from(n), random: [n; 16] };
+        let agents: Vec<AgentId> = agents.iter().map(|n| AgentId([*n; 32])).collect();
+        Machine {
+            id: MachineId(agents[0]),
+            uid: (own > 0).then(|| uid(own)),
+            aliases: aliases.iter().map(|n| uid(*n)).collect(),
+            name: name.to_owned(),
+            agents,
+        }
+    }
+
+    fn lines(snapshot: &Snapshot) -> Vec<(&str, u64)> {
+        snapshot.machines.values().map(|machine| (machine.name.as_str(), machine.done)).collect()
+    }
+
+    #[test]
+    fn a_machine_has_one_line_whatever_it_was_called_before_and_two_of_one_name_have_their_ids() {
+        let mut snapshot = Snapshot::default();
+        snapshot.name(&[machine(0, &[], &[1], "den"), machine(2, &[], &[2], "den")]);
+        for machine in snapshot.machines.values_mut() {
+            machine.done = 3;
+        }
+        assert_eq!(lines(&snapshot), [("den (m-0202)", 3), ("den (m-0101)", 3)]);
+        snapshot.name(&[machine(7, &[], &[0, 1], "attic"), machine(2, &[], &[2], "den")]);
+        assert_eq!(lines(&snapshot), [("den", 3), ("attic", 3)], "it has a uid now, and another agent");
+        snapshot.name(&[machine(2, &[7], &[0, 1, 2], "attic")]);
+        assert_eq!(lines(&snapshot), [("attic", 6)], "the two are one");
+    }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use tropa_proto::{
-    id::{AttemptId, ChunkIndex, MachineId, unhex},
+    id::{AttemptId, ChunkIndex, unhex},
     message::Fingerprint,
 };
 
@@ -146,8 +146,6 @@ pub(crate) async fn work_into(
         Ok::<_, Failed>((end, output))
     };
     let ended = ended.await;
-    let names = assembly.members.view().machines.iter().map(|machine| (machine.id, machine.name.clone()));
-    let names: BTreeMap<MachineId, String> = names.collect();
     assembly.finish().await;
     let (end, output) = ended.map_err(|failed| with_hint(failed, &journal))?;
     let to_file = purpose.output.output.is_some() || npy.is_some();
@@ -157,7 +155,7 @@ pub(crate) async fn work_into(
             output.finish(&journal).or_exit(Exit::Io)?;
             let summary = Summary::of(&journal, clock.now().saturating_sub(started)).or_code()?;
             let remarks = Remarks::of(&journal).or_code()?;
-            show(&summary, &remarks, &names, to_file, settings)?;
+            show(&summary, &remarks, to_file, settings)?;
             Ok(if summary.has_failed() { Exit::SomeFailed } else { Exit::Done })
         }
         End::Stopped(_) | End::Cancelled | End::Stuck(_) => {
@@ -201,13 +199,7 @@ fn conclude(end: End, journal: &Journal) -> Outcome {
 
 /// The last words: on stderr, and for programs on stdout where no results go there.
 #[expect(clippy::print_stderr, reason = "messages go to stderr")]
-fn show(
-    summary: &Summary,
-    remarks: &Remarks,
-    names: &BTreeMap<MachineId, String>,
-    to_file: bool,
-    settings: &Settings,
-) -> Result<(), Failed> {
+fn show(summary: &Summary, remarks: &Remarks, to_file: bool, settings: &Settings) -> Result<(), Failed> {
     if settings.json {
         let mut told = summary.json();
         remarks.add_to(&mut told);
@@ -216,7 +208,7 @@ fn show(
         }
         eprintln!("{told}");
     } else if !settings.quiet {
-        eprint!("{}{}", remarks.text(), summary.text(names));
+        eprint!("{}{}", remarks.text(), summary.text());
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 mod alive;
 mod effects;
 mod learned;
+mod naming;
 mod reports;
 mod standstill;
 mod widths;
@@ -21,15 +22,16 @@ use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, AttemptId, ChunkIndex, Incarnation},
     message::{Hello, Outcome, Role},
+    uid::ShownId,
 };
 
-use self::widths::Widths;
+use self::{naming::Told, widths::Widths};
 use crate::{
     attempt::{Attempt, Partial, Report, Streams},
     clock::Clock,
     control::{Control, Saying},
     exit::{Exit, Failed, OrExit as _},
-    journal::{Cancel, Committed, Journal, Named, Step, Token, Writer},
+    journal::{Cancel, Committed, Journal, Step, Token, Writer},
     liveness::{Input, Liveness},
     members::{Change, Members},
     plan::{self, Denials, Pinned},
@@ -127,6 +129,8 @@ struct Loop<'a> {
     denials: Denials,
     installs: BTreeMap<AgentId, Install>,
     lanes: BTreeMap<AgentId, String>,
+    /// The machines of agents, by the ids that people see.
+    machines: BTreeMap<AgentId, ShownId>,
     snapshot: Snapshot,
     started: Duration,
     hello: Hello,
@@ -135,8 +139,8 @@ struct Loop<'a> {
     waits_for: String,
     stopped: Option<Stopped>,
     cancelled: Option<Cancel>,
-    /// What agents and machines are called, as the journal was told.
-    names: BTreeMap<Named, String>,
+    /// What the journal was told of names.
+    told: Told,
     /// The width of the vectors of a job of embeddings.
     widths: Widths,
     shown: Duration,
@@ -208,6 +212,7 @@ impl Runner<'_> {
             denials: Denials::new(),
             installs: BTreeMap::new(),
             lanes: BTreeMap::new(),
+            machines: BTreeMap::new(),
             snapshot: Snapshot { total, ..Snapshot::default() },
             started,
             hello,
@@ -215,7 +220,7 @@ impl Runner<'_> {
             waits_for: String::new(),
             stopped: None,
             cancelled: None,
-            names: BTreeMap::new(),
+            told: Told::default(),
             widths,
             shown: Duration::ZERO,
         };
@@ -273,14 +278,11 @@ impl Loop<'_> {
                 let mut installs = plan::installs(view, &self.run.models);
                 installs.retain(|install| self.run.only.is_none_or(|only| only == install.agent));
                 self.lanes = view.installs.iter().map(|i| (i.agent, i.lane.to_string())).collect();
-                let agents = view.installs.iter().map(|i| (Named::Agent(i.agent), i.label.clone()));
-                let machines = view.machines.iter().map(|m| (Named::Machine(m.id), m.name.clone()));
-                let names: Vec<(Named, String)> = agents.chain(machines).collect();
-                for machine in &view.machines {
-                    let entry = self.snapshot.machines.entry(machine.id).or_default();
-                    entry.name.clone_from(&machine.name);
+                self.machines = view.installs.iter().map(|i| (i.agent, view.shown(i.machine))).collect();
+                self.snapshot.name(&view.machines);
+                for step in self.told.take(view) {
+                    self.submit(step, After::Nothing);
                 }
-                self.name(names);
                 let same = self.installs.len() == installs.len()
                     && installs.iter().all(|install| self.installs.get(&install.agent) == Some(install));
                 if same {
@@ -350,16 +352,6 @@ impl Loop<'_> {
         })
     }
 
-    /// Keeps what agents and machines are called now, for reports of the job.
-    fn name(&mut self, names: Vec<(Named, String)>) {
-        for (id, name) in names {
-            if self.names.get(&id) != Some(&name) {
-                self.names.insert(id, name.clone());
-                self.submit(Step::Named { id, name }, After::Nothing);
-            }
-        }
-    }
-
     /// Keeps why an attempt failed.
     fn note(&mut self, attempt: AttemptId, reason: Option<Reason>, why: String) {
         if let Some(live) = self.attempts.get(&attempt) {
@@ -409,9 +401,8 @@ impl Loop<'_> {
         } else {
             self.snapshot.failed += 1;
         }
-        let machine = agent.and_then(|agent| self.installs.get(&agent)).map(|install| install.machine);
-        if let Some(machine) = machine {
-            let entry = self.snapshot.machines.entry(machine).or_default();
+        if let Some(machine) = agent.and_then(|agent| self.machines.get(&agent)) {
+            let entry = self.snapshot.machines.entry(*machine).or_default();
             entry.done += 1;
             entry.tokens += tokens;
         }
@@ -439,8 +430,8 @@ impl Loop<'_> {
             machine.note.clear();
         }
         for live in self.attempts.values() {
-            let Some(install) = self.installs.get(&live.agent) else { continue };
-            let machine: &mut MachineProgress = self.snapshot.machines.entry(install.machine).or_default();
+            let Some(machine) = self.machines.get(&live.agent) else { continue };
+            let machine: &mut MachineProgress = self.snapshot.machines.entry(*machine).or_default();
             machine.holding += 1;
             machine.tokens_running += live.tokens;
             if !live.note.is_empty() {

@@ -13,11 +13,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     epoch::EQUAL_WITHIN_NS,
     evidence::Core,
-    id::{Incarnation, hex, unhex},
+    id::{AgentId, Incarnation, MachineId, hex, unhex},
 };
 
 /// Bits of the time in a uid: milliseconds until the year 10889, and twelve digits in its text.
 const CREATED_BITS: u32 = 48;
+
+/// Bytes of a uid: six of its time, then chance.
+const UID_BYTES: usize = 22;
 
 /// Names a machine for as long as anybody remembers it. Its order is the age, the oldest first; then chance decides.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,6 +29,18 @@ pub struct MachineUid {
     pub created_ms: u64,
     /// Chance.
     pub random: [u8; 16],
+}
+
+/// The id of a machine that people see, the same in `tropa machines`, plans, journals, results and reports.
+///
+/// A uid where the machine has one; else, where another machine claims that with more right, the smallest id among its
+/// agents, which changes as they come and go. Shown as `m-` and four digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ShownId {
+    /// Its lasting name.
+    Uid(MachineUid),
+    /// Its id in the roster.
+    Roster(MachineId),
 }
 
 /// What an agent says of the machine that it is on.
@@ -94,10 +109,46 @@ impl MachineUid {
         format!("m-{}", &hex(&self.random)[..4])
     }
 
+    /// Its bytes in a journal: their order is that of uids.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; UID_BYTES] {
+        let mut bytes = [0; UID_BYTES];
+        bytes[..6].copy_from_slice(&self.created_ms.to_be_bytes()[2..]);
+        bytes[6..].copy_from_slice(&self.random);
+        bytes
+    }
+
+    /// Reads what [`MachineUid::to_bytes`] gave.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; UID_BYTES]) -> Self {
+        let (mut created, mut random) = ([0; 8], [0; 16]);
+        created[2..].copy_from_slice(&bytes[..6]);
+        random.copy_from_slice(&bytes[6..]);
+        Self { created_ms: u64::from_be_bytes(created), random }
+    }
+
     /// The time is one that a uid can have.
     #[must_use]
     pub fn is_valid(&self) -> bool {
         self.created_ms >> CREATED_BITS == 0
+    }
+}
+
+impl ShownId {
+    /// Its bytes in a journal: 22 of a uid, 32 of an agent's id.
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Uid(uid) => uid.to_bytes().into(),
+            Self::Roster(MachineId(AgentId(id))) => id.into(),
+        }
+    }
+
+    /// Reads what [`ShownId::to_bytes`] gave; `None` for any other number of bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let uid = bytes.try_into().map(|bytes| Self::Uid(MachineUid::from_bytes(bytes)));
+        uid.or_else(|_| bytes.try_into().map(|id| Self::Roster(MachineId(AgentId(id))))).ok()
     }
 }
 
@@ -159,7 +210,16 @@ pub fn one_kernel(a: &Core, b: &Core) -> Option<bool> {
 
 impl fmt::Display for MachineUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:012x}{}", self.created_ms, hex(&self.random))
+        f.write_str(&hex(&self.to_bytes()))
+    }
+}
+
+impl fmt::Display for ShownId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&match self {
+            Self::Uid(uid) => uid.short(),
+            Self::Roster(id) => id.short(),
+        })
     }
 }
 
@@ -178,11 +238,7 @@ impl FromStr for MachineUid {
     type Err = NotAUid;
 
     fn from_str(text: &str) -> Result<Self, NotAUid> {
-        let bytes: [u8; 22] = unhex(text).ok_or(NotAUid)?;
-        let (mut created, mut random) = ([0; 8], [0; 16]);
-        created[2..].copy_from_slice(&bytes[..6]);
-        random.copy_from_slice(&bytes[6..]);
-        Ok(Self { created_ms: u64::from_be_bytes(created), random })
+        unhex(text).map(Self::from_bytes).ok_or(NotAUid)
     }
 }
 
@@ -208,6 +264,19 @@ mod tests {
             assert_eq!(text.parse::<MachineUid>(), Err(NotAUid));
         }
         assert!(MachineUid::mint(Duration::MAX).unwrap().is_valid());
+    }
+
+    #[test]
+    fn the_id_that_people_see_survives_a_journal_and_nothing_else_reads_as_one() {
+        let uid = MachineUid { created_ms: 1_790_000_000_000, random: [1; 16] };
+        let [lasting, roster] = [ShownId::Uid(uid), ShownId::Roster(MachineId(AgentId([2; 32])))];
+        for id in [lasting, roster] {
+            assert_eq!(ShownId::from_bytes(&id.to_bytes()), Some(id));
+        }
+        assert_eq!([lasting.to_string(), roster.to_string()], ["m-0101", "m-0202"]);
+        for length in [0, 21, 23, 31, 33] {
+            assert_eq!(ShownId::from_bytes(&vec![1; length]), None);
+        }
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl Account {
     fn machines_table(&self) -> String {
         let heads = [
             "Machine",
+            "Id",
             "Results",
             "Share",
             "Output tokens",
@@ -81,7 +82,8 @@ impl Account {
         ];
         let rows = self.machines.iter().map(|row| {
             vec![
-                format!("{} ({})", row.name, row.id),
+                row.name.clone(),
+                row.id.clone(),
                 row.items.to_string(),
                 format!("{} %", self.share(row)),
                 row.output_tokens.to_string(),
@@ -101,7 +103,7 @@ impl Account {
         let rows = self.devices.iter().map(|row| {
             vec![
                 row.device.clone(),
-                row.machine.clone(),
+                row.machine_name.clone(),
                 row.attempts.to_string(),
                 span_of(row.busy_ms),
                 format!("{} %", percent(row.busy_ms, whole)),
@@ -128,7 +130,7 @@ impl Account {
             vec![
                 trouble.chunk.to_string(),
                 trouble.no.to_string(),
-                trouble.machine.clone(),
+                trouble.machine_name.clone(),
                 trouble.class.clone(),
                 trouble.reason.clone().unwrap_or_default(),
                 trouble.ran_ms.map_or_else(|| "did not begin".to_owned(), span_of),

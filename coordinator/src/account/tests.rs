@@ -2,12 +2,12 @@ use tempfile::TempDir;
 use tropa_proto::{
     bounded::Text,
     failure::{Class, Reason},
-    id::{AgentId, ChunkIndex, Incarnation, JobId},
+    id::{AgentId, ChunkIndex, Incarnation, JobId, MachineId},
     message::{Endpoint, Outcome},
 };
 
 use super::*;
-use crate::journal::{Done, Draft, Kind, Named, NewChunk, Step, Token};
+use crate::journal::{Done, Draft, Kind, NewChunk, Step, Token};
 
 const HOSTILE: &str = "</title><script>alert('x')</script>\"&\u{1b}[2J\u{202e}";
 
@@ -78,14 +78,14 @@ fn crash(n: u32, no: u32, at: u64) -> Step {
     Step::Ended { chunk: ChunkIndex(n), no, class, reason, detail: "CANARY".to_owned(), now_ms: at }
 }
 
-fn name(id: Named, name: &str) -> Step {
-    Step::Named { id, name: name.to_owned() }
+fn name(id: ShownId, name: &str) -> Step {
+    Step::Machine { id, name: name.to_owned(), agents: Vec::new(), aliases: BTreeSet::new() }
 }
 
 /// Two machines: one takes 0 to 100 and 100 to 200, the other 50 to 150, where chunk 2 crashes once and fails.
 fn small() -> (TempDir, Journal) {
-    let [one, two] = [1, 2].map(|n| MachineId(AgentId([n; 32])));
-    let mut steps = vec![name(Named::Machine(one), HOSTILE), name(Named::Machine(two), "attic")];
+    let [one, two] = [1, 2].map(|n| ShownId::Roster(MachineId(AgentId([n; 32]))));
+    let mut steps = vec![name(one, HOSTILE), name(two, "attic")];
     steps.extend(attempt(0, 1, 1, 10_000));
     steps.push(won(0, 1, 40, 10_110));
     steps.extend(attempt(1, 1, 1, 10_100));

@@ -46,11 +46,12 @@ impl Account {
             let _ = write!(text, "; {} answers cut at --max-tokens", self.truncated);
         }
         let mut machines = Table::new([
-            "MACHINE", "RESULTS", "SHARE", "TOKENS", "AT WORK", "LOADING", "WAITING", "TOKENS/S",
+            "MACHINE", "ID", "RESULTS", "SHARE", "TOKENS", "AT WORK", "LOADING", "WAITING", "TOKENS/S",
         ]);
         for row in &self.machines {
             machines.row([
                 &row.name,
+                &row.id,
                 &row.items.to_string(),
                 &format!("{} %", self.share(row)),
                 &row.output_tokens.to_string(),
@@ -64,7 +65,7 @@ impl Account {
         for row in &self.devices {
             devices.row([
                 &row.device,
-                &row.machine,
+                &row.machine_name,
                 &row.attempts.to_string(),
                 &span_of(row.busy_ms),
                 &format!("{} %", percent(row.busy_ms, self.last_ms.saturating_sub(self.first_ms))),
@@ -77,7 +78,7 @@ impl Account {
                 table.row([
                     &trouble.chunk.to_string(),
                     &trouble.no.to_string(),
-                    &trouble.machine,
+                    &trouble.machine_name,
                     &trouble.class,
                     trouble.reason.as_deref().unwrap_or("-"),
                     &trouble.ran_ms.map_or_else(|| "-".to_owned(), span_of),

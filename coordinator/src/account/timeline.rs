@@ -38,7 +38,7 @@ pub(super) fn svg(account: &Account) -> String {
              width=\"{}\" height=\"{height}\"/>\n",
             LEFT - 8,
             y + TRACK - 4,
-            escape(&short(&format!("{} {}", row.machine, row.device))),
+            escape(&short(&format!("{} {}", row.machine_name, row.device))),
             WIDTH - LEFT,
         );
         if row.pieces.is_empty() {

@@ -40,9 +40,10 @@ pub(super) fn candidates(view: &View, models: &[Pinned]) -> Result<Vec<Candidate
         let place = Place {
             agent: install.agent.short(),
             label: shown.label.clone(),
-            machine: view
+            machine: view.shown(install.machine).to_string(),
+            machine_name: view
                 .machine(install.machine)
-                .map_or_else(|| install.machine.short(), |m| m.name.clone()),
+                .map_or_else(String::new, |machine| machine.name.clone()),
             lane: shown.lane.to_string(),
             version: shown
                 .inventory

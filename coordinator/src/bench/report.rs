@@ -113,8 +113,10 @@ pub struct Place {
     pub agent: String,
     /// The agent's name for people.
     pub label: String,
-    /// Its machine's name.
+    /// The id of its machine, as `tropa machines` shows it.
     pub machine: String,
+    /// The name of its machine for people.
+    pub machine_name: String,
     /// The devices that it occupies.
     pub lane: String,
     /// Its Ollama.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tropa_proto::id::ChunkIndex;
+use tropa_proto::{id::ChunkIndex, uid::ShownId};
 
 use super::{date, second, state_of};
 use crate::{
@@ -54,6 +54,7 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 struct Share {
+    /// The id of the machine, as `tropa machines` shows it.
     machine: String,
     name: String,
     items: u32,
@@ -79,7 +80,9 @@ struct ChunkReport {
 struct AttemptRow {
     chunk: u32,
     no: u32,
+    /// The id of the machine.
     machine: String,
+    machine_name: String,
     agent: String,
     lane: String,
     recorded_ms: u64,
@@ -171,9 +174,9 @@ fn report(
 }
 
 fn shares(totals: &Totals, names: &Names) -> Vec<Share> {
-    let share = |(machine, share): (&_, &journal::Share)| Share {
-        machine: tropa_proto::id::MachineId::short(machine),
-        name: names.machine(*machine),
+    let share = |(machine, share): (&ShownId, &journal::Share)| Share {
+        machine: machine.to_string(),
+        name: names.machine_beside_id(*machine),
         items: share.items,
         output_tokens: share.output_tokens,
     };
@@ -202,7 +205,8 @@ fn row(attempt: Attempted, names: &Names, with_detail: bool) -> AttemptRow {
     AttemptRow {
         chunk: attempt.chunk.0,
         no: attempt.no,
-        machine: names.machine(attempt.machine),
+        machine: attempt.machine.to_string(),
+        machine_name: names.machine(attempt.machine),
         agent: names.agent(attempt.agent),
         lane: attempt.lane,
         recorded_ms: attempt.recorded_ms,
@@ -347,7 +351,7 @@ fn attempts(rows: &[AttemptRow]) -> String {
         table.row([
             &row.chunk.to_string(),
             &row.no.to_string(),
-            &row.machine,
+            &row.machine_name,
             &row.agent,
             &row.lane,
             &second(row.recorded_ms),

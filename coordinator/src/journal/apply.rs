@@ -9,11 +9,12 @@ use tropa_proto::{
     id::{AgentId, ChunkIndex, hex},
     message::Outcome,
     proof::{self, Bug, planted},
+    uid::{MachineUid, ShownId},
 };
 
 use super::{
     result_hash,
-    step::{Done, Effect, Named, Step, Token},
+    step::{Done, Effect, Step, Token},
 };
 
 /// Writes the steps in one transaction and syncs it. On an error nothing of it is left.
@@ -90,16 +91,45 @@ fn apply(conn: &Connection, step: &Step) -> rusqlite::Result<Effect> {
                 "UPDATE attempt SET started_ms = ?3 WHERE idx = ?1 AND no = ?2 AND started_ms IS NULL",
             )?
             .execute(params![chunk.0, no, ms(*now_ms)]),
-        Step::Named { id, name } => {
-            let (kind, id) = match id {
-                Named::Agent(agent) => ("agent", agent),
-                Named::Machine(machine) => ("machine", &machine.0),
-            };
-            conn.prepare_cached("INSERT OR REPLACE INTO name (kind, id, name) VALUES (?1, ?2, ?3)")?
-                .execute(params![kind, id.0, &*Text::<256>::cut(name)])
+        Step::Named { agent, name } => return named(conn, "agent", &agent.0, name),
+        Step::Machine { id, name, agents, aliases } => {
+            machine(conn, *id, agents, aliases)?;
+            return named(conn, "machine", &id.to_bytes(), name);
         }
     };
     judge(changed)
+}
+
+fn named(conn: &Connection, kind: &str, id: &[u8], name: &str) -> rusqlite::Result<Effect> {
+    conn.prepare_cached("INSERT OR REPLACE INTO name (kind, id, name) VALUES (?1, ?2, ?3)")?
+        .execute(params![kind, id, &*Text::<256>::cut(name)])?;
+    Ok(Effect::First)
+}
+
+/// Writes by which uid the machine of these agents goes. One without a uid goes by what stands with the attempts.
+fn machine(
+    conn: &Connection,
+    id: ShownId,
+    agents: &[AgentId],
+    aliases: &BTreeSet<MachineUid>,
+) -> rusqlite::Result<()> {
+    let ShownId::Uid(uid) = id else {
+        let mut forget = conn.prepare_cached("DELETE FROM machine WHERE agent = ?1")?;
+        return agents.iter().try_for_each(|agent| forget.execute([agent.0]).map(drop));
+    };
+    let mut row = conn.prepare_cached("INSERT OR REPLACE INTO machine (agent, uid) VALUES (?1, ?2)")?;
+    for agent in agents {
+        row.execute(params![agent.0, uid.to_bytes()])?;
+    }
+    let mut forward = conn.prepare_cached("UPDATE machine SET uid = ?1 WHERE uid = ?2")?;
+    for alias in aliases {
+        forward.execute([uid.to_bytes(), alias.to_bytes()])?;
+    }
+    // Nothing is counted to these any more, and a name of theirs would look like that of another machine.
+    let former = aliases.iter().map(|alias| alias.to_bytes().to_vec());
+    let former = former.chain(agents.iter().map(|agent| agent.0.to_vec()));
+    let mut forget = conn.prepare_cached("DELETE FROM name WHERE kind = 'machine' AND id = ?1")?;
+    former.into_iter().try_for_each(|id| forget.execute([id]).map(drop))
 }
 
 fn result(

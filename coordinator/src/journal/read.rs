@@ -13,6 +13,7 @@ use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, ChunkIndex, Incarnation, JobId, MachineId, hex},
     message::Endpoint,
+    uid::ShownId,
 };
 
 use super::{
@@ -44,7 +45,7 @@ pub struct PastAttempt {
     pub this_round: bool,
     /// Who had it.
     pub agent: AgentId,
-    /// The machine that the agent was counted to.
+    /// The machine that the agent was counted to, in the roster of then.
     pub machine: MachineId,
     /// How it ended; `None` while nobody knows.
     pub class: Option<Class>,
@@ -61,7 +62,7 @@ pub struct OpenAttempt {
     pub agent: AgentId,
     /// The run of the agent that it was meant for.
     pub incarnation: Incarnation,
-    /// The machine that the agent was counted to.
+    /// The machine that the agent was counted to, in the roster of then.
     pub machine: MachineId,
     /// The lane, as text.
     pub lane: String,
@@ -167,8 +168,8 @@ pub struct AttemptRow {
     pub no: u32,
     /// Who had it.
     pub agent: AgentId,
-    /// The machine that the agent was counted to.
-    pub machine: MachineId,
+    /// The machine of the agent, by the id that people see.
+    pub machine: ShownId,
     /// The lane, as text.
     pub lane: String,
     /// How it ended: `done`, a class, or `None` while nobody knows.
@@ -379,8 +380,9 @@ impl Journal {
             .parts
             .conn
             .prepare_cached(
-                "SELECT no, agent, machine, lane, class, reason, detail,
-                        max(0, coalesce(ended_ms - sent_ms, 0)) FROM attempt WHERE idx = ?1 ORDER BY no",
+                "SELECT no, a.agent, coalesce(m.uid, a.machine), lane, class, reason, detail,
+                        max(0, coalesce(ended_ms - sent_ms, 0))
+                 FROM attempt a LEFT JOIN machine m ON m.agent = a.agent WHERE idx = ?1 ORDER BY no",
             )
             .map_err(sql)?;
         let mut rows = query.query([index.0]).map_err(sql)?;
@@ -389,7 +391,7 @@ impl Journal {
             attempts.push(AttemptRow {
                 no: row.get(0).map_err(sql)?,
                 agent: agent(row, 1)?,
-                machine: machine(row, 2)?,
+                machine: shown(row, 2)?,
                 lane: row.get(3).map_err(sql)?,
                 class: row.get(4).map_err(sql)?,
                 reason: row.get(5).map_err(sql)?,
@@ -449,6 +451,14 @@ fn reason(row: &Row<'_>, column: usize) -> Result<Option<Reason>, Error> {
     reason.transpose()
 }
 
-pub(super) fn machine(row: &Row<'_>, column: usize) -> Result<MachineId, Error> {
+fn machine(row: &Row<'_>, column: usize) -> Result<MachineId, Error> {
     agent(row, column).map(MachineId)
+}
+
+/// Reads the id of a machine that people see: `coalesce(machine.uid, attempt.machine)`, or that of a name.
+pub(super) fn shown(row: &Row<'_>, column: usize) -> Result<ShownId, Error> {
+    let sql = |e| Error::sql("read the id of a machine", e);
+    let bytes = row.get_ref(column).map_err(sql)?.as_blob().map_err(|e| sql(e.into()))?;
+    ShownId::from_bytes(bytes)
+        .ok_or_else(|| Error::Damaged(format!("a machine's id of {} bytes", bytes.len())))
 }

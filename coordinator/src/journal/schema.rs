@@ -6,10 +6,15 @@
 //! `chunk.origin` (what the item was called and how its answer is to be shaped), `chunk.recipe` (the body with holes
 //! of a chunk that builds on others; `request` is the same with the answers in it, written when they are all there),
 //! `attempt.machine` and `attempt.reason`, `result.metrics` (times of the deciding attempt, JSON) and `result.detail`
-//! (words of a failure). `attempt.machine` is the whole id; `attempt.started_ms` (when its engine began) and `name`
-//! (what agents and machines were called) are for reports; `unguarded` (which agents no kernel lock keeps from the
-//! devices of which) is for a successor, who must keep them away too; `result.sha256` covers the number of the chunk
-//! and the body.
+//! (words of a failure). `attempt.machine` is the machine's whole id in the roster of that time, the smallest among its
+//! agents; `machine` says by which uid the machine of an agent goes, as it was last heard, and an attempt counts to the
+//! machine of its agent: so a machine keeps its name here when agents come and go, and two that turn out to be one
+//! become one. `attempt.started_ms` (when its engine began) and `name` (what agents are called, and machines by the id
+//! that people see) are for reports; `unguarded` (which agents no kernel lock keeps from the devices of which) is for a
+//! successor, who must keep them away too; `result.sha256` covers the number of the chunk and the body.
+//!
+//! Version 5 has `machine` and version 4 had not: opened for writing, such a journal gets the table; a reader, who may
+//! not write, sees an empty one.
 
 use std::path::Path;
 
@@ -20,8 +25,12 @@ use super::Error;
 /// `PRAGMA application_id` of a journal: the letters `trop`.
 pub(super) const APPLICATION_ID: i64 = 0x7472_6f70;
 
-/// `PRAGMA user_version`: the version of the tables below. A journal of another version is refused.
-pub(super) const USER_VERSION: i64 = 4;
+/// `PRAGMA user_version`: the version of the tables below. A journal of another version than this and the one before
+/// is refused.
+pub(super) const USER_VERSION: i64 = 5;
+
+/// The version that lacks [`MACHINE`] and is otherwise the same.
+pub(super) const FORMER_VERSION: i64 = 4;
 
 /// The largest journal that is checked page by page at every opening: a gigabyte takes a few seconds to read.
 pub(super) const QUICK_CHECK_BELOW: u64 = 1 << 30;
@@ -74,6 +83,11 @@ CREATE TABLE name (
   PRIMARY KEY (kind, id)) STRICT, WITHOUT ROWID;
 ";
 
+/// Without the verb before it: a reader makes one of its own.
+const MACHINE: &str = "TABLE machine (
+  agent BLOB PRIMARY KEY CHECK (length(agent) = 32), uid BLOB NOT NULL CHECK (length(uid) = 22)) STRICT, WITHOUT ROWID;
+";
+
 /// Every pragma of a connection with the value that it must read back as (`reliability.md` §7.3).
 ///
 /// `synchronous=NORMAL` would be fifty times faster and lose acknowledged results in a power cut.
@@ -99,23 +113,29 @@ pub(super) fn create(file: &Path) -> Result<Connection, Error> {
     let doing = "make the tables of the journal";
     // One transaction: a crash leaves an empty file or a whole schema.
     let sql = format!(
-        "BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={USER_VERSION}; {TABLES} COMMIT;"
+        "BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={USER_VERSION}; {TABLES}
+         CREATE {MACHINE} COMMIT;"
     );
     conn.execute_batch(&sql).map_err(|e| Error::sql(doing, e))?;
     Ok(conn)
 }
 
-/// Opens a journal for reading and writing and proves that it is one and undamaged.
+/// Opens a journal for reading and writing, proves that it is one and undamaged, and brings it to the present version.
 ///
 /// # Errors
 /// [`Error::NotAJournal`] for another file or version, [`Error::Damaged`] with the first finding of the check.
 pub(super) fn open(file: &Path) -> Result<Connection, Error> {
     // The header is read before `connect` sets the journal mode, which would write to a file that is not ours.
     let conn = connect_existing(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    verify(&conn)?;
+    let version = verify(&conn)?;
     set_pragmas(&conn)?;
     if std::fs::metadata(file).is_ok_and(|meta| meta.len() < QUICK_CHECK_BELOW) {
         check(&conn)?;
+    }
+    if version == FORMER_VERSION {
+        // One transaction: a crash leaves the one version or the other.
+        let sql = format!("BEGIN IMMEDIATE; CREATE {MACHINE} PRAGMA user_version={USER_VERSION}; COMMIT;");
+        conn.execute_batch(&sql).map_err(|e| Error::sql("bring the journal to the present version", e))?;
     }
     Ok(conn)
 }
@@ -123,9 +143,14 @@ pub(super) fn open(file: &Path) -> Result<Connection, Error> {
 /// Opens a journal that another process may be writing, for reading only.
 pub(super) fn open_read_only(file: &Path) -> Result<Connection, Error> {
     let conn = connect_existing(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    verify(&conn)?;
-    conn.pragma_update(None, "busy_timeout", 5000).map_err(|e| Error::sql("open the journal", e))?;
-    conn.pragma_update(None, "trusted_schema", 0).map_err(|e| Error::sql("open the journal", e))?;
+    let (version, sql) = (verify(&conn)?, |e| Error::sql("open the journal", e));
+    conn.pragma_update(None, "busy_timeout", 5000).map_err(sql)?;
+    conn.pragma_update(None, "trusted_schema", 0).map_err(sql)?;
+    if version == FORMER_VERSION {
+        // In this connection's memory: the file stays as it is.
+        let table = format!("PRAGMA temp_store=MEMORY; CREATE TEMP {MACHINE}");
+        conn.execute_batch(&table).map_err(sql)?;
+    }
     Ok(conn)
 }
 
@@ -154,19 +179,24 @@ fn connect_existing(file: &Path, access: OpenFlags) -> Result<Connection, Error>
     .map_err(|e| Error::sql("open the journal", e))
 }
 
-fn verify(conn: &Connection) -> Result<(), Error> {
-    for (name, want) in [("application_id", APPLICATION_ID), ("user_version", USER_VERSION)] {
+/// Makes sure that it is a journal of this version or of the one before, and says which.
+fn verify(conn: &Connection) -> Result<i64, Error> {
+    let mut version = 0;
+    for (name, want, or) in
+        [("application_id", APPLICATION_ID, APPLICATION_ID), ("user_version", USER_VERSION, FORMER_VERSION)]
+    {
         let found: i64 = conn
             .pragma_query_value(None, name, |row| row.get(0))
             .map_err(|e| damaged("read the header of the journal", e))?;
         if found == 0 && is_empty(conn) {
             return Err(Error::Incomplete);
         }
-        if found != want {
+        if ![want, or].contains(&found) {
             return Err(Error::NotAJournal { name, found, want });
         }
+        version = found;
     }
-    Ok(())
+    Ok(version)
 }
 
 /// Tells a journal whose coordinator ended before it had made the tables from a file of somebody else.

@@ -6,6 +6,7 @@ use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, ChunkIndex, Incarnation, MachineId},
     message::{Fingerprint, Outcome},
+    uid::{MachineUid, ShownId},
 };
 
 use super::State;
@@ -27,7 +28,7 @@ pub enum Step {
         agent: AgentId,
         /// The run of the agent that it is meant for.
         incarnation: Incarnation,
-        /// The machine that the agent is counted to.
+        /// The machine that the agent is counted to, in the roster of now.
         machine: MachineId,
         /// The lane, as text: device names with commas.
         lane: String,
@@ -97,22 +98,25 @@ pub enum Step {
         /// When.
         now_ms: u64,
     },
-    /// What an agent or a machine is called; cut to 256 bytes. For show: waits for a step that cannot wait.
+    /// What an agent is called. For show: waits for a step that cannot wait.
     Named {
         /// Which one.
-        id: Named,
-        /// Its name now.
+        agent: AgentId,
+        /// Its name now; cut to 256 bytes.
         name: String,
     },
-}
-
-/// What has a name for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Named {
-    /// An agent.
-    Agent(AgentId),
-    /// A machine.
-    Machine(MachineId),
+    /// What is known of a machine; takes the place of what was said of it, of its agents and of its other names before.
+    /// For show: waits for a step that cannot wait.
+    Machine {
+        /// The id that people see.
+        id: ShownId,
+        /// Its name now; cut to 256 bytes.
+        name: String,
+        /// The agents that are counted to it, of those that are here.
+        agents: Vec<AgentId>,
+        /// Uids that stand for it: what went by one of them goes by its id from now on.
+        aliases: BTreeSet<MachineUid>,
+    },
 }
 
 /// What an attempt brought, checked by the coordinator against length and hash.
@@ -153,7 +157,7 @@ impl Step {
     /// Says whether it is worth no sync of its own.
     pub(super) fn may_wait(&self) -> bool {
         match self {
-            Self::Started { .. } | Self::Named { .. } => true,
+            Self::Started { .. } | Self::Named { .. } | Self::Machine { .. } => true,
             Self::Attempt { .. }
             | Self::Ended { .. }
             | Self::Result { .. }
@@ -175,7 +179,8 @@ impl Step {
             | Self::Failed { .. }
             | Self::State(_)
             | Self::Started { .. }
-            | Self::Named { .. } => 0,
+            | Self::Named { .. }
+            | Self::Machine { .. } => 0,
         }
     }
 }

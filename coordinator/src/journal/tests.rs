@@ -14,6 +14,7 @@ use super::*;
 mod damage;
 mod graph;
 mod killed;
+mod machine;
 mod timeline;
 
 const JOB: JobId = JobId([0xa1; 16]);

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use rusqlite::Row;
-use tropa_proto::id::{AgentId, ChunkIndex, MachineId};
+use tropa_proto::{
+    id::{AgentId, ChunkIndex},
+    uid::ShownId,
+};
 
 use super::{Error, Journal, read};
 
@@ -16,8 +19,8 @@ pub struct Attempted {
     pub no: u32,
     /// Who had it.
     pub agent: AgentId,
-    /// The machine that the agent was counted to.
-    pub machine: MachineId,
+    /// The machine of the agent, by the id that people see.
+    pub machine: ShownId,
     /// The lane, as text: device names with commas.
     pub lane: String,
     /// When it was recorded, which is before it was sent.
@@ -53,7 +56,7 @@ pub struct Names {
     /// Labels of agents.
     pub agents: BTreeMap<AgentId, String>,
     /// Names of machines.
-    pub machines: BTreeMap<MachineId, String>,
+    pub machines: BTreeMap<ShownId, String>,
 }
 
 impl Names {
@@ -63,10 +66,18 @@ impl Names {
         self.agents.get(&agent).cloned().unwrap_or_else(|| agent.short())
     }
 
-    /// The name of a machine, else its short id.
+    /// The name of a machine, with its short id where another has the same name; else its short id.
     #[must_use]
-    pub fn machine(&self, machine: MachineId) -> String {
-        self.machines.get(&machine).cloned().unwrap_or_else(|| machine.short())
+    pub fn machine(&self, machine: ShownId) -> String {
+        let name = self.machine_beside_id(machine);
+        let alike = self.machines.values().filter(|other| **other == name).count();
+        if alike > 1 { format!("{name} ({machine})") } else { name }
+    }
+
+    /// The name of a machine, else its short id: for where the id stands beside it.
+    #[must_use]
+    pub fn machine_beside_id(&self, machine: ShownId) -> String {
+        self.machines.get(&machine).cloned().unwrap_or_else(|| machine.to_string())
     }
 }
 
@@ -110,9 +121,10 @@ impl Journal {
     fn attempted(&self, order: &str, of: Option<u32>, each: &mut dyn FnMut(Attempted)) -> Result<(), Error> {
         let sql = |e| Error::sql("read the attempts of the job", e);
         let text = format!(
-            "SELECT a.idx, a.no, a.agent, a.machine, a.lane, a.sent_ms, a.started_ms, a.ended_ms, a.class,
+            "SELECT a.idx, a.no, a.agent, coalesce(m.uid, a.machine), a.lane, a.sent_ms, a.started_ms, a.ended_ms, a.class,
                     a.reason, a.detail, r.prompt_tokens, r.output_tokens, r.metrics
-             FROM attempt a LEFT JOIN result r ON r.idx = a.idx AND r.no = a.no AND r.kind = 'done' {order}"
+             FROM attempt a LEFT JOIN machine m ON m.agent = a.agent
+             LEFT JOIN result r ON r.idx = a.idx AND r.no = a.no AND r.kind = 'done' {order}"
         );
         let mut query = self.parts.conn.prepare_cached(&text).map_err(sql)?;
         let mut rows = query.query([of]).map_err(sql)?;
@@ -135,7 +147,7 @@ impl Journal {
         while let Some(row) = rows.next().map_err(sql)? {
             let name = row.get(2).map_err(sql)?;
             if row.get(0).map_err(sql)? {
-                names.machines.insert(read::machine(row, 1)?, name);
+                names.machines.insert(read::shown(row, 1)?, name);
             } else {
                 names.agents.insert(read::agent(row, 1)?, name);
             }
@@ -174,7 +186,7 @@ fn attempted(row: &Row<'_>) -> Result<Attempted, Error> {
         chunk: ChunkIndex(row.get(0).map_err(sql)?),
         no: row.get(1).map_err(sql)?,
         agent: read::agent(row, 2)?,
-        machine: read::machine(row, 3)?,
+        machine: read::shown(row, 3)?,
         lane: row.get(4).map_err(sql)?,
         recorded_ms: time(5)?.unwrap_or_default(),
         started_ms: time(6)?,

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use tropa_proto::id::{AgentId, MachineId};
+use tropa_proto::uid::ShownId;
 
-use super::{Error, Journal, Kind};
+use super::{Error, Journal, Kind, read};
 
 /// What a job came to so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub struct Totals {
     pub truncated: u32,
     /// Attempts that were started beyond the first of their chunk, refusals left out.
     pub repeated: u32,
-    /// What each machine brought.
-    pub machines: BTreeMap<MachineId, Share>,
+    /// What each machine brought, by the id that people see.
+    pub machines: BTreeMap<ShownId, Share>,
 }
 
 /// What one machine brought.
@@ -87,11 +87,12 @@ impl Journal {
         let mut totals = Totals::default();
         let mut query = conn
             .prepare(&format!(
-                "SELECT r.kind = 'done', coalesce(r.class, ''), a.machine, sum({weight}), coalesce(sum(r.prompt_tokens), 0),
+                "SELECT r.kind = 'done', coalesce(r.class, ''), coalesce(m.uid, a.machine), sum({weight}), coalesce(sum(r.prompt_tokens), 0),
                         coalesce(sum(r.output_tokens), 0), count(*) FILTER (WHERE r.done_reason = 'length'),
                         c.item IS NOT NULL
                  FROM result r JOIN chunk c ON c.idx = r.idx
-                 LEFT JOIN attempt a ON a.idx = r.idx AND a.no = r.no GROUP BY 1, 2, 3, 8",
+                 LEFT JOIN attempt a ON a.idx = r.idx AND a.no = r.no
+                 LEFT JOIN machine m ON m.agent = a.agent GROUP BY 1, 2, 3, 8",
             ))
             .map_err(sql)?;
         let mut rows = query.query([]).map_err(sql)?;
@@ -108,11 +109,10 @@ impl Journal {
             totals.prompt_tokens += row.get::<_, i64>(4).map_err(sql)?.cast_unsigned();
             totals.output_tokens += output_tokens;
             totals.truncated += row.get::<_, u32>(6).map_err(sql)?;
-            if let Some(machine) = row.get::<_, Option<[u8; 32]>>(2).map_err(sql)? {
-                let share = totals.machines.entry(MachineId(AgentId(machine))).or_default();
-                share.items += count;
-                share.output_tokens += output_tokens;
-            }
+            // A result names its attempt: a machine is always there.
+            let share = totals.machines.entry(read::shown(row, 2)?).or_default();
+            share.items += count;
+            share.output_tokens += output_tokens;
         }
         totals.repeated = conn
             .query_row(

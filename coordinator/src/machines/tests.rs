@@ -13,7 +13,7 @@ use tropa_proto::{
     message::{AgentState, Announcement, Description, EngineState, Inventory, Model},
     permit::Permit,
     roster::{Roster, Rules},
-    uid::{Change, MachineClaim, MachineUid},
+    uid::{Before, Change, MachineClaim, MachineUid},
 };
 
 use super::*;
@@ -289,8 +289,11 @@ fn what_agents_remember_of_their_machines_is_said_with_what_to_do() {
     let claim = |kernel, change, durable| {
         Some(MachineClaim { change, durable, hardware: u8::from(durable), ..claim(kernel) })
     };
+    let younger = MachineUid { created_ms: 9, random: [0xbe; 16] };
+    let den = claim(1, Change::HardwareChanged, true)
+        .map(|claim| MachineClaim { before: Before::Alias(younger), ..claim });
     let report = report(&[
-        Made { claim: claim(1, Change::HardwareChanged, true), ..made("den", 1) },
+        Made { claim: den, ..made("den", 1) },
         Made { claim: claim(2, Change::Moved, true), ..made("attic", 2) },
         Made { claim: claim(3, Change::None, false), ..made("box", 3) },
         Made { claim: copy, ..made("copy", 4) },
@@ -303,6 +306,7 @@ fn what_agents_remember_of_their_machines_is_said_with_what_to_do() {
     let uids = report.machines.iter().map(|machine| machine.uid.is_some());
     assert_eq!(uids.collect::<Vec<_>>(), [true, true, true, false], "the copy has no name of its own");
     assert_eq!((&*report.machines[0].id, &*report.machines[3].id), ("m-0001", "m-0004"));
+    assert_eq!(report.machines[0].former_ids, ["m-bebe"]);
     golden("remembered.txt", &report.text(true));
 }
 

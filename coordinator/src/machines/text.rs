@@ -108,17 +108,9 @@ impl Report {
 }
 
 fn table(text: &mut String, machines: &[&MachineRow]) {
-    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
-    for machine in machines {
-        *names.entry(&machine.name).or_default() += 1;
-    }
-    let mut table = Table::new(["MACHINE", "AGENTS", "AT ONCE", "LANES", "WHY"]);
+    let mut table = Table::new(["MACHINE", "ID", "AGENTS", "AT ONCE", "LANES", "WHY"]);
     let shown = if machines.len() > ROWS + 1 { ROWS } else { machines.len() };
     for machine in &machines[..shown] {
-        let name = match names.get(machine.name.as_str()) {
-            Some(2..) => format!("{} ({})", machine.name, machine.id),
-            Some(_) | None => machine.name.clone(),
-        };
         let lanes: BTreeSet<&str> = machine.agents.iter().map(|agent| agent.lane.as_str()).collect();
         let mut named = lanes.iter().take(LANES).copied().collect::<Vec<_>>().join(" ");
         if lanes.len() > LANES {
@@ -129,13 +121,14 @@ fn table(text: &mut String, machines: &[&MachineRow]) {
         let declared = if machine.declared { "declared, not read; " } else { "" };
         let why = out
             .map_or_else(|| format!("{declared}{}", machine.why), |agent| format!("no work: {}", agent.out));
-        table.row([&name, &machine.agents.len().to_string(), &machine.at_once.to_string(), &named, &why]);
+        let (agents, at_once) = (machine.agents.len().to_string(), machine.at_once.to_string());
+        table.row([&machine.name, &machine.id, &agents, &at_once, &named, &why]);
     }
     if let rest @ [_, ..] = &machines[shown..] {
         let agents: usize = rest.iter().map(|machine| machine.agents.len()).sum();
         let at_once: usize = rest.iter().map(|machine| machine.at_once).sum();
         let name = format!("and {} more", rest.len());
-        table.row([&name, &agents.to_string(), &at_once.to_string(), "", "see --json"]);
+        table.row([&name, "", &agents.to_string(), &at_once.to_string(), "", "see --json"]);
     }
     let _ = writeln!(text, "{table}");
 }
@@ -145,13 +138,18 @@ fn details(text: &mut String, machines: &[&MachineRow]) {
     for machine in &machines[..shown] {
         let _ = writeln!(
             text,
-            "\nmachine {} \"{}\"    {}, {}{}{}",
+            "\nmachine {} \"{}\"    {}, {}{}{}{}",
             machine.id,
             escaped(&machine.name),
             count(machine.agents.len(), "agent"),
             count(machine.kernels, "kernel"),
             if machine.declared { ", declared, not read" } else { "" },
-            if machine.uid.is_none() { ", without a name of its own" } else { "" }
+            if machine.uid.is_none() { ", without a name of its own" } else { "" },
+            if machine.former_ids.is_empty() {
+                String::new()
+            } else {
+                format!(", formerly {}", machine.former_ids.join(" "))
+            }
         );
         let named = if machine.agents.len() > AGENTS + 1 { AGENTS } else { machine.agents.len() };
         for agent in &machine.agents[..named] {

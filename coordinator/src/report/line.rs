@@ -121,7 +121,7 @@ fn tropa(job: &Job, item: &Item, origin: &Origin) -> Value {
     };
     tropa["attempt"] = json!(no);
     if let Some(attempt) = item.attempts.iter().find(|attempt| Some(attempt.no) == no) {
-        tropa["machine"] = attempt.machine.short().into();
+        tropa["machine"] = attempt.machine.to_string().into();
         tropa["agent"] = attempt.agent.short().into();
         tropa["lane"] =
             attempt.lane.split(',').filter(|device| !device.is_empty()).collect::<Vec<_>>().into();
@@ -160,7 +160,7 @@ fn tropa(job: &Job, item: &Item, origin: &Origin) -> Value {
 
 fn attempt(attempt: &AttemptRow) -> Value {
     json!({
-        "no": attempt.no, "machine": attempt.machine.short(), "class": attempt.class,
+        "no": attempt.no, "machine": attempt.machine.to_string(), "class": attempt.class,
         "reason": attempt.reason.as_ref().or(attempt.class.as_ref()), "ms": attempt.ms,
     })
 }

@@ -3,10 +3,9 @@
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use serde_json::{Value, json};
-use tropa_proto::id::MachineId;
 
 use crate::{
-    journal::{Error, Journal, Totals},
+    journal::{Error, Journal, Names, Totals},
     terminal::escaped,
 };
 
@@ -16,6 +15,7 @@ pub struct Summary {
     job: String,
     items: u32,
     totals: Totals,
+    names: Names,
     wall: Duration,
 }
 
@@ -26,7 +26,8 @@ impl Summary {
     /// When the journal cannot be read.
     pub fn of(journal: &Journal, wall: Duration) -> Result<Self, Error> {
         let job = journal.job();
-        Ok(Self { job: job.id.short(), items: journal.item_count()?, totals: journal.item_totals()?, wall })
+        let (items, totals, names) = (journal.item_count()?, journal.item_totals()?, journal.names()?);
+        Ok(Self { job: job.id.short(), items, totals, names, wall })
     }
 
     /// How many items have failed.
@@ -47,9 +48,9 @@ impl Summary {
         self.totals.done + self.failed() == self.items
     }
 
-    /// Tells it to people, in a few lines. `names` are the labels of machines, where they are known.
+    /// Tells it to people, in a few lines.
     #[must_use]
-    pub fn text(&self, names: &BTreeMap<MachineId, String>) -> String {
+    pub fn text(&self) -> String {
         let totals = &self.totals;
         let mut text = format!("job {}: {} of {} items done", self.job, totals.done, self.items);
         if !totals.failed.is_empty() {
@@ -77,14 +78,13 @@ impl Summary {
         }
         text.push('\n');
         for (machine, share) in &totals.machines {
-            let name = names.get(machine).cloned().unwrap_or_else(|| machine.short());
             // Shares are rounded down, so that 99.9 % is never shown as all.
             let done = (totals.done + totals.inner_done).max(1);
             let percent = u64::from(share.items) * 100 / u64::from(done);
             let _ = writeln!(
                 text,
                 "    {}    {} {} ({percent} %), {} output tokens",
-                escaped(&name),
+                escaped(&self.names.machine(*machine)),
                 share.items,
                 plural(if totals.inner_done > 0 { "chunk" } else { "item" }, share.items),
                 share.output_tokens
@@ -101,7 +101,10 @@ impl Summary {
             .machines
             .iter()
             .map(|(machine, share)| {
-                json!({"machine": machine.short(), "items": share.items, "output_tokens": share.output_tokens})
+                json!({
+                    "machine": machine.to_string(), "name": self.names.machine_beside_id(*machine),
+                    "items": share.items, "output_tokens": share.output_tokens,
+                })
             })
             .collect();
         json!({

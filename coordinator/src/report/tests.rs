@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -12,6 +12,7 @@ use tropa_proto::{
     failure::{Class, Reason},
     id::{AgentId, Incarnation, JobId, MachineId},
     message::Outcome,
+    uid::{MachineUid, ShownId},
 };
 
 use super::*;
@@ -361,9 +362,16 @@ fn the_summary_counts_items_classes_tokens_repeats_and_shares() {
     };
     let failed =
         Step::Failed { chunk: ChunkIndex(2), no: None, class: Class::TooLong, detail: String::new() };
+    let den = Step::Machine {
+        id: ShownId::Uid(MachineUid { created_ms: 1, random: [0xde; 16] }),
+        name: "den\u{1b}[2J".to_owned(),
+        agents: vec![AgentId([2; 32])],
+        aliases: BTreeSet::new(),
+    };
     write(
         &journal,
         vec![
+            den,
             attempt(0, 1, 1),
             ended(0, 1),
             attempt(0, 2, 2),
@@ -377,13 +385,13 @@ fn the_summary_counts_items_classes_tokens_repeats_and_shares() {
     );
     let summary = Summary::of(&journal, Duration::from_secs(130)).unwrap();
     assert!(summary.has_failed() && !summary.is_complete());
-    let names = BTreeMap::from([(MachineId(AgentId([2; 32])), "den\u{1b}[2J".to_owned())]);
     assert_eq!(
-        summary.text(&names),
+        summary.text(),
         "job 7f7f7f: 2 of 4 items done, 1 failed (1 too_long) in 2m 10s; 1624 prompt and 286 output tokens; \
          1 repeated attempt; 1 cut at --max-tokens\n    den\\u{1b}[2J    2 items (100 %), 286 output tokens\n"
     );
     let json = summary.json();
     assert_eq!((&json["repeated_attempts"], &json["failed_by_class"]), (&json!(1), &json!({"too_long": 1})));
-    assert_eq!(json["machines"], json!([{"machine": "m-0202", "items": 2, "output_tokens": 286}]));
+    let den = json!({"machine": "m-dede", "name": "den\u{1b}[2J", "items": 2, "output_tokens": 286});
+    assert_eq!(json["machines"], json!([den]));
 }

@@ -7,7 +7,7 @@ use crate::{
     id::Incarnation,
     message::{Loaded, Model},
     permit::Permit,
-    uid::{Before, Change, MachineClaim, MachineUid},
+    uid::{Before, Change, MachineClaim, MachineUid, ShownId},
 };
 
 fn announcement(boot: u8, seq: u64) -> Announcement {
@@ -276,7 +276,7 @@ fn a_machine_goes_by_the_oldest_uid_of_its_agents_and_the_others_forward() {
     let view = roster.view();
     assert_eq!(view.machines[0].uid, Some(uid(3)));
     assert_eq!(view.machines[0].aliases, BTreeSet::from([uid(5), uid(7)]));
-    assert_eq!(view.machines[0].shown(), "m-0303");
+    assert_eq!(view.machines[0].shown().to_string(), "m-0303");
     assert_eq!((view.machines[1].uid, view.machines[1].aliases.len()), (Some(uid(4)), 0));
     assert_eq!(view.machine(view.machines[1].id).unwrap().uid, Some(uid(4)));
     assert_eq!(codes(view), []);
@@ -292,7 +292,8 @@ fn one_uid_on_two_machines_stays_with_the_better_claim_and_is_warned_of() {
         let view = roster.view();
         assert_eq!(view.machines[keeps].uid, Some(uid(3)));
         assert_eq!(view.machines[1 - keeps].uid, None, "{hardware:?} {runs:?}");
-        assert_eq!(view.machines[1 - keeps].shown(), view.machines[1 - keeps].id.short());
+        let id = view.machines[1 - keeps].id;
+        assert_eq!(view.shown(id), ShownId::Roster(id), "its agent's, where it has no name of its own");
         assert_eq!(codes(view), [(Code::ClonedImage, vec![agent(1), agent(2)])]);
     }
 }

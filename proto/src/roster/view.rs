@@ -8,7 +8,7 @@ use crate::{
     fuse::{Fusion, Why},
     id::{AgentId, Incarnation, MachineId},
     message::Inventory,
-    uid::MachineUid,
+    uid::{MachineUid, ShownId},
 };
 
 /// The roster, grouped.
@@ -110,10 +110,10 @@ pub enum Out {
 }
 
 impl Machine {
-    /// The id that people see: short, and the same as long as an agent of the machine remembers it.
+    /// The id that people see: the same as long as an agent of the machine remembers it.
     #[must_use]
-    pub fn shown(&self) -> String {
-        self.uid.map_or_else(|| self.id.short(), |uid| uid.short())
+    pub fn shown(&self) -> ShownId {
+        self.uid.map_or(ShownId::Roster(self.id), ShownId::Uid)
     }
 }
 
@@ -123,6 +123,12 @@ impl View {
     pub fn machine(&self, id: MachineId) -> Option<&Machine> {
         let at = self.machines.binary_search_by_key(&id, |machine| machine.id).ok()?;
         self.machines.get(at)
+    }
+
+    /// The id that people see of the machine of this id.
+    #[must_use]
+    pub fn shown(&self, id: MachineId) -> ShownId {
+        self.machine(id).map_or(ShownId::Roster(id), Machine::shown)
     }
 
     /// Where an install works on a GPU: how many installs of its machine that do so may be busy at once, at least 1,

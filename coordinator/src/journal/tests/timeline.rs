@@ -11,8 +11,7 @@ fn started(n: u32, no: u32, now_ms: u64) -> Step {
 #[test]
 fn times_and_names_ride_with_the_next_step_and_the_first_start_stays() {
     let (_temp, journal) = journal(1);
-    let agent = Named::Agent(AgentId([9; 32]));
-    let name = |name: &str| Step::Named { id: agent, name: name.to_owned() };
+    let name = |name: &str| Step::Named { agent: AgentId([9; 32]), name: name.to_owned() };
     let (writer, mut reports) = journal.writer().unwrap();
     writer.submit(Token(0), attempt(0, 1)).unwrap();
     assert!(matches!(next(&mut reports), Some(Committed::Steps(steps)) if steps.len() == 1));
