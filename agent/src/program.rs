@@ -65,10 +65,12 @@ fn runtime() -> io::Result<Runtime> {
 
 async fn serve_until_stopped(config: Config) -> Result<(), AgentError> {
     let agent = Agent::start(config).await?;
+    // Before the line below: who has read it may ask the agent to stop, and is not to end it with work in hand.
+    let signals = Signals::new();
     // The line that scripts wait for; a closed stdout is no reason to stop.
     let _ = print(&format!("listening {}", agent.address()));
     let stop = CancellationToken::new();
-    let Ok(mut signals) = Signals::new() else {
+    let Ok(mut signals) = signals else {
         return agent.run(std::future::pending()).await;
     };
     let asked = stop.clone();
