@@ -1,6 +1,7 @@
 //! The command line from the outside: what is typed wrongly, what is not as it should be, and what scripts rely on.
 
 mod bad_input;
+mod doctor;
 mod jobs;
 mod nodes;
 mod output;

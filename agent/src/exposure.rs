@@ -53,7 +53,7 @@ impl Exposure {
             return;
         }
         let mut own: BTreeSet<IpAddr> = listening.iter().map(SocketAddr::ip).collect();
-        own.extend(self.tables());
+        own.extend(tables(&self.root));
         own.retain(is_reachable);
         if own == self.tried || self.trying.as_ref().is_some_and(|trying| !trying.is_finished()) {
             return;
@@ -78,15 +78,23 @@ impl Exposure {
             }
         }));
     }
+}
 
-    fn tables(&self) -> Vec<IpAddr> {
-        let table = |path| match self.root.text_up_to(path, MAX_TABLE) {
-            Reading::Value(text) | Reading::Virtual(text) => text,
-            Reading::Absent | Reading::Denied | Reading::Rejected(_) => String::new(),
-        };
-        let four = local_of_trie(&table("proc/net/fib_trie"));
-        four.into_iter().map(IpAddr::V4).chain(of_if_inet6(&table("proc/net/if_inet6"))).collect()
-    }
+/// The addresses of this machine that others may reach and on which something accepts connections at a port, in their
+/// order; on Linux, elsewhere none is known.
+pub async fn open_to_others(port: u16) -> Vec<SocketAddr> {
+    let own = tables(&Root::live()).into_iter().filter(is_reachable);
+    open_on(own.collect(), port).await
+}
+
+/// The addresses in the kernel's own tables.
+fn tables(root: &Root) -> Vec<IpAddr> {
+    let table = |path| match root.text_up_to(path, MAX_TABLE) {
+        Reading::Value(text) | Reading::Virtual(text) => text,
+        Reading::Absent | Reading::Denied | Reading::Rejected(_) => String::new(),
+    };
+    let four = local_of_trie(&table("proc/net/fib_trie"));
+    four.into_iter().map(IpAddr::V4).chain(of_if_inet6(&table("proc/net/if_inet6"))).collect()
 }
 
 /// The addresses on which something accepts connections at `port`, in their order; of the first [`MAX_ADDRESSES`].

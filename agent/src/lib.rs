@@ -11,7 +11,7 @@ mod clock;
 pub mod device_lock;
 pub mod evidence;
 pub mod execute;
-mod exposure;
+pub mod exposure;
 pub mod hours;
 mod joining;
 mod live_test;

@@ -8,6 +8,7 @@
 //! A directory of somebody else, or one that anybody may write to, is neither written nor read.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Read as _, Write as _},
     net::SocketAddr,
@@ -71,6 +72,20 @@ impl RuntimePlaces {
     #[must_use]
     pub fn new(places: Vec<PathBuf>) -> Self {
         Self(places)
+    }
+
+    /// The places, in the order of preference.
+    #[must_use]
+    pub fn places(&self) -> &[PathBuf] {
+        &self.0
+    }
+
+    /// The directories among them, and those above, that are there and not believed; each once.
+    #[must_use]
+    pub fn untrusted(&self) -> Vec<PathBuf> {
+        let all = self.0.iter().flat_map(|place| place.parent().into_iter().chain([place.as_path()]));
+        let found = all.filter(|place| place.symlink_metadata().is_ok() && !is_trusted(place));
+        found.map(Path::to_owned).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Says that this agent is here, in the first place where it may; the file lives as long as the answer.
@@ -341,6 +356,7 @@ mod tests {
         let _alive = places.announce(present(1)).unwrap();
         fs::set_permissions(&place, fs::Permissions::from_mode(0o777)).unwrap();
         assert!(places.list().is_empty());
+        assert_eq!(places.untrusted(), [place.clone()]);
         assert_eq!(places.announce(present(2)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     }
 

@@ -2,7 +2,9 @@
 
 mod age;
 mod bench;
+mod doctor;
 mod texts;
+mod typed;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -10,7 +12,9 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 pub use age::age;
 pub use bench::BenchArgs;
+pub use doctor::DoctorArgs;
 pub use texts::{PanelArgs, TextLength, WriteArgs};
+pub use typed::{Origin, Typed};
 
 /// One load per llama: runs work on several Ollama installs at once only where they are distinct hardware.
 #[derive(Debug, Parser)]
@@ -69,6 +73,9 @@ pub struct Global {
     /// Log what happens to stderr; twice for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// Where each argument came from
+    #[arg(skip)]
+    pub typed: Typed,
 }
 
 /// When to show something.
@@ -113,6 +120,8 @@ pub enum Command {
     Nodes(NodesCommand),
     /// Measure what this mesh gains: one install alone, all at once by address, and tropa, with the same prompts
     Bench(BenchArgs),
+    /// Look whether everything is in order: settings, secret, directories, jobs, agents, installs; say what to do
+    Doctor(DoctorArgs),
     /// Make or join a mesh of several machines
     #[command(subcommand)]
     Mesh(MeshCommand),

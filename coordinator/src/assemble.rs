@@ -16,6 +16,9 @@ use crate::{
     stdout::{print, print_json},
 };
 
+/// What brings the secret of an agent's mesh here, on the machine of that agent.
+pub(crate) const TAKE_IN: &str = "cat ~/.config/tropa/mesh.secret | ssh HERE tropa mesh join";
+
 /// Who is there.
 #[derive(Debug)]
 pub struct Assembly {
@@ -37,15 +40,36 @@ impl Assembly {
         members.gather(settings.wait).await;
         if members.is_empty() {
             refuse_if_named(&members, settings)?;
-            let own = OwnAgent::start(settings).await?;
-            members.dial(own.address()).await;
-            members.gather(settings.wait).await;
-            return Ok(Self { members, own: Some(own) });
+            return Self::alone(members, settings).await;
         }
         for (address, why) in members.failures() {
             tracing::warn!(%address, why = describe(why), "an agent could not be reached");
         }
         Ok(Self { members, own: None })
+    }
+
+    /// As [`Assembly::gather`], to look at what is there: whoever was named and does not answer is among
+    /// [`Members::failures`], and refuses nothing.
+    ///
+    /// # Errors
+    /// As [`Members::join`] and [`OwnAgent::start`].
+    pub async fn look(settings: &Settings, key: [u8; 32], clock: Clock) -> Result<Self, Failed> {
+        let mut members = Members::join(settings, key, clock).await?;
+        members.gather(settings.wait).await;
+        // An agent of this machine that is in another mesh is no reason to work without it.
+        let elsewhere = members.failures().values().any(|why| *why == DialFailure::WrongSecret);
+        if members.is_empty() && settings.peers.is_empty() && !elsewhere {
+            return Self::alone(members, settings).await;
+        }
+        Ok(Self { members, own: None })
+    }
+
+    /// Starts an agent beside the Ollama of this machine.
+    async fn alone(mut members: Members, settings: &Settings) -> Result<Self, Failed> {
+        let own = OwnAgent::start(settings).await?;
+        members.dial(own.address()).await;
+        members.gather(settings.wait).await;
+        Ok(Self { members, own: Some(own) })
     }
 
     /// Lets the own agent end in good order and leaves the mesh.
@@ -107,8 +131,8 @@ pub async fn machines(args: &MachinesArgs, settings: &Settings, clock: Clock) ->
 fn refuse_if_named(members: &Members, settings: &Settings) -> Result<(), Failed> {
     if let Some((address, _)) = members.failures().iter().find(|(_, why)| **why == DialFailure::WrongSecret) {
         let error = anyhow!(
-            "mesh.secret: the agent at {address} is in another mesh; on its machine, run \
-             `cat ~/.config/tropa/mesh.secret | ssh HERE tropa mesh join`, or pass its --mesh-secret-file"
+            "mesh.secret: the agent at {address} is in another mesh; on its machine, run `{TAKE_IN}`, or pass its \
+             --mesh-secret-file"
         );
         return Err(error).or_exit(Exit::NotAuthorised);
     }
@@ -125,7 +149,8 @@ fn refuse_if_named(members: &Members, settings: &Settings) -> Result<(), Failed>
     Err(error).or_exit(Exit::NothingCanRun)
 }
 
-fn describe(why: &DialFailure) -> String {
+/// Why a dial failed, in a few words.
+pub(crate) fn describe(why: &DialFailure) -> String {
     match why {
         DialFailure::WrongSecret => "another mesh secret".to_owned(),
         DialFailure::Refused => "connection refused".to_owned(),

@@ -13,6 +13,7 @@ mod apply;
 mod directory;
 mod draft;
 mod error;
+mod examine;
 mod fill;
 mod finished;
 mod jobs;
@@ -37,9 +38,10 @@ use tropa_proto::{
     message::Endpoint,
 };
 
-pub use directory::{MIN_FREE, require_space};
+pub use directory::{MIN_FREE, refuse_network, require_space};
 pub use draft::Draft;
 pub use error::Error;
+pub use examine::{examine, holder};
 pub use fill::{Filled, Head, Needs};
 pub use finished::Finished;
 pub use jobs::{FindError, JobState, JobSummary, find, list, summary};
@@ -140,7 +142,7 @@ impl Journal {
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let file = directory::database(dir);
         file.metadata().map_err(|e| Error::io("find the journal", &file, e))?;
-        directory::refuse_network(dir)?;
+        refuse_network(dir)?;
         let lock = directory::Lock::take(dir)?;
         let conn = schema::open(&file)?;
         Self::of(Parts { conn, dir: dir.to_owned(), lock: Some(lock) })

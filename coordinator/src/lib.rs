@@ -10,6 +10,7 @@ pub mod attempt;
 pub mod bench;
 pub mod clock;
 mod control;
+pub mod doctor;
 pub mod embed;
 pub mod exit;
 pub mod generated;
@@ -46,7 +47,6 @@ pub(crate) mod work_stream;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -61,39 +61,40 @@ use crate::{
 pub fn main() -> ExitCode {
     tropa_proto::crash::tells_nothing();
     let clock = Clock::start();
-    let args = match Args::try_parse() {
+    let args = match Args::read() {
         Ok(args) => args,
         Err(error) => return usage(&error),
     };
     log(&args.global);
-    let outcome =
-        Settings::resolve(&args.global).and_then(|settings| execute(args.command, &settings, clock));
-    match outcome {
+    match execute(args, clock) {
         Ok(exit) => exit.into(),
         Err(failed) => complain(&failed),
     }
 }
 
-fn execute(command: Command, settings: &Settings, clock: Clock) -> Outcome {
+fn execute(args: Args, clock: Clock) -> Outcome {
     // Two threads: one for the loop, one for the mesh; engines want the other cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.or_exit(Exit::Io)?;
     let outcome = runtime.block_on(async {
-        match command {
-            Command::Run(args) => submit::run(args, settings, clock).await,
-            Command::Map(args) => map::map(args, settings, clock).await,
-            Command::Embed(args) => embed::embed(args, settings, clock).await,
-            Command::Plan(args) => submit::plan(args, settings, clock).await,
-            Command::Write(args) => submit::texts::write(args, settings, clock).await,
-            Command::Panel(args) => submit::texts::panel(args, settings, clock).await,
-            Command::Machines(args) => assemble::machines(&args, settings, clock).await,
-            Command::Jobs(args) => jobs::jobs(args.command, settings, clock),
-            Command::Report(args) => account::report(&args, settings),
-            Command::Cancel(args) => jobs::cancel(&args, settings, clock).await,
-            Command::Resume(args) => resume::resume(args, settings, clock).await,
-            Command::Nodes(NodesCommand::Check(args)) => nodes::check(&args, settings, clock).await,
-            Command::Bench(args) => bench::bench(args, settings, clock).await,
-            Command::Mesh(command) => mesh_file::mesh(command, settings),
+        let global = &args.global;
+        let settings = || Settings::resolve(global);
+        match args.command {
+            Command::Run(args) => submit::run(args, &settings()?, clock).await,
+            Command::Map(args) => map::map(args, &settings()?, clock).await,
+            Command::Embed(args) => embed::embed(args, &settings()?, clock).await,
+            Command::Plan(args) => submit::plan(args, &settings()?, clock).await,
+            Command::Write(args) => submit::texts::write(args, &settings()?, clock).await,
+            Command::Panel(args) => submit::texts::panel(args, &settings()?, clock).await,
+            Command::Machines(args) => assemble::machines(&args, &settings()?, clock).await,
+            Command::Jobs(args) => jobs::jobs(args.command, &settings()?, clock),
+            Command::Report(args) => account::report(&args, &settings()?),
+            Command::Cancel(args) => jobs::cancel(&args, &settings()?, clock).await,
+            Command::Resume(args) => resume::resume(args, &settings()?, clock).await,
+            Command::Nodes(NodesCommand::Check(args)) => nodes::check(&args, &settings()?, clock).await,
+            Command::Bench(args) => bench::bench(args, &settings()?, clock).await,
+            Command::Doctor(args) => doctor::doctor(&args, global, clock).await,
+            Command::Mesh(command) => mesh_file::mesh(command, &settings()?),
             Command::Completions { shell } => generated::completions(shell),
             Command::Man => generated::man(),
         }

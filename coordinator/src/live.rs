@@ -31,7 +31,7 @@ use self::neighbours::Neighbours;
 pub use self::{
     judge::{Exchange, Round, clocks, sandwich},
     report::{PairReport, notes, on_demand},
-    trial::ask_neighbours,
+    trial::{ask_clock, ask_neighbours},
 };
 
 /// Pairs under test at once: an agent takes eight steps at a time, and the engine's machine has work to do.

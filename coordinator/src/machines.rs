@@ -7,7 +7,7 @@ pub(crate) mod engines;
 mod scores;
 mod sentence;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod text;
 mod widths;
 

@@ -150,12 +150,15 @@ impl Book {
         if rules.len() > MAX_RULES {
             return Err(format!("{} rules; {MAX_RULES} at most", rules.len()));
         }
-        let line = |at: usize| {
-            let before = text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count();
-            u32::try_from(before + 1).unwrap_or(u32::MAX)
-        };
-        let rules = rules.into_iter().map(|rule| (line(rule.span().start), rule.into_inner())).collect();
+        let line = |rule: &Spanned<Said>| line_at(text, rule.span().start);
+        let rules = rules.into_iter().map(|rule| (line(&rule), rule.into_inner())).collect();
         Ok(Self { rules, file, changed_ms })
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rules.len()
     }
 
     /// There are none.
@@ -187,6 +190,12 @@ impl Book {
             rules: self.resolve(known).1,
         })
     }
+}
+
+/// The line, counted from 1, of the byte at a place in a text.
+pub(crate) fn line_at(text: &str, at: usize) -> u32 {
+    let before = text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count();
+    u32::try_from(before + 1).unwrap_or(u32::MAX)
 }
 
 impl Book {

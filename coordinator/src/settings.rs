@@ -1,34 +1,36 @@
-//! What will happen, made of what was typed, the environment, the configuration file and the defaults, in this
+//! What will happen, made of what was typed, the environment, the configuration files and the defaults, in this
 //! order of precedence; the only place that reads the environment (`conventions.md` §3).
+//!
+//! [`Chosen`] says which value each setting has and where it came from; [`Settings::open`] reads and checks what the
+//! values name.
 
-use std::{
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime},
-};
+mod chosen;
+mod file;
 
-use anyhow::{Context as _, anyhow};
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
 use serde::Deserialize;
-use toml::Spanned;
 use tropa_agent::{
     args::{lock_places, runtime_places},
     device_lock::LockPlaces,
     ollama::OllamaUrl,
-    places::Places,
     runtime_dir::RuntimePlaces,
 };
 use tropa_proto::secret::MeshSecret;
 
+pub use self::{
+    chosen::{Address, Chosen, Setting, Source},
+    file::{ConfigFile, FileError},
+};
 use crate::{
-    args::{AskArgs, Global, JobArgs, When},
+    args::{AskArgs, DoctorArgs, Global, JobArgs, When},
     exit::{Exit, Failed, OrExit as _},
-    rules::{Book, Said},
+    rules::Book,
 };
 
 /// How long a command waits for agents that should be there, unless told otherwise: three roster pulls.
 const WAIT: Duration = Duration::from_secs(3);
-
-/// A configuration file larger than this is not one.
-const MAX_CONFIG: u64 = 1 << 20;
 
 /// What every command knows.
 #[derive(Debug)]
@@ -61,13 +63,13 @@ pub struct Settings {
     pub state: PathBuf,
     /// Where the user's configuration and secret are, `$XDG_CONFIG_HOME/tropa`.
     pub config: PathBuf,
-    /// What the configuration file says of jobs.
+    /// What the configuration files say of jobs.
     pub job: JobDefaults,
-    /// What the configuration file says of agents and their machines.
+    /// What the configuration files say of agents and their machines.
     pub rules: Book,
 }
 
-/// What the configuration file may say of jobs; a flag wins.
+/// What a configuration file may say of jobs; a flag wins.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct JobDefaults {
@@ -78,53 +80,45 @@ pub struct JobDefaults {
     temperature: Option<f64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-struct File {
-    peer: Vec<String>,
-    mesh_secret_file: Option<PathBuf>,
-    mdns: Option<bool>,
-    ollama: Option<String>,
-    wait: Option<f64>,
-    job: JobDefaults,
-    rule: Vec<Spanned<Said>>,
-}
-
 impl Settings {
     /// Resolves everything, or names what is wrong and how to mend it.
     ///
     /// # Errors
-    /// With [`Exit::Usage`] for a value out of range or an unknown key, [`Exit::Io`] for a file that cannot be
-    /// read, [`Exit::NotAuthorised`] for a secret that others can read.
+    /// With [`Exit::Usage`] for a file that cannot be used, an unknown key or a value out of range,
+    /// [`Exit::NotAuthorised`] for a secret that others can read.
     pub fn resolve(global: &Global) -> Result<Self, Failed> {
-        let places = Places::of_user().context("finding the home directory").or_exit(Exit::Usage)?;
-        let (file, rules) = File::read(global.config.as_deref(), &places)?;
-        let secret =
-            find_secret(global.mesh_secret_file.as_ref().or(file.mesh_secret_file.as_ref()), &places)?;
-        let ollama = ollama(global.ollama.as_ref().or(file.ollama.as_ref()))?;
-        let wait = match global.wait.or(file.wait) {
-            None => WAIT,
-            Some(seconds) => Duration::try_from_secs_f64(seconds)
-                .with_context(|| format!("--wait {seconds}: not a number of seconds"))
-                .or_exit(Exit::Usage)?,
-        };
+        let (chosen, wrong) = Chosen::of(global, &JobDefaults::default())?;
+        match wrong.into_iter().next() {
+            Some(error) => Err(error).or_exit(Exit::Usage),
+            None => Self::open(&chosen, global),
+        }
+    }
+
+    /// Reads and checks what was chosen.
+    ///
+    /// # Errors
+    /// As [`Settings::resolve`], but for the files, which have been read.
+    pub fn open(chosen: &Chosen, global: &Global) -> Result<Self, Failed> {
+        let secret = chosen.secret_file.as_deref().map(MeshSecret::read).transpose();
+        let wait = Duration::try_from_secs_f64(chosen.wait)
+            .with_context(|| format!("--wait {}: not a number of seconds", chosen.wait));
         Ok(Self {
-            peers: if global.peer.is_empty() { file.peer } else { global.peer.clone() },
-            mdns: secret.is_some() && !global.no_mdns && file.mdns.unwrap_or(true),
-            secret,
-            ollama,
+            peers: chosen.peers.clone(),
+            secret: secret.or_exit(Exit::NotAuthorised)?,
+            mdns: chosen.mdns,
+            ollama: ollama(chosen.ollama.as_ref())?,
             allow_declared: global.allow_declared,
             runtime: runtime_places(global.runtime_dir.as_deref()),
             locks: lock_places(),
-            wait,
+            wait: wait.or_exit(Exit::Usage)?,
             backups: !global.no_backups,
             json: global.json,
             progress: global.progress,
             quiet: global.quiet,
-            state: places.state,
-            config: places.config,
-            job: file.job,
-            rules,
+            state: chosen.places.state.clone(),
+            config: chosen.places.config.clone(),
+            job: chosen.job.clone(),
+            rules: chosen.rules.clone(),
         })
     }
 
@@ -142,6 +136,25 @@ impl Settings {
 }
 
 impl JobDefaults {
+    /// What was typed for a look at what a job would meet.
+    #[must_use]
+    pub fn asked(args: &DoctorArgs) -> Self {
+        let (model, max_tokens, num_ctx) = (args.model.clone(), args.max_tokens, args.num_ctx);
+        Self { model, max_tokens, num_ctx, ..Self::default() }
+    }
+
+    /// The model that jobs use, where it is said.
+    #[must_use]
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    /// Context in tokens, where it is said.
+    #[must_use]
+    pub fn num_ctx(&self) -> Option<u32> {
+        self.num_ctx
+    }
+
     /// Fills in what was not typed.
     pub fn fill(&self, args: &mut JobArgs) {
         args.model = args.model.take().or_else(|| self.model.clone());
@@ -166,51 +179,14 @@ impl JobDefaults {
     }
 }
 
-impl File {
-    /// Reads the file that was named, else the user's, else the system's, else nothing; the rules come apart, with
-    /// their lines and the time when the file was changed.
-    fn read(named: Option<&Path>, places: &Places) -> Result<(Self, Book), Failed> {
-        let Some(path) = named.map(Path::to_owned).or_else(|| places.find("config.toml")) else {
-            return Ok((Self::default(), Book::default()));
-        };
-        let metadata = std::fs::metadata(&path);
-        let metadata =
-            metadata.with_context(|| format!("reading {}", path.display())).or_exit(Exit::Usage)?;
-        let size = metadata.len();
-        if size > MAX_CONFIG {
-            let message = format!("{} has {size} bytes: not a configuration file", path.display());
-            return Err(Failed::new(Exit::Usage, message));
+fn ollama(address: Option<&Address>) -> Result<OllamaUrl, Failed> {
+    match address {
+        None => Ok(OllamaUrl::default()),
+        Some(Address::Named(url)) => {
+            OllamaUrl::parse(url, false).with_context(|| format!("--ollama {url}")).or_exit(Exit::Usage)
         }
-        let text = std::fs::read_to_string(&path);
-        let text = text.with_context(|| format!("reading {}", path.display())).or_exit(Exit::Usage)?;
-        // The error of the TOML reader shows the line, the key and what is allowed there.
-        let read = toml::from_str(&text).map_err(|error| anyhow!("{}: {error}", path.display()));
-        let mut file: Self = read.or_exit(Exit::Usage)?;
-        let changed = metadata.modified().ok().map(since_1970_ms);
-        let rules = Book::new(std::mem::take(&mut file.rule), &text, path.clone(), changed);
-        let rules = rules.map_err(|why| anyhow!("{}: {why}", path.display())).or_exit(Exit::Usage)?;
-        Ok((file, rules))
-    }
-}
-
-fn since_1970_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn find_secret(named: Option<&PathBuf>, places: &Places) -> Result<Option<MeshSecret>, Failed> {
-    let found = named.cloned().or_else(|| places.find("mesh.secret"));
-    found.map(|path| MeshSecret::read(&path)).transpose().or_exit(Exit::NotAuthorised)
-}
-
-fn ollama(named: Option<&String>) -> Result<OllamaUrl, Failed> {
-    if let Some(url) = named {
-        return OllamaUrl::parse(url, false).with_context(|| format!("--ollama {url}")).or_exit(Exit::Usage);
-    }
-    match std::env::var("OLLAMA_HOST") {
-        Ok(host) if !host.is_empty() => OllamaUrl::from_ollama_host(&host, false)
+        Some(Address::Host(host)) => OllamaUrl::from_ollama_host(host, false)
             .with_context(|| format!("OLLAMA_HOST={host}"))
             .or_exit(Exit::Usage),
-        Ok(_) | Err(_) => Ok(OllamaUrl::default()),
     }
 }

@@ -153,6 +153,9 @@ pub enum MeshEvent {
     Listening(SocketAddr),
 }
 
+/// What a node calls its program before others: `tropa/` and the version.
+pub const PROGRAM: &str = concat!("tropa/", env!("CARGO_PKG_VERSION"));
+
 /// Names a question of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
@@ -240,6 +243,7 @@ enum Command {
     Dial(SocketAddr),
     Close(AgentId),
     Links(oneshot::Sender<Vec<(AgentId, IpAddr)>>),
+    Programs(oneshot::Sender<BTreeMap<AgentId, String>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -375,6 +379,16 @@ impl Mesh {
         match self.command(Command::Links(reply)).await {
             Ok(()) => links.await.unwrap_or_default(),
             Err(_ended) => Vec::new(),
+        }
+    }
+
+    /// Gives which program each connected peer says that it is, such as `tropa/0.1.0`; its own words, at most 64 bytes,
+    /// which decide nothing. Nothing where the mesh has ended.
+    pub async fn programs(&self) -> BTreeMap<AgentId, String> {
+        let (reply, programs) = oneshot::channel();
+        match self.command(Command::Programs(reply)).await {
+            Ok(()) => programs.await.unwrap_or_default(),
+            Err(_ended) => BTreeMap::new(),
         }
     }
 

@@ -42,6 +42,7 @@ fn objects_name_their_schema() {
         (&["plan", input, "--json"], "tropa.plan/1"),
         (&["run", input, "--json", "-o", out.to_str().unwrap()], "tropa.summary/1"),
         (&["jobs", "--json"], "tropa.jobs/1"),
+        (&["doctor", "--json"], "tropa.doctor/1"),
     ] {
         let output = run(&world, arguments);
         ends_with(&output, 0, &[]);

@@ -25,6 +25,18 @@ impl LockPlaces {
         }
     }
 
+    /// Says which place [`LockPlaces::choose`] would take, and makes nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the last of the places, where none can be used.
+    pub fn would_choose(&self) -> Result<PathBuf, LockError> {
+        let mut found = may_be(&self.system);
+        if let (Err(_), Some(user)) = (&found, &self.user) {
+            found = may_be(user);
+        }
+        found
+    }
+
     /// Takes the first place that can be used, and makes it where we may; `None` means that nothing on this host
     /// excludes other agents (`nolock`).
     #[must_use]
@@ -82,6 +94,17 @@ pub(super) fn check(directory: &Path) -> Result<(), LockError> {
     }
 }
 
+/// A place that can be used, or made.
+fn may_be(place: &Path) -> Result<PathBuf, LockError> {
+    if std::fs::symlink_metadata(place).is_ok() {
+        return check(place).map(|()| place.to_owned());
+    }
+    // Of what is above it at most one directory is made.
+    let above = place.ancestors().skip(1).take(2).find(|above| above.is_dir()).unwrap_or(place);
+    let io = |source| LockError::Io { what: "make", path: place.to_owned(), source };
+    system::may_make_files(above).map_err(io).map(|()| place.to_owned())
+}
+
 fn elsewhere(name: &str) -> String {
     format!("on a network file system ({name}), whose locks other kernels do not see")
 }
@@ -119,6 +142,8 @@ mod tests {
         // `run` is missing: only one level is made, as a system directory would be there.
         std::fs::create_dir(directory.path().join("user")).unwrap();
         let places = LockPlaces { system: system.clone(), user: Some(user.clone()) };
+        assert_eq!(places.would_choose().unwrap(), user);
+        assert!(!user.exists(), "nothing is made");
         assert_eq!(places.choose(), Some(user.clone()));
         assert_eq!(user.metadata().unwrap().mode() & 0o7777, 0o700);
         std::fs::create_dir(directory.path().join("run")).unwrap();
@@ -126,6 +151,7 @@ mod tests {
         assert_eq!(system.metadata().unwrap().mode() & 0o7777, 0o2770);
         let nowhere = LockPlaces { system: directory.path().join("no/no/lanes"), user: None };
         assert_eq!(nowhere.choose(), None);
+        assert!(matches!(nowhere.would_choose(), Err(LockError::Io { .. })));
     }
 
     #[test]

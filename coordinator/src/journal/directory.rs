@@ -76,7 +76,10 @@ pub(super) fn private() -> OpenOptions {
 
 /// Refuses a directory on a network file system: WAL needs memory shared between all openers, which two hosts do not
 /// have. FUSE is not refused: most of it is local.
-pub(super) fn refuse_network(dir: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::Network`] with its name, or what went wrong in asking.
+pub fn refuse_network(dir: &Path) -> Result<(), Error> {
     match system::file_system(dir).map_err(|e| Error::io("look at the file system of", dir, e))? {
         FileSystem::Network(name) => Err(Error::Network { name }),
         FileSystem::Local | FileSystem::Passing | FileSystem::Fuse => Ok(()),
@@ -132,9 +135,19 @@ impl Lock {
 
     /// Tells whether a live process holds the lock of the job.
     pub(super) fn is_held(dir: &Path) -> bool {
+        Self::held(dir).is_some()
+    }
+
+    /// What the live process says of itself that holds the lock of the job.
+    pub(super) fn holder(dir: &Path) -> Option<String> {
+        Self::held(dir).map(|file| holder(file.file()))
+    }
+
+    /// The file, where a live process has it locked.
+    fn held(dir: &Path) -> Option<Lockable> {
         let path = dir.join("lock");
-        let opened = File::open(&path).and_then(|file| Lockable::new(file, &path));
-        opened.is_ok_and(|file| matches!(file.try_lock(system::Lock::Shared), Ok(false)))
+        let file = File::open(&path).and_then(|file| Lockable::new(file, &path)).ok()?;
+        matches!(file.try_lock(system::Lock::Shared), Ok(false)).then_some(file)
     }
 }
 

@@ -162,7 +162,10 @@ pub(super) fn connect(file: &Path) -> Result<Connection, Error> {
 }
 
 /// Walks all pages.
-fn check(conn: &Connection) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::Damaged`] with the first finding.
+pub(super) fn check(conn: &Connection) -> Result<(), Error> {
     let found: Result<String, _> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
     match found {
         Ok(text) if text == "ok" => Ok(()),

@@ -151,7 +151,7 @@ fn window(round: &Round, read: Read) -> Option<[u64; 3]> {
 }
 
 /// Offset of the agent's clock against the coordinator's, and round trip, of the exchange with the shortest one.
-fn best(exchanges: &[Exchange]) -> Option<(i128, u64)> {
+pub(super) fn best(exchanges: &[Exchange]) -> Option<(i128, u64)> {
     let measured = exchanges.iter().filter_map(|exchange| {
         let [asked, received, sent, answered] =
             [exchange.asked_ns, exchange.received_ns, exchange.sent_ns, exchange.answered_ns].map(i128::from);

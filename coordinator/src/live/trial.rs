@@ -9,7 +9,7 @@ use tropa_proto::{
     message::{Answer, Counters, LiveFinding, LiveStep, Question},
 };
 
-use super::{Exchange, Findings, Outcome, Round, Tested, Trial, clocks, sandwich};
+use super::{Exchange, Findings, Outcome, Round, Tested, Trial, clocks, judge::best, sandwich};
 use crate::clock::Clock;
 
 /// How long one step may take: an agent answers within milliseconds, or its machine has no time for tests.
@@ -138,6 +138,16 @@ pub async fn ask_neighbours(mesh: &Mesh, agent: AgentId, run: Incarnation) -> Op
         }
         Err(_elapsed) => None,
     }
+}
+
+/// How far the clock of an agent is ahead of this machine's, in nanoseconds, give or take half of the time that the
+/// question took; `None` where it does not tell.
+pub async fn ask_clock(mesh: &Mesh, agent: AgentId, run: Incarnation) -> Option<i128> {
+    let asked_ns = Clock::wall_ns();
+    let found = timeout(STEP_LIMIT, ask(mesh, agent, run, LiveStep::Clock)).await.ok()?.ok()?;
+    let answered_ns = Clock::wall_ns();
+    let LiveFinding::Clock { received_ns, sent_ns } = found else { return None };
+    best(&[Exchange { asked_ns, received_ns, sent_ns, answered_ns }]).map(|(offset, _)| offset)
 }
 
 async fn ask(mesh: &Mesh, agent: AgentId, run: Incarnation, step: LiveStep) -> Result<LiveFinding, String> {

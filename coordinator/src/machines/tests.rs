@@ -23,20 +23,20 @@ use crate::{
 };
 
 /// One agent of a synthetic mesh: a label, the number of its kernel, and what else is special about it.
-struct Made {
-    label: String,
-    kernel: u32,
-    gpu: bool,
-    declared: bool,
-    kind: Hypervisor,
-    engine: EngineState,
-    claim: Option<MachineClaim>,
-    version: &'static str,
-    models: Vec<Model>,
-    state: AgentState,
+pub(crate) struct Made {
+    pub(crate) label: String,
+    pub(crate) kernel: u32,
+    pub(crate) gpu: bool,
+    pub(crate) declared: bool,
+    pub(crate) kind: Hypervisor,
+    pub(crate) engine: EngineState,
+    pub(crate) claim: Option<MachineClaim>,
+    pub(crate) version: &'static str,
+    pub(crate) models: Vec<Model>,
+    pub(crate) state: AgentState,
 }
 
-fn made(label: &str, kernel: u32) -> Made {
+pub(crate) fn made(label: &str, kernel: u32) -> Made {
     let (kind, engine) = (Hypervisor::None, EngineState::Up);
     Made {
         label: label.to_owned(),
@@ -63,7 +63,7 @@ fn tag(kind: u8, number: u32) -> Tag {
     Tag(tag)
 }
 
-fn agent(n: usize) -> AgentId {
+pub(crate) fn agent(n: usize) -> AgentId {
     let mut id = [7; 32];
     id[..2].copy_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
     AgentId(id)
@@ -107,7 +107,7 @@ fn evidence(of: &Made) -> Evidence {
     evidence
 }
 
-fn roster(agents: &[Made]) -> Roster {
+pub(crate) fn roster(agents: &[Made]) -> Roster {
     let mut roster = Roster::new(true);
     for (n, of) in agents.iter().enumerate() {
         let id = agent(n + 1);

@@ -98,7 +98,7 @@ impl Code {
             Self::KernelConflict => (
                 "KERNEL_CONFLICT",
                 "boot id and boot time of {} disagree; counted as one until a live test decides",
-                "wait a minute; if it stays, see `tropa machines --why`",
+                "wait a minute; if it stays, see `tropa doctor`",
             ),
             Self::MergeRefusedConflict => (
                 "MERGE_REFUSED_CONFLICT",
@@ -163,7 +163,7 @@ impl Code {
             Self::IdentityFlapping => (
                 "IDENTITY_FLAPPING",
                 "the identity of {} keeps changing; held apart",
-                "see `tropa machines --why`",
+                "see `tropa doctor`",
             ),
             Self::DeviceUnattributed => (
                 "DEVICE_UNATTRIBUTED",

@@ -351,6 +351,10 @@ impl Driver {
             Command::Links(reply) => {
                 let _ = reply.send(self.links.ends.values().copied().collect());
             }
+            Command::Programs(reply) => {
+                let programs = self.links.programs.iter();
+                let _ = reply.send(programs.map(|(agent, program)| (*agent, program.to_string())).collect());
+            }
             Command::Shutdown(reply) => return Next::Leave(Some(reply)),
         }
         Next::GoOn

@@ -13,7 +13,7 @@ use std::{
 use libp2p::swarm::ConnectionId;
 
 use super::dial::Present;
-use crate::id::AgentId;
+use crate::{bounded::Text, id::AgentId};
 
 /// Members that an agent lets dial it and stay: half of the connections that it may have (`security.md` §6), so that
 /// there is room for all who come within [`STAY`], and ten times what a member of a large mesh has of its own.
@@ -21,6 +21,9 @@ const CALLERS: usize = 128;
 
 /// How long a member that dialled stays at least: long enough for the first rosters and for dials to other members.
 const STAY: Duration = Duration::from_secs(5);
+
+/// Bytes of what a peer calls its program: a name and a version.
+const MAX_PROGRAM: usize = 64;
 
 /// The present connections, and who is there.
 #[derive(Debug, Default)]
@@ -30,6 +33,8 @@ pub(super) struct Links {
     pub(super) dialled: BTreeMap<ConnectionId, AgentId>,
     /// Who is at the other end of each connection, and where.
     pub(super) ends: BTreeMap<ConnectionId, (AgentId, IpAddr)>,
+    /// Which program everybody with a connection says that it is.
+    pub(super) programs: BTreeMap<AgentId, Text<MAX_PROGRAM>>,
     pub(super) agents: usize,
 }
 

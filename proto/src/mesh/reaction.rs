@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Instant};
 use libp2p::{
     PeerId,
     gossipsub::{self, MessageAcceptance},
-    mdns, ping,
+    identify, mdns, ping,
     request_response::{self, InboundFailure, OutboundFailure},
     swarm::{ConnectionId, DialError, ListenError, SwarmEvent},
 };
@@ -20,6 +20,7 @@ use super::{
     swarm::{BehaviourEvent, agent_of, socket},
 };
 use crate::{
+    bounded::Text,
     chunk_stream::{
         WorkStream,
         behaviour::{Inbound, OpenError},
@@ -50,6 +51,15 @@ impl Driver {
             })) => {
                 // libp2p only reports; a connection that does not answer is closed here, and dialled anew.
                 self.swarm.close_connection(connection);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                info,
+                ..
+            })) => {
+                if let Some(agent) = agent_of(&peer_id).filter(|agent| self.links.connected(agent)) {
+                    self.links.programs.insert(agent, Text::cut(&info.agent_version));
+                }
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 if let (Some(agent), Some(address)) =
@@ -359,6 +369,7 @@ impl Driver {
         self.links.dialled.remove(&connection);
         if let Some(agent) = agent_of(peer).filter(|_| left == 0) {
             self.links.connected.remove(&agent);
+            self.links.programs.remove(&agent);
             self.pulls.queue.remove(&agent);
             self.dialer.lost(&agent, &self.links, now);
             self.tell(MeshEvent::Disconnected(agent));

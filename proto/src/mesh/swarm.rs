@@ -108,7 +108,7 @@ pub(super) fn build(
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING).with_timeout(PING)),
         identify: identify::Behaviour::new(
             identify::Config::new("/tropa/1".to_owned(), key.public())
-                .with_agent_version(concat!("tropa/", env!("CARGO_PKG_VERSION")).to_owned())
+                .with_agent_version(super::PROGRAM.to_owned())
                 .with_push_listen_addr_updates(true)
                 .with_cache_size(256),
         ),
