@@ -154,4 +154,16 @@ fn two_machines_on_a_lan_become_one_mesh_by_a_secret_and_nothing_else() {
     let said = exposed().unwrap_or_default();
     assert!(said.contains("10.97.0.11:11434") && said.contains("OLLAMA_HOST=127.0.0.1"), "{said}");
     assert!(!here.log().contains("ollama.exposed"), "{}", here.log());
+
+    // Each doctor sees the installs of its own machine from outside, and the mesh from within.
+    let found = |host: &Host| {
+        let output = host.command(tropa, &["doctor", "--allow-declared", "--json"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap().clone();
+        assert!(findings.iter().any(|finding| finding["code"] == "mesh.agents"), "{report:#}");
+        let exposed = findings.into_iter().find(|finding| finding["code"] == "ollama.exposed");
+        exposed.map(|finding| finding["level"].clone())
+    };
+    assert_eq!((found(&here), found(&there)), (Some("ok".into()), Some("warn".into())));
 }

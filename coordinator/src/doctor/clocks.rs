@@ -28,7 +28,8 @@ pub(super) fn check(seen: &Seen) -> Vec<Finding> {
     let Some(most) = seen.clocks.values().map(|offset| offset.unsigned_abs()).max() else {
         return Vec::new();
     };
-    let seconds = most as f64 / 1e9;
+    // Rounded up: they are never quite equal.
+    let seconds = most.div_ceil(100_000_000).max(1) as f64 / 10.0;
     let what = format!(
         "the clocks of {} are within {seconds:.1} s of this machine's",
         count(seen.clocks.len(), "agent")

@@ -16,18 +16,15 @@ use crate::{
 /// What it comes to: how many chunks at a time, and what would make it more.
 pub(super) fn capacity(seen: &Seen) -> Vec<Finding> {
     let waits = seen.view.installs.iter().any(|install| matches!(install.out, Some(Out::Shut(_))));
-    let summary = seen.machines.summary.clone();
     if seen.machines.at_once > 0 || waits {
-        vec![Finding::ok("mesh.capacity", summary)]
+        vec![Finding::ok("mesh.capacity", seen.machines.summary.clone())]
     } else if seen.view.installs.is_empty() {
         // It is told of with the agents.
         Vec::new()
     } else {
-        vec![
-            Finding::fail("mesh.capacity", summary)
-                .because("no install can work")
-                .fix("tropa machines --why"),
-        ]
+        let what =
+            format!("nothing can run: of {} none can work", count(seen.view.installs.len(), "install"));
+        vec![Finding::fail("mesh.capacity", what).fix("tropa machines --why")]
     }
 }
 
@@ -67,8 +64,7 @@ fn without_work(install: &Install, out: &Out) -> Finding {
     let (reason, remedy) = reason_out(out, &install.label);
     let what = format!("{} gets no work: {reason}", install.label);
     let finding = match out {
-        Out::Down(_) => Finding::fail("ollama.unreachable", what),
-        Out::NotOllama(_) => Finding::fail("ollama.unreachable", what),
+        Out::Down(_) | Out::NotOllama(_) => Finding::fail("ollama.unreachable", what),
         Out::TooOld(_) => Finding::fail("ollama.too_old", what),
         Out::TooMany => Finding::warn("machine.full", what),
         Out::NotDescribed | Out::Unreachable => Finding::warn("agent.silent", what),

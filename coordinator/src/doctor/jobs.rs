@@ -18,10 +18,15 @@ pub(super) fn check(here: &Here) -> Vec<Finding> {
     };
     let mut findings: Vec<Finding> = list.iter().filter_map(unsound).collect();
     if findings.is_empty() {
-        findings.push(Finding::ok(
-            "journal.sound",
-            format!("{}, every page of them sound", count(list.len(), "job")),
-        ));
+        let what = match list.len() {
+            0 => "there are no jobs".to_owned(),
+            some => format!(
+                "{}, every page of {} sound",
+                count(some, "job"),
+                if some == 1 { "it" } else { "them" }
+            ),
+        };
+        findings.push(Finding::ok("journal.sound", what));
     }
     findings.extend(list.iter().filter_map(unfinished));
     findings.extend(at_work(&list));
@@ -33,9 +38,10 @@ fn unsound(job: &JobSummary) -> Option<Finding> {
     let id = job.id.short();
     let error = journal::examine(&job.dir).err()?;
     let purge = format!("tropa jobs purge {id} --yes");
-    match error {
-        // Another process has its input come in.
+    match &error {
+        // Its input comes in, or it has been deleted meanwhile.
         Error::Incomplete if job.running => None,
+        Error::Io { .. } | Error::Sql { .. } if !job.dir.exists() => None,
         Error::Incomplete => {
             let what = format!("the input of job {id} never arrived as a whole");
             Some(Finding::warn("journal.incomplete", what).because("submit it again").fix(purge))
@@ -45,11 +51,22 @@ fn unsound(job: &JobSummary) -> Option<Finding> {
             let why = "it can be gone on with by that version only";
             Some(Finding::warn("journal.version", what).because(why).fix(purge))
         }
-        other => {
-            let what = format!("the journal of job {id} cannot be trusted: {}", with_source(&other));
-            let why = "its results may be lost; submit the job again";
+        Error::Damaged(_) => {
+            let what = format!("job {id}: {error}");
+            let why = "what it holds may be lost; submit the job again";
             let fix = format!("mv {0} {0}.damaged", quoted(&job.dir));
             Some(Finding::fail("journal.damaged", what).because(why).fix(fix))
+        }
+        Error::Locked { .. }
+        | Error::Pragma { .. }
+        | Error::Network { .. }
+        | Error::NoSpace { .. }
+        | Error::TooMany
+        | Error::TooLarge { .. }
+        | Error::Io { .. }
+        | Error::Sql { .. } => {
+            let what = format!("the journal of job {id} cannot be read: {}", with_source(&error));
+            Some(Finding::fail("journal.unreadable", what).fix(format!("ls -la {}", quoted(&job.dir))))
         }
     }
 }

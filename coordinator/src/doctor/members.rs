@@ -42,7 +42,8 @@ pub(super) fn reached(seen: &Seen) -> Vec<Finding> {
     findings
 }
 
-/// Who speaks our protocol under another secret.
+/// Who speaks our protocol under another secret. Beside agents that answer, one that was not named may well be of the
+/// mesh of somebody else.
 fn strangers(seen: &Seen) -> Vec<Finding> {
     let wrong = seen.failures.iter().filter(|(_, why)| **why == DialFailure::WrongSecret);
     wrong
@@ -52,7 +53,10 @@ fn strangers(seen: &Seen) -> Vec<Finding> {
             let fix = format!(
                 "on its machine: {TAKE_IN}; or here, with a copy of its file: --mesh-secret-file FILE"
             );
-            Finding::fail("mesh.secret", what).because(why).fix(fix)
+            let wanted = seen.named.contains_key(address) || seen.view.installs.is_empty();
+            let finding =
+                if wanted { Finding::fail("mesh.secret", what) } else { Finding::warn("mesh.secret", what) };
+            finding.because(why).fix(fix)
         })
         .collect()
 }
@@ -60,8 +64,16 @@ fn strangers(seen: &Seen) -> Vec<Finding> {
 /// Whom `--peer` names and who does not answer: nobody at any address of a name.
 fn deaf(seen: &Seen) -> Vec<Finding> {
     let mut reasons: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    let mut listens: BTreeMap<&str, String> = BTreeMap::new();
     let mut heard: BTreeSet<&str> = BTreeSet::new();
     for (address, peer) in &seen.named {
+        let there = if address.ip().is_loopback() {
+            format!("tropa-agent --listen {address}")
+        } else {
+            let everywhere = if address.is_ipv6() { "[::]" } else { "0.0.0.0" };
+            format!("there: tropa-agent --listen {everywhere}:{}", address.port())
+        };
+        listens.insert(peer, there);
         match seen.failures.get(address) {
             // It is told of as a stranger, or is this command.
             Some(DialFailure::WrongSecret | DialFailure::Myself) => _ = heard.insert(peer),
@@ -80,7 +92,7 @@ fn deaf(seen: &Seen) -> Vec<Finding> {
         } else {
             Finding::warn("mesh.unreachable", what)
         };
-        finding.because(why).fix("there: tropa-agent --listen 0.0.0.0:11634")
+        finding.because(why).fix(listens.remove(peer).unwrap_or_default())
     })
     .collect()
 }

@@ -140,9 +140,7 @@ pub(super) fn locks(here: &Here) -> Vec<Finding> {
         }
         Ok(place) => {
             let what = format!("devices are locked in {}, for the agents of this user", place.display());
-            let fix = format!("sudo install -d -m 2770 -g \"$(id -gn)\" {}", quoted(system));
-            let why = format!("with {} agents of all users would take turns", system.display());
-            vec![Finding::ok("lane.lock", what).because(why).fix(fix)]
+            vec![Finding::ok("lane.lock", what)]
         }
         Err(error) => {
             let source = std::error::Error::source(&error).map_or_else(String::new, |why| format!(": {why}"));
@@ -163,17 +161,13 @@ pub(super) fn room(here: &Here) -> Vec<Finding> {
     let local = journal::refuse_network(place).err().map(|error| {
         Finding::fail("journal.place", error.to_string()).fix("set XDG_STATE_HOME to a local directory")
     });
-    let low = journal::require_space(place, 0).err().map(|error| match error {
-        journal::Error::NoSpace { free, need } => {
-            let mib = |bytes: u64| bytes >> 20;
-            let what = format!(
-                "{} MiB are free where jobs are kept, and none starts below {}",
-                mib(free),
-                mib(need)
-            );
-            Finding::fail("disk.low", what).fix(elsewhere)
+    let low = journal::require_space(place, 0).err().map(|error| {
+        if let journal::Error::NoSpace { free, need } = error {
+            let (free, need) = (free >> 20, need >> 20);
+            let what = format!("{free} MiB are free where jobs are kept, and none starts below {need}");
+            return Finding::fail("disk.low", what).fix(elsewhere);
         }
-        other => Finding::warn("disk.low", format!("how much room there is cannot be told: {other}")),
+        Finding::warn("disk.low", format!("how much room there is cannot be told: {error}"))
     });
     let fine =
         || Finding::ok("disk.low", "jobs are kept on a disk of this machine, and there is room for more");

@@ -160,11 +160,9 @@ impl Code {
             Self::VgpuUuidDuplicate => {
                 ("VGPU_UUID_DUPLICATE", "{} show one virtual GPU id; it is ignored", "nothing to do")
             }
-            Self::IdentityFlapping => (
-                "IDENTITY_FLAPPING",
-                "the identity of {} keeps changing; held apart",
-                "see `tropa doctor`",
-            ),
+            Self::IdentityFlapping => {
+                ("IDENTITY_FLAPPING", "the identity of {} keeps changing; held apart", "see `tropa doctor`")
+            }
             Self::DeviceUnattributed => (
                 "DEVICE_UNATTRIBUTED",
                 "it is not known which GPU the installs of {} use; all are reserved",
