@@ -1,7 +1,7 @@
 //! `tropa doctor`: looks whether everything is in order, and says what to do where it is not.
 //!
-//! A check is a small function from what it looks at to findings. Those of [`HERE`] need this machine only and run
-//! whatever is wrong; those of [`MESH`] need a mesh to have been joined with the settings, as every other command does
+//! A check is a small function from what it looks at to findings. Those of `HERE` need this machine only and run
+//! whatever is wrong; those of `MESH` need a mesh to have been joined with the settings, as every other command does
 //! it. A new check is a new line in one of the two lists.
 //!
 //! Nothing is changed, no prompt is read, and no secret, no raw hardware id and no address of this machine is printed.

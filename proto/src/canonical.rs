@@ -81,8 +81,8 @@ pub fn product_uuid(text: &str) -> Reading<String> {
 #[must_use]
 pub fn board_serial(text: &str) -> Reading<String> {
     let text = trimmed(text).to_ascii_lowercase();
-    if text.is_empty() || text.len() > MAX_SERIAL {
-        rejected("empty or too long")
+    if !is_serial(&text) {
+        rejected(NO_SERIAL)
     } else if text.bytes().all(|byte| byte == b'0') {
         rejected("all zero")
     } else {
@@ -127,8 +127,8 @@ pub fn mac(text: &str) -> Reading<String> {
 #[must_use]
 pub fn nvme_serial(text: &str) -> Reading<String> {
     let text = trimmed(text);
-    if text.is_empty() || text.len() > MAX_SERIAL {
-        rejected("empty or too long")
+    if !is_serial(text) {
+        rejected(NO_SERIAL)
     } else if all_equal(text) {
         rejected("all characters are equal")
     } else {
@@ -142,8 +142,8 @@ pub fn gpu_id(text: &str) -> Reading<String> {
     let text = trimmed(text).to_ascii_lowercase();
     let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_start_matches("0x");
     let zero = !digits.is_empty() && digits.bytes().all(|byte| matches!(byte, b'0' | b'-'));
-    if text.is_empty() || text.len() > MAX_SERIAL {
-        rejected("empty or too long")
+    if !is_serial(&text) {
+        rejected(NO_SERIAL)
     } else if zero && (text == digits || text.starts_with("0x") || digits.len() == 36) {
         rejected("zero")
     } else {
@@ -248,6 +248,13 @@ pub fn cpu_list_text(numbers: &BTreeSet<u16>) -> String {
 fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || c == '\0')
 }
+
+/// What makers give is one line of printable ASCII (NVM Express: ASCII, 20 bytes); anything else is not what they gave.
+fn is_serial(text: &str) -> bool {
+    (1..=MAX_SERIAL).contains(&text.len()) && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+const NO_SERIAL: &str = "empty, too long, or not one line of ASCII";
 
 fn rejected<T>(why: &str) -> Reading<T> {
     Reading::Rejected(Text::cut(why))
@@ -363,6 +370,17 @@ mod tests {
         }
         assert_eq!(gpu_id("unified-gpu-0"), Reading::Value("unified-gpu-0".to_owned()));
         assert!(matches!(gpu_id("GPU-00000000-0000-4000-8000-000000000001"), Reading::Value(_)));
+    }
+
+    #[test]
+    fn a_serial_is_one_line_of_ascii() {
+        let junk = ["", "\0", "é4EWNX0N123456", "S4EW\nNX0N", "S4EW\u{1b}[2J", &"1".repeat(MAX_SERIAL + 1)];
+        for read in [board_serial, nvme_serial, gpu_id] {
+            for text in junk {
+                assert!(matches!(read(text), Reading::Rejected(_)), "{text:?}");
+            }
+            assert!(matches!(read("S4EW NX0N123456      \n"), Reading::Value(_)));
+        }
     }
 
     #[test]
