@@ -131,6 +131,25 @@ fn the_width_that_an_install_gains_from_is_found_and_kept() {
     assert!(went.orders.iter().filter(|order| order.ends_with(" of 2")).count() < 12, "it is found soon");
 }
 
+#[test]
+fn an_install_that_starts_anew_is_measured_anew_within_the_job() {
+    let at_once = |restarts| {
+        let lane = LaneOf { width: 0, restarts, ..LaneOf::of(50.0) };
+        let went = World::new(&[lane], &chunks(120)).with_orders().run();
+        let sends = went.orders.iter().filter_map(|order| order.split(" of ").nth(1)?.parse::<u32>().ok());
+        sends.collect::<Vec<_>>()
+    };
+    let middle = Duration::from_secs(150);
+    // One slot, and then four.
+    let sends = at_once(Some((middle, vec![1.0, 1.7, 2.5, 3.0])));
+    assert_eq!((sends[40], sends.last()), (1, Some(&4)), "{sends:?}");
+    // One slot, and then one.
+    let sends = at_once(Some((middle, vec![1.0])));
+    assert_eq!((sends[40], sends.last()), (1, Some(&1)), "{sends:?}");
+    assert!(sends[60..].contains(&2), "another process may have other slots: {sends:?}");
+    assert!(!at_once(None)[40..].contains(&2), "and one is not asked twice");
+}
+
 /// What jobs of 200 chunks do on an install of four slots that finds its width, over what they do at the best fixed
 /// one in the same weather; from the worst of them to the best.
 fn found_over_best(curve: &[f64], weather: impl Fn(u64) -> Weather) -> Vec<f64> {

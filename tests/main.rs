@@ -39,6 +39,7 @@ mod real_engine;
 mod real_jobs;
 mod real_texts;
 mod report_page;
+mod restarts;
 mod rules;
 mod salts;
 mod schedule;

@@ -55,6 +55,8 @@ pub struct LaneOf {
     pub slows: Option<(Duration, f64)>,
     /// What else happens on its machine.
     pub weather: Option<Weather>,
+    /// At this moment its engine starts anew, with this curve.
+    pub restarts: Option<(Duration, Vec<f64>)>,
 }
 
 /// One chunk of the world.
@@ -90,7 +92,16 @@ impl LaneOf {
     #[must_use]
     pub fn of(decode: f64) -> Self {
         let load = Duration::from_secs(2);
-        Self { decode, prompt: decode * 10.0, load, curve: vec![1.0], width: 1, slows: None, weather: None }
+        Self {
+            decode,
+            prompt: decode * 10.0,
+            load,
+            curve: vec![1.0],
+            width: 1,
+            slows: None,
+            weather: None,
+            restarts: None,
+        }
     }
 }
 
@@ -134,6 +145,7 @@ enum What {
     Cancelled(AttemptId),
     Tokens(usize),
     Told(AttemptId, u32),
+    Restarts(usize),
     Wakes(Duration),
 }
 
@@ -225,10 +237,30 @@ impl World {
     /// When it does not end, or the scheduler breaks its rule or records what it takes back at once.
     #[must_use]
     pub fn run(mut self) -> Went {
+        for lane in 0..self.lanes.len() {
+            if let Some((at, _)) = self.lanes[lane].of.restarts {
+                self.at(at, What::Restarts(lane));
+            }
+        }
+        self.tell(Event::Roster(self.roster()));
+        while !self.schedule.is_done() {
+            let Reverse((at, _, what)) =
+                self.agenda.pop().expect("a job that is not done waits for something");
+            self.now = at;
+            self.happens(what);
+            let limit = 1_000_000 + 1_000 * self.chunks.len() as u64;
+            assert!(self.number < limit, "the job goes on for ever: {:?}", self.went);
+        }
+        self.went.loads = self.lanes.iter().map(|lane| lane.loads).collect();
+        self.went
+    }
+
+    fn roster(&self) -> Vec<Install> {
         let models: BTreeSet<ModelIndex> = self.chunks.iter().map(|chunk| chunk.work.model).collect();
         let install = |(n, lane): (usize, &Lane)| Install {
             agent: agent(n),
             incarnation: Incarnation(1),
+            engine: lane.engine,
             machine: MachineId(agent(n)),
             width: lane.of.width,
             models: models.clone(),
@@ -241,18 +273,7 @@ impl World {
             gpu_lanes: None,
             unplaced: Default::default(),
         };
-        let roster = self.lanes.iter().enumerate().map(install).collect();
-        self.tell(Event::Roster(roster));
-        while !self.schedule.is_done() {
-            let Reverse((at, _, what)) =
-                self.agenda.pop().expect("a job that is not done waits for something");
-            self.now = at;
-            self.happens(what);
-            let limit = 1_000_000 + 1_000 * self.chunks.len() as u64;
-            assert!(self.number < limit, "the job goes on for ever: {:?}", self.went);
-        }
-        self.went.loads = self.lanes.iter().map(|lane| lane.loads).collect();
-        self.went
+        self.lanes.iter().enumerate().map(install).collect()
     }
 
     fn happens(&mut self, what: What) {
@@ -304,6 +325,11 @@ impl World {
                 }
             }
             What::Told(attempt, count) => self.tell(Event::Tokens(attempt, count)),
+            What::Restarts(lane) => {
+                self.lanes[lane].restart(self.now);
+                self.tell(Event::Roster(self.roster()));
+                self.start(lane);
+            }
             What::Wakes(at) => {
                 if self.wakes_at == Some(at) {
                     self.wakes_at = None;

@@ -92,14 +92,33 @@ impl RealOllama {
     /// # Errors
     /// Those of [`start`](Self::start), and a CPU that this process may not use.
     pub fn start_on(cpus: &[usize], models_dir: &Path, env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        // Port 0: the kernel chooses, and the log says which.
+        Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), cpus, models_dir, env)
+    }
+
+    /// Ends this server and starts another on the same port, as a restart with other settings does.
+    ///
+    /// # Errors
+    /// Those of [`start`](Self::start).
+    pub fn restarted(self, models_dir: &Path, env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let address = self.addr;
+        drop(self);
+        Self::start_at(address, &[], models_dir, env)
+    }
+
+    fn start_at(
+        listen: SocketAddr,
+        cpus: &[usize],
+        models_dir: &Path,
+        env: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let found = Self::find().map_err(anyhow::Error::msg)?;
         let home = TempDir::new().context("making a home for ollama failed")?;
         let log = fs::File::create(home.path().join("log")).context("making the log of ollama failed")?;
         let mut command = Command::new(&found.binary);
         command
             .arg("serve")
-            // Port 0: the kernel chooses, and the log says which.
-            .env("OLLAMA_HOST", "127.0.0.1:0")
+            .env("OLLAMA_HOST", listen.to_string())
             .env("OLLAMA_MODELS", models_dir)
             .env("HOME", home.path())
             .envs(env.iter().copied())
@@ -108,8 +127,7 @@ impl RealOllama {
             .stderr(log)
             .process_group(0);
         let server = spawn_on(cpus, command).context("starting ollama failed")?;
-        let unbound = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut ollama = Self { found, server, addr: unbound, home };
+        let mut ollama = Self { found, server, addr: listen, home };
         ollama.wait_until_it_answers()?;
         Ok(ollama)
     }

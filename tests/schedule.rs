@@ -15,7 +15,7 @@ use tropa_coordinator::schedule::{Action, Event, Install, Kind, Largest, ModelIn
 use tropa_proto::{
     bounded::Text,
     failure::{Class, Reason},
-    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId, MachineId},
+    id::{AgentId, AttemptId, ChunkIndex, EngineRun, Incarnation, JobId, MachineId},
     message::{Place, Refusal},
 };
 
@@ -32,6 +32,7 @@ fn roster(devices: &[BTreeSet<u8>], widths: &[usize]) -> Vec<Install> {
         .map(|n| Install {
             agent: agent(n),
             incarnation: Incarnation(1),
+            engine: EngineRun(1),
             machine: MachineId(agent(devices[n].first().copied().unwrap_or(0) as usize)),
             width: widths[n],
             models: BTreeSet::from([ModelIndex(0)]),

@@ -41,6 +41,7 @@ impl Agent {
             machine: self.machine.claim(),
             locks: List::cut(locks).0,
             width: self.width,
+            engine: self.engine.borrow().run,
             bundle,
             inventory,
             addresses: List::cut(reachable(listening)).0,

@@ -9,6 +9,7 @@ mod announcing;
 pub mod args;
 mod clock;
 pub mod device_lock;
+mod engine_run;
 pub mod evidence;
 pub mod execute;
 pub mod exposure;
@@ -58,6 +59,7 @@ use crate::{
     announcing::announce_here,
     clock::now,
     device_lock::DeviceLocks,
+    engine_run::{Engine, Naming},
     evidence::{BootClock, LaneSpec, Root},
     execute::{Executor, Guests, Load, Orders},
     exposure::Exposure,
@@ -176,6 +178,7 @@ pub struct Agent {
     stock: Stock,
     orders: Orders,
     live_tests: LiveTests,
+    engine: watch::Receiver<Engine>,
     load: watch::Receiver<Load>,
     guests: watch::Receiver<Guests>,
     stop: CancellationToken,
@@ -198,6 +201,8 @@ impl Agent {
         let peers = resolve(&config.peers).await?;
         let incarnation = Incarnation::started(since_1970())?;
         let ollama = Arc::new(Ollama::with_policy(config.ollama.clone(), config.policy.clone())?);
+        // Before anything is asked of it: what is learned holds for the process that answers now.
+        let engine = engine_run::watch(Arc::clone(&ollama), Naming::new(&config)).await;
         let stock = Stock::take(&config, Arc::clone(&ollama)).await;
         let (host, port) = config.ollama.host_and_port();
         let mut state = State::open(&config.state, &host, port, stock.facts())?;
@@ -234,6 +239,7 @@ impl Agent {
         let executing = tokio::spawn(executor.run(stop.clone()));
         let presence = announce_here(config.runtime.as_ref(), port, &mesh);
         Ok(Self {
+            engine,
             load: orders.load(),
             guests: orders.guests(),
             mesh,
@@ -334,6 +340,13 @@ impl Agent {
                         next_announcement = now();
                     }
                     self.stock.watch(load);
+                }
+                Ok(()) = self.engine.changed() => {
+                    let Engine { up, .. } = *self.engine.borrow_and_update();
+                    self.stock.engine_changed(up);
+                    if up {
+                        next_announcement = now();
+                    }
                 }
                 Ok(()) = self.guests.changed() => self.welcome(),
                 () = sleep_until(turn) => {}

@@ -22,7 +22,10 @@ mod url;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -76,6 +79,8 @@ pub struct Ollama {
     /// The latest answer of `/api/ps` and when it was asked for; the lock is held while asking, so that one asks
     /// for all.
     ps: tokio::sync::Mutex<Option<Look>>,
+    /// Another process answers than the one that said what is remembered of names and digests.
+    outdated: AtomicBool,
 }
 
 /// One look at `/api/ps`.
@@ -107,6 +112,7 @@ impl Ollama {
             names: Mutex::default(),
             ratios: Mutex::default(),
             ps: tokio::sync::Mutex::default(),
+            outdated: AtomicBool::new(false),
         })
     }
 
@@ -120,6 +126,18 @@ impl Ollama {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Waits until the install refuses a connection of ours.
+    pub(crate) async fn refused(&self) {
+        self.client.refused().await;
+    }
+
+    /// Takes in that another process answers now: with the next stock everything is asked anew. It may serve another
+    /// folder of models under the same names, and another version may make something else of the same digest (what it
+    /// can do, which renderer and parser belong to it).
+    pub(crate) fn is_another(&self) {
+        self.outdated.store(true, Ordering::Release);
     }
 
     /// Says whether the install answers, and its version; empty where there is none. Takes at most 2 s.
@@ -159,6 +177,10 @@ impl Ollama {
                 return inventory::build(engine, &version, Tags::default(), &Ps::default(), |_| None);
             }
         };
+        // At the beginning of a stock and not in the middle of one, which would miss what it has read.
+        if self.outdated.swap(false, Ordering::AcqRel) {
+            *self.digests.lock().unwrap_or_else(PoisonError::into_inner) = Digests::default();
+        }
         self.remember(&tags);
         for tag in tags.models.iter().filter(|tag| !tag.is_remote()) {
             if let Some(digest) = unhex(&tag.digest)

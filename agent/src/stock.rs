@@ -159,6 +159,15 @@ impl Stock {
         self.work = work;
     }
 
+    /// Takes in that the process of the engine is gone, or that another one answers. While it is gone, attempts wait for
+    /// it a while: nothing is said of it before they give up.
+    pub(crate) fn engine_changed(&mut self, up: bool) {
+        if up || self.work.running == 0 {
+            self.due = now();
+            self.asked = true;
+        }
+    }
+
     /// Waits for the next stock and says whether anything of what is published has changed. May be dropped at any time.
     pub(crate) async fn taken(&mut self) -> bool {
         if self.taking.is_none() {
@@ -222,11 +231,10 @@ impl Stock {
 
 impl Reading {
     fn new(config: &Config) -> Self {
-        let salt = config.secret.as_ref().map_or(Salt::LOOPBACK, |secret| Salt(*secret.id_salt()));
         let (_, port) = config.ollama.host_and_port();
         Self {
             root: config.root.clone(),
-            key: Key::new(&salt),
+            key: Key::new(&salt(config)),
             former: config.secret.as_ref().and_then(|secret| Some(Key::new(&Salt(*secret.former_salt()?)))),
             lane: config.lane.clone(),
             // A port of another host is not one of this host's processes.
@@ -286,6 +294,11 @@ impl Reading {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
+}
+
+/// The salt of the mesh, with which whatever names something of this machine is keyed.
+pub(crate) fn salt(config: &Config) -> Salt {
+    config.secret.as_ref().map_or(Salt::LOOPBACK, |secret| Salt(*secret.id_salt()))
 }
 
 /// Writes what only root can read for the agents of this machine; gives the file.

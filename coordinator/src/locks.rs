@@ -70,7 +70,7 @@ mod tests {
     use tropa_proto::{
         bounded::{List, Text},
         evidence::{Core, Evidence, Os, Reading, Tag},
-        id::Incarnation,
+        id::{EngineRun, Incarnation},
         message::{AgentState, Announcement},
         roster::Roster,
         uid::{MachineClaim, MachineUid},
@@ -99,6 +99,7 @@ mod tests {
                 machine: MachineClaim::new(MachineUid { created_ms: 1, random: [*kernel; 16] }),
                 locks: List::new(locks).unwrap(),
                 width: 1,
+                engine: EngineRun(1),
                 bundle: Default::default(),
                 inventory: Default::default(),
                 addresses: List::default(),

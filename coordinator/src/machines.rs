@@ -112,6 +112,8 @@ pub struct AgentRow {
     pub width: u16,
     /// `declared`, `measured` by a job of this user, or `not measured` yet.
     pub width_from: &'static str,
+    /// `until Ollama is restarted` where it was measured: what it holds for; else empty.
+    pub width_until: &'static str,
     /// Ollama's version; empty where it does not answer.
     pub version: String,
     /// Its models; a star marks those that are loaded.
@@ -280,6 +282,7 @@ fn agent_row(install: &Install) -> AgentRow {
         attribution: attribution(&install.evidence),
         width: install.width.max(1),
         width_from: if install.width == 0 { "not measured" } else { "declared" },
+        width_until: "",
         version: inventory
             .filter(|inventory| inventory.engine == EngineState::Up)
             .map_or_else(String::new, |inventory| inventory.version.to_string()),

@@ -124,6 +124,7 @@ pub fn installs(view: &View, models: &[Pinned]) -> Vec<schedule::Install> {
         schedule::Install {
             agent: install.agent,
             incarnation: install.incarnation,
+            engine: install.engine,
             machine: install.machine,
             width: usize::from(install.width),
             models: having(false),

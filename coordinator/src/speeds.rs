@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tropa_proto::{
-    id::{AgentId, Incarnation, hex, unhex},
+    id::{AgentId, EngineRun, hex, unhex},
     message::{Fingerprint, MAX_MEASURED_WIDTH},
     system,
 };
@@ -43,9 +43,8 @@ type Key = (AgentId, String, Fingerprint);
 pub struct Speed {
     /// The speed.
     pub pace: Pace,
-    /// How many chunks at once are worth it, and the run of the agent at which that was found: another one may be beside
-    /// another process of Ollama.
-    pub width: Option<(Width, Incarnation)>,
+    /// How many chunks at once are worth it, and the process of Ollama for which that holds.
+    width: Option<(Width, EngineRun)>,
     /// When it was last measured, in milliseconds of the wall clock: only to forget the oldest.
     pub at_ms: u64,
 }
@@ -76,7 +75,23 @@ struct Row {
 struct RowWidth {
     at_once: u16,
     serialises: bool,
-    incarnation: u64,
+    /// 0, as where it is missing: it holds for no process.
+    #[serde(default)]
+    engine: u32,
+}
+
+impl Speed {
+    /// A speed that was measured now, and the width that was found for this process of Ollama.
+    #[must_use]
+    pub fn new(pace: Pace, width: Option<Width>, engine: EngineRun, at_ms: u64) -> Self {
+        Self { pace, width: width.map(|width| (width, engine)), at_ms }
+    }
+
+    /// The width that was found, if it holds for this process of Ollama.
+    #[must_use]
+    pub fn width_at(&self, engine: EngineRun) -> Option<Width> {
+        self.width.filter(|(_, of)| of.is_same(engine)).map(|(width, _)| width)
+    }
 }
 
 impl Speeds {
@@ -157,10 +172,10 @@ impl Row {
     fn of((agent, lane, model): &Key, speed: &Speed) -> Self {
         let Pace { prompt_s, decode_s, overhead_s, chunk_s, load_s, samples } = speed.pace;
         let (agent, lane, model) = (agent.to_string(), lane.clone(), hex(model));
-        let width = speed.width.map(|(width, Incarnation(incarnation))| RowWidth {
+        let width = speed.width.map(|(width, EngineRun(engine))| RowWidth {
             at_once: width.at_once,
             serialises: width.serialises,
-            incarnation,
+            engine,
         });
         Self {
             agent,
@@ -182,8 +197,8 @@ impl Row {
         let times = [self.prompt_s, self.decode_s, self.overhead_s, self.chunk_s, self.load_s];
         // A day for a token or a chunk is no speed.
         let sound = times.iter().all(|time| (0.0..86_400.0).contains(time)) && self.samples > 0;
-        let width = self.width.map(|RowWidth { at_once, serialises, incarnation }| {
-            (Width { at_once: at_once.clamp(1, MAX_MEASURED_WIDTH), serialises }, Incarnation(incarnation))
+        let width = self.width.map(|RowWidth { at_once, serialises, engine }| {
+            (Width { at_once: at_once.clamp(1, MAX_MEASURED_WIDTH), serialises }, EngineRun(engine))
         });
         let [prompt_s, decode_s, overhead_s, chunk_s, load_s] = times;
         let pace = Pace { prompt_s, decode_s, overhead_s, chunk_s, load_s, samples: self.samples };
@@ -199,8 +214,17 @@ mod tests {
     use super::*;
 
     fn speed(decode_s: f64, at_ms: u64) -> Speed {
-        let width = Some((Width { at_once: 4, serialises: false }, Incarnation(at_ms)));
-        Speed { pace: Pace { decode_s, samples: 1, ..Pace::default() }, width, at_ms }
+        let width = Some(Width { at_once: 4, serialises: false });
+        Speed::new(Pace { decode_s, samples: 1, ..Pace::default() }, width, EngineRun(7), at_ms)
+    }
+
+    #[test]
+    fn a_width_holds_for_the_process_that_it_was_found_for_and_for_no_other() {
+        let width = Some(Width { at_once: 1, serialises: true });
+        let at = |engine| Speed::new(Pace::default(), width, EngineRun(engine), 1);
+        assert_eq!(at(7).width_at(EngineRun(7)), width);
+        assert_eq!(at(7).width_at(EngineRun(8)), None);
+        assert_eq!(at(0).width_at(EngineRun::UNKNOWN), None, "two that nobody knows are not one");
     }
 
     #[test]

@@ -23,6 +23,13 @@ pub struct AgentId(pub [u8; 32]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Incarnation(pub u64);
 
+/// Tells the processes apart that an install's Ollama has been: another process has another number, and one keeps its
+/// number for as long as the agent can tell that it is the same.
+///
+/// Chance, or a hash of what only the machine itself knows: it says nothing of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EngineRun(pub u32);
+
 /// Names a job: 128 random bits, made once by its coordinator, kept until the job is purged.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct JobId(pub [u8; 16]);
@@ -51,6 +58,17 @@ impl AgentId {
     #[must_use]
     pub fn short(&self) -> String {
         format!("a-{}", &hex(&self.0)[..4])
+    }
+}
+
+impl EngineRun {
+    /// The agent has seen no process yet, or does not say.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// Whether what was learned of one of these holds for the other: both are known, and the same.
+    #[must_use]
+    pub fn is_same(self, other: Self) -> bool {
+        self == other && self != Self::UNKNOWN
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     bounded::{Blob, Content, List, Text},
     evidence::{Core, Evidence},
     failure::Reason,
-    id::{AttemptId, ChunkIndex, Incarnation, JobId},
+    id::{AttemptId, ChunkIndex, EngineRun, Incarnation, JobId},
     known::Known,
     permit::Permit,
     uid::MachineClaim,
@@ -69,6 +69,8 @@ pub struct Announcement {
     /// How many attempts the install may hold at once, as its operator declared; 0: nothing was declared, so it admits
     /// up to [`MAX_MEASURED_WIDTH`] and coordinators measure what is worth it.
     pub width: u16,
+    /// The process that the install's Ollama is at present: what was measured of another does not hold for it.
+    pub engine: EngineRun,
     /// SHA-256 of the encoded evidence bundle; who does not have it asks with `Describe`.
     pub bundle: [u8; 32],
     /// SHA-256 of the encoded inventory; likewise.

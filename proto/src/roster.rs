@@ -370,6 +370,7 @@ impl Roster {
         Some(Install {
             agent,
             incarnation: entry.announcement.incarnation,
+            engine: entry.announcement.engine,
             label: entry.announcement.label.to_string(),
             machine: place.machine,
             lane: loads::lane(place, &evidence, entry.inventory.as_deref()),
@@ -462,6 +463,7 @@ fn run_install(id: AgentId, run: &Run, fusion: &Fusion) -> Option<Install> {
     Some(Install {
         agent: id,
         incarnation: run.announcement.incarnation,
+        engine: run.announcement.engine,
         label: run.announcement.label.to_string(),
         machine: place.machine,
         lane: loads::lane(place, &evidence, None),

@@ -26,7 +26,7 @@ use tropa_proto::{
     chunk_stream::greet_agent,
     codec::{self, Message as _},
     evidence::{Core, Hypervisor, Os, Reading, SaltName},
-    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
+    id::{AgentId, AttemptId, ChunkIndex, EngineRun, Incarnation, JobId},
     known::Known,
     mesh::{Mesh, MeshConfig, MeshEvent, start},
     message::{
@@ -446,6 +446,7 @@ fn announcement(seq: u64, mesh: &Mesh) -> Announcement {
         }),
         locks: List::default(),
         width: 64,
+        engine: EngineRun(1),
         bundle: [1; 32],
         inventory,
         addresses: List::new(mesh.listening().into_iter().take(6).collect()).unwrap_or_default(),

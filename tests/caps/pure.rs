@@ -14,7 +14,7 @@ use tropa_proto::{
     codec::{self, CodecError, Message},
     evidence::{Core, Evidence, Gpu, GpuKind, Hypervisor, Os, Reading, SaltName, Tag},
     hush::{Hush, WARNS_EVERY},
-    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
+    id::{AgentId, AttemptId, ChunkIndex, EngineRun, Incarnation, JobId},
     message::{
         AgentState, Announcement, Answer, Beat, FromAgent, Held, Inventory, MAX_BODY, MAX_RESULT,
         MAX_RESULT_FRAME, Model, ModelName, Open, Outcome, Question, Refusal, ToAgent,
@@ -188,6 +188,7 @@ fn announcement(machine: usize) -> Announcement {
         machine: MachineClaim::new(MachineUid { created_ms: 1, random: boot }),
         locks: List::default(),
         width: 1,
+        engine: EngineRun(1),
         bundle: [0; 32],
         inventory: [0; 32],
         addresses: List::default(),

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use tropa_coordinator::schedule::{Kind, Sample};
-use tropa_proto::id::AttemptId;
+use tropa_proto::id::{AttemptId, EngineRun};
 
 use super::{ChunkOf, LaneOf};
 
@@ -26,6 +26,7 @@ struct Running {
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) of: LaneOf,
+    pub(super) engine: EngineRun,
     pub(super) loads: usize,
     pub(super) blocked_until: Duration,
     pub(super) telling: bool,
@@ -53,6 +54,7 @@ impl Lane {
     pub(super) fn new(of: LaneOf) -> Self {
         Self {
             of,
+            engine: EngineRun(1),
             loads: 0,
             blocked_until: Duration::ZERO,
             telling: false,
@@ -96,6 +98,21 @@ impl Lane {
         }
         self.give_slots();
         started
+    }
+
+    /// Another process of the engine: nothing is loaded, and its agent sends what it was at once more.
+    pub(super) fn restart(&mut self, now: Duration) {
+        self.work(now);
+        if let Some((_, curve)) = self.of.restarts.take() {
+            self.of.curve = curve;
+        }
+        self.engine.0 += 1;
+        let load = self.of.load;
+        for running in &mut self.running {
+            let (left, load_left) = (running.chunk.seconds(&self.of), load.as_secs_f64());
+            *running = Running { left, load_left, load, slot_at: None, ..running.clone() };
+        }
+        self.give_slots();
     }
 
     pub(super) fn cancel(&mut self, attempt: AttemptId, now: Duration) -> Cancelled {

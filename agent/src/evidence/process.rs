@@ -135,8 +135,10 @@ fn memory_kib(text: &str) -> u64 {
     regions.max().unwrap_or(0)
 }
 
-/// Inodes of the sockets that listen on a port, of both families.
-fn listening(root: &Root, port: u16) -> BTreeSet<String> {
+/// Inodes of the sockets that listen on a port, of both families. The kernel shows them to every user, and gives a number
+/// to another socket only when four billion more were made.
+#[must_use]
+pub fn listening(root: &Root, port: u16) -> BTreeSet<String> {
     const LISTEN: &str = "0A";
     let port = format!("{port:04X}");
     let mut inodes = BTreeSet::new();

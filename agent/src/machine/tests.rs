@@ -8,6 +8,7 @@ use proptest::{
 use tropa_proto::{
     bounded::{List, Text},
     evidence::{Evidence, Os, Reading, Tag},
+    id::EngineRun,
 };
 
 use super::*;
@@ -67,6 +68,7 @@ fn said(known: &Known, boot: u8, incarnation: u64, seq: u64) -> Announcement {
         machine: known.claim(),
         locks: List::default(),
         width: 1,
+        engine: EngineRun(1),
         bundle: [0; 32],
         inventory: [0; 32],
         addresses: List::default(),

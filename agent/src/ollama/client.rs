@@ -5,11 +5,11 @@
 //! limit in the client, since headers come only after queueing, loading and reading the prompt; each caller
 //! brings its own.
 
-use std::{error::Error as _, io, time::Duration};
+use std::{error::Error as _, io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{header, redirect::Policy};
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 
 use super::url::OllamaUrl;
 
@@ -124,6 +124,8 @@ pub(super) struct Answer {
 pub(super) struct Client {
     http: reqwest::Client,
     base: OllamaUrl,
+    /// Told of every connection that is refused.
+    refusals: Arc<Notify>,
 }
 
 /// Says that no HTTP client could be made.
@@ -146,7 +148,7 @@ impl Client {
             .pool_max_idle_per_host(0)
             .build()
             .map_err(ClientError)?;
-        Ok(Self { http, base })
+        Ok(Self { http, base, refusals: Arc::default() })
     }
 
     pub(super) fn base(&self) -> &OllamaUrl {
@@ -162,8 +164,19 @@ impl Client {
         };
         match request.send().await {
             Ok(response) => Ok(Answer { response }),
-            Err(error) => Err(fault(&error, Phase::Headers)),
+            Err(error) => {
+                let fault = fault(&error, Phase::Headers);
+                if matches!(fault, Fault::Refused(_)) {
+                    self.refusals.notify_waiters();
+                }
+                Err(fault)
+            }
         }
+    }
+
+    /// Waits until a connection is refused, from the first poll on.
+    pub(super) async fn refused(&self) {
+        self.refusals.notified().await;
     }
 
     /// Sends a control request and reads the whole answer within the limit and the cap of its call.
@@ -276,6 +289,19 @@ mod tests {
         let server = Server::start(move |_, _| vec![Play::Bytes(answer.clone())]).await;
         let client = Client::new(server.url()).unwrap();
         (server, client)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_refused_is_told_to_whoever_waits_for_it() {
+        let (_server, client) = answered(1).await;
+        tokio::select! {
+            biased;
+            () = client.refused() => panic!("nothing was refused"),
+            answer = client.control(Call::Version, None) => assert!(answer.is_ok()),
+        }
+        let nobody = Client::new(OllamaUrl::parse("http://127.0.0.1:1", false).unwrap()).unwrap();
+        let ((), answer) = tokio::join!(biased; nobody.refused(), nobody.control(Call::Version, None));
+        assert!(matches!(answer, Err(Fault::Refused(_))), "{answer:?}");
     }
 
     #[tokio::test]

@@ -183,6 +183,11 @@ async fn stock_is_taken_from_recorded_installs() {
         assert_eq!(again, inventory);
         let shows = server.paths().iter().filter(|path| *path == "/api/show").count();
         assert_eq!(shows, 1, "what stands behind a digest is asked for once");
+        ollama.is_another();
+        assert_eq!(ollama.inventory().await, inventory);
+        assert_eq!(ollama.inventory().await, inventory);
+        let shows = server.paths().iter().filter(|path| *path == "/api/show").count();
+        assert_eq!(shows, 2, "and once of another process");
     }
 }
 

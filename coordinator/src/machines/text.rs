@@ -167,9 +167,11 @@ fn details(text: &mut String, machines: &[&MachineRow]) {
 
 fn detail(text: &mut String, agent: &AgentRow) {
     let version = if agent.version.is_empty() { "-" } else { &agent.version };
-    let width = match (agent.width, agent.width_from) {
-        (1, _) => String::new(),
-        (width, from) => format!("    {width} at once ({from})"),
+    let width = match (agent.width, agent.width_from, agent.width_until) {
+        // One at a time is the rule, and needs a word only where it was found out.
+        (1, _, "") => String::new(),
+        (width, from, "") => format!("    {width} at once ({from})"),
+        (width, from, until) => format!("    {width} at once ({from}, {until})"),
     };
     let line = format!(
         "  {} ({})    Ollama {}    lane {} ({}){width}    {}",

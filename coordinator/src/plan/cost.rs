@@ -93,9 +93,8 @@ impl Known {
         let mean = |of: fn(&Pace) -> f64| {
             known.iter().map(|speed| of(&speed.pace)).sum::<f64>() / known.len().max(1) as f64
         };
-        let found = known.iter().filter_map(|speed| speed.width);
-        let found =
-            found.filter(|(_, run)| *run == install.incarnation).map(|(width, _)| width.at_once).min();
+        let found = known.iter().filter_map(|speed| speed.width_at(install.engine));
+        let found = found.map(|width| width.at_once).min();
         let width = if install.width > 0 { install.width } else { found.unwrap_or(1) };
         let chunks = asked.chunks.max(1) as f64;
         let (prompt, output) = (asked.prompt_tokens as f64 / chunks, asked.output_tokens as f64 / chunks);

@@ -55,7 +55,7 @@ impl Together {
 mod tests {
     use std::collections::BTreeMap;
 
-    use tropa_proto::id::Incarnation;
+    use tropa_proto::id::{EngineRun, Incarnation};
 
     use super::*;
     use crate::schedule::{Largest, ModelIndex, Unplaced};
@@ -70,6 +70,7 @@ mod tests {
             Install {
                 agent: agent(n),
                 incarnation: Incarnation(1),
+                engine: EngineRun(1),
                 machine: MachineId(agent(0)),
                 width: 1,
                 models: [model].into(),

@@ -5,7 +5,7 @@ use tropa_proto::id::AgentId;
 use super::Loop;
 use crate::{
     exit::Failed,
-    schedule::{Event, ModelIndex, Width},
+    schedule::{Event, ModelIndex},
     speeds::Speed,
 };
 
@@ -20,12 +20,7 @@ impl Loop<'_> {
             for (index, model) in (0..).zip(&self.run.models) {
                 let speed = self.run.speeds.get(*agent, lane, model.fingerprint);
                 let Some(speed) = speed else { continue };
-                // Another run of the agent may be beside another process of Ollama. That one lets others wait costs next
-                // to nothing to find again, and a restart with more slots would be missed otherwise.
-                let same = |(width, run): (Width, _)| {
-                    (run == install.incarnation && !width.serialises).then_some(width)
-                };
-                let width = speed.width.and_then(same);
+                let width = speed.width_at(install.engine);
                 known.push(Event::Remembered(*agent, ModelIndex(index), speed.pace, width));
             }
         }
@@ -40,8 +35,8 @@ impl Loop<'_> {
             let model = self.run.models.get(usize::from(index));
             let install = self.installs.get(&agent);
             if let (Some(lane), Some(model), Some(install)) = (self.lanes.get(&agent), model, install) {
-                let width = width.map(|width| (width, install.incarnation));
-                self.run.speeds.learn(agent, lane, model.fingerprint, Speed { pace, width, at_ms });
+                let speed = Speed::new(pace, width, install.engine, at_ms);
+                self.run.speeds.learn(agent, lane, model.fingerprint, speed);
                 learned = true;
             }
         }

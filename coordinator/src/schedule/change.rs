@@ -84,9 +84,10 @@ impl Schedule {
             }
             let standing = self.standing.entry(install.agent).or_default();
             let known = before.get(&install.agent);
-            if known.is_some_and(|known| known.incarnation != install.incarnation) {
-                // Another run of the agent may serve another run of the engine.
+            if standing.is_another_process(install.incarnation, install.engine) {
+                // It may have other slots, and has read nothing.
                 self.widths.retain(|(agent, _), _| *agent != install.agent);
+                self.waiting.reads(std::mem::take(&mut standing.prefix), 0);
             }
             standing.described(
                 &install.models,

@@ -237,7 +237,7 @@ impl Schedule {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use tropa_proto::id::{Incarnation, JobId, MachineId};
+    use tropa_proto::id::{EngineRun, Incarnation, JobId, MachineId};
 
     use super::{
         super::{Action, Event, Largest, ModelIndex},
@@ -250,6 +250,7 @@ mod tests {
         let install = |n: u8| Install {
             agent: AgentId([n; 32]),
             incarnation: Incarnation(1),
+            engine: EngineRun(1),
             machine: MachineId(AgentId([n; 32])),
             width: 1,
             models: [model].into(),

@@ -8,7 +8,7 @@ use std::{
 use tropa_proto::{
     device::runs_as_loaded,
     failure::{Class, Reason},
-    id::{AgentId, AttemptId, ChunkIndex, Incarnation, MachineId},
+    id::{AgentId, AttemptId, ChunkIndex, EngineRun, Incarnation, MachineId},
     message::{Place, Refusal},
 };
 
@@ -25,6 +25,8 @@ pub struct Install {
     pub agent: AgentId,
     /// The run of its agent.
     pub incarnation: Incarnation,
+    /// The process that its Ollama is.
+    pub engine: EngineRun,
     /// Its machine.
     pub machine: MachineId,
     /// How many chunks it may work on at once, as its operator declared; 0: that is measured during the job.

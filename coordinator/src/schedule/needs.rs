@@ -171,7 +171,7 @@ mod tests {
     use proptest::prelude::*;
     use tropa_proto::{
         failure::Reason,
-        id::{AgentId, AttemptId, Incarnation, JobId, MachineId},
+        id::{AgentId, AttemptId, EngineRun, Incarnation, JobId, MachineId},
     };
 
     use super::{super::*, *};
@@ -201,6 +201,7 @@ mod tests {
         Install {
             agent: AgentId([n; 32]),
             incarnation: Incarnation(1),
+            engine: EngineRun(1),
             machine: MachineId(AgentId([n; 32])),
             width: 1,
             models: [ModelIndex(0)].into(),

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use tropa_proto::{failure::Class, id::Incarnation, random::Random};
+use tropa_proto::{
+    failure::Class,
+    id::{EngineRun, Incarnation},
+    random::Random,
+};
 
 use super::{ModelIndex, work::Kind};
 
@@ -31,6 +35,8 @@ pub(super) struct Standing {
     pub(super) kind: Option<Kind>,
     /// The shared prefix that it read last; 0: none.
     pub(super) prefix: u32,
+    /// The run of its agent and the process of its Ollama, when the roster had it last.
+    process: Option<(Incarnation, EngineRun)>,
     last_end: Option<Duration>,
     /// Smoothed time between two ends at the engine; zero until there were two.
     pub(super) interval: Duration,
@@ -65,6 +71,16 @@ impl Standing {
     pub(super) fn described(&mut self, models: &BTreeSet<ModelIndex>, same_run: bool) {
         self.without.retain(|model| same_run && models.contains(model));
         self.denied.retain(|_| same_run);
+    }
+
+    /// The roster has it: whether its Ollama may be another process than when the roster had it last. An agent that does
+    /// not say is beside another one in each of its runs.
+    pub(super) fn is_another_process(&mut self, incarnation: Incarnation, engine: EngineRun) -> bool {
+        match self.process.replace((incarnation, engine)) {
+            None => false,
+            Some((run, EngineRun::UNKNOWN)) if engine == EngineRun::UNKNOWN => run != incarnation,
+            Some((_, before)) => before != engine,
+        }
     }
 
     /// It takes nothing for now: nothing new before the pause has ended.
@@ -163,6 +179,24 @@ mod tests {
             );
             assert_eq!(pause(Duration::from_secs(3_600)), PAUSE.1, "within what is waited at most");
         }
+    }
+
+    #[test]
+    fn another_process_is_seen_also_when_the_install_was_away_meanwhile_and_when_its_agent_does_not_say() {
+        let is_another = |seen: &[(u64, u32)]| {
+            let mut standing = Standing::default();
+            let said: Vec<bool> = seen
+                .iter()
+                .map(|(run, engine)| standing.is_another_process(Incarnation(*run), EngineRun(*engine)))
+                .collect();
+            said.last().copied()
+        };
+        assert_eq!(is_another(&[(1, 7)]), Some(false), "nothing was learned of another");
+        assert_eq!(is_another(&[(1, 7), (1, 8)]), Some(true));
+        assert_eq!(is_another(&[(1, 7), (2, 7)]), Some(false), "its agent has started anew, and it has not");
+        assert_eq!(is_another(&[(1, 0), (1, 0)]), Some(false));
+        assert_eq!(is_another(&[(1, 0), (2, 0)]), Some(true));
+        assert_eq!(is_another(&[(1, 7), (1, 0)]), Some(true));
     }
 
     #[test]

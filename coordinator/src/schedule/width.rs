@@ -227,7 +227,7 @@ impl Search {
             }
             Phase::Climbs => self.climb(rate, enough, now),
             Phase::Tries => self.has_tried(rate, now),
-            // Everything waited inside the engine: its process is another one, with fewer slots.
+            // Everything waited inside the engine: it has fewer slots than when that was found, whatever its agent says.
             Phase::Uses { .. } if wide && waited == told && told >= CHUNKS => *self = Self::new(now),
             Phase::Uses { promised, off } => {
                 self.judge(rate, promised.unwrap_or(rate.rate), off, enough, now)

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     bounded::{List, Text},
     evidence::{Attribution, Core, Facts, Gpu, GpuKind, Key, LaneClaim, Os, Reading, Salt, Tag},
-    id::Incarnation,
+    id::{EngineRun, Incarnation},
     message::{Loaded, Model},
     permit::Permit,
     uid::{Before, Change, MachineClaim, MachineUid, ShownId},
@@ -25,6 +25,7 @@ fn announcement(boot: u8, seq: u64) -> Announcement {
         machine: MachineClaim::new(uid(boot)),
         locks: List::default(),
         width: 1,
+        engine: EngineRun(1),
         bundle: [0; 32],
         inventory: [0; 32],
         addresses: List::default(),

@@ -6,7 +6,7 @@ use crate::{
     device::{Lane, gpu_lanes_at_once},
     evidence::Evidence,
     fuse::{Fusion, Why},
-    id::{AgentId, Incarnation, MachineId},
+    id::{AgentId, EngineRun, Incarnation, MachineId},
     message::Inventory,
     uid::{MachineUid, ShownId},
 };
@@ -44,6 +44,8 @@ pub struct Install {
     pub agent: AgentId,
     /// The run of its agent.
     pub incarnation: Incarnation,
+    /// The process that its Ollama is.
+    pub engine: EngineRun,
     /// The agent's name for people, not yet escaped.
     pub label: String,
     /// Its machine.

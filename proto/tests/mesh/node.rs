@@ -6,7 +6,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tropa_proto::{
     bounded::{Blob, List, Text},
     evidence::{Core, Hypervisor, Os, Reading, SaltName},
-    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
+    id::{AgentId, AttemptId, ChunkIndex, EngineRun, Incarnation, JobId},
     mesh::{
         self, DialFailure, Mesh, MeshConfig, MeshEvent, WorkStream, agent_id, greet_agent, greet_coordinator,
     },
@@ -81,6 +81,7 @@ impl Node {
             machine: MachineClaim::new(MachineUid { created_ms: 1, random: [1; 16] }),
             locks: List::default(),
             width: 1,
+            engine: EngineRun(1),
             bundle: [1; 32],
             inventory: [2; 32],
             addresses: List::new(vec![self.address()]).unwrap(),

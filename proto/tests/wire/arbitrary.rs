@@ -17,7 +17,7 @@ use tropa_proto::{
         Reading, SaltName, Tag,
     },
     failure::Reason,
-    id::{AgentId, AttemptId, ChunkIndex, Incarnation, JobId},
+    id::{AgentId, AttemptId, ChunkIndex, EngineRun, Incarnation, JobId},
     known::Known,
     message::{
         AgentState, Announcement, Answer, Beat, Counters, Description, Endpoint, EngineState, Failure,
@@ -108,12 +108,13 @@ prop_compose! {
         machine in machine(),
         locks in list(any::<[u8; 8]>()),
         width in 0..=64_u16,
+        engine in any::<u32>().prop_map(EngineRun),
         (bundle, inventory) in any::<([u8; 32], [u8; 32])>(),
         addresses in list(any::<SocketAddr>().prop_map(plain)),
     ) -> Announcement {
         Announcement {
             incarnation: Incarnation(incarnation), seq, period_ms, state, label, core, sampled_ms_ago, machine,
-            locks, width, bundle, inventory, addresses,
+            locks, width, engine, bundle, inventory, addresses,
         }
     }
 }

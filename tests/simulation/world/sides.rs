@@ -12,7 +12,7 @@ use tropa_coordinator::{
 };
 use tropa_proto::{
     failure::Class,
-    id::{AttemptId, MachineId},
+    id::{AttemptId, EngineRun, MachineId},
     proof::{Bug, planted},
 };
 
@@ -111,6 +111,8 @@ impl World {
             Listed {
                 agent: agent(install),
                 incarnation: self.installs[install].incarnation,
+                // Engines go on when their agents do not.
+                engine: EngineRun(1),
                 machine: MachineId(agent(usize::from(place(install).devices[0]))),
                 width: place(install).width,
                 models,

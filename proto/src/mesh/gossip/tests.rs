@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     bounded::Text,
     evidence::{Core, Hypervisor, Os, Reading, SaltName},
-    id::Incarnation,
+    id::{EngineRun, Incarnation},
     uid::{MachineClaim, MachineUid},
 };
 
@@ -35,6 +35,7 @@ pub(in crate::mesh) fn announcement(incarnation: u64, seq: u64, state: AgentStat
         machine: MachineClaim::new(MachineUid { created_ms: 1, random: [1; 16] }),
         locks: List::default(),
         width: 1,
+        engine: EngineRun(1),
         bundle: [1; 32],
         inventory: [2; 32],
         addresses: List::default(),
