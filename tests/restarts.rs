@@ -18,21 +18,28 @@ fn row(world: &World) -> (Value, Value) {
     (report["machines"][0]["agents"][0].clone(), report["warnings"].clone())
 }
 
-/// Asserts that the width was measured, what it holds for, and whether the install is known to take one request at a
-/// time.
-fn is_measured(world: &World, serialises: bool) {
-    let (agent, warnings) = row(world);
-    assert_eq!((&agent["width_from"], &agent["width_until"]), (&"measured".into(), &UNTIL.into()), "{agent}");
-    let finding = warnings.as_array().unwrap().iter().any(|warning| warning["code"] == "lane.width");
-    assert_eq!(finding, serialises, "{warnings}");
+/// What a measured width holds for.
+const UNTIL: &str = "until Ollama is restarted";
+
+fn serialises(warnings: &Value) -> bool {
+    warnings.as_array().unwrap().iter().any(|warning| warning["code"] == "lane.width")
 }
 
-const UNTIL: &str = "until Ollama is restarted";
+/// Asserts that the install is known to take one request at a time, and for how long that holds.
+fn is_measured(world: &World) {
+    let (agent, warnings) = row(world);
+    assert_eq!((&agent["width_from"], &agent["width_until"]), (&"measured".into(), &UNTIL.into()), "{agent}");
+    assert!(serialises(&warnings), "{warnings}");
+}
 
 /// Waits until nothing is known of the width.
 fn is_forgotten(world: &World) {
     wait_until("the restart is noticed", || row(world).0["width_from"] == "not measured").unwrap();
+    assert!(!serialises(&row(world).1));
 }
+
+/// So many wait for long enough that an install is tried at two at once, also where no two chunks take the same time.
+const MANY: usize = 120;
 
 fn prompts(world: &World, count: usize) -> String {
     let text: String = (0..count).map(|n| format!("{n}: one load per llama\n")).collect();
@@ -63,11 +70,11 @@ fn works(world: &World, input: &str, more: &[&str]) {
 fn a_measured_width_holds_until_ollama_is_restarted_and_for_a_restarted_agent() {
     let world = world();
     let mut one = engine(&world, "one slot", "1", "127.0.0.1:0");
-    let (address, input) = (one.address, prompts(&world, 40));
+    let (address, input) = (one.address, prompts(&world, MANY));
     let start_agent = || world.agent("den", address, Hardware::This, &[]).unwrap();
     let mut agent = start_agent();
     works(&world, &input, &[]);
-    is_measured(&world, true);
+    is_measured(&world);
     let why = world.run(&["machines", "--why"]).unwrap();
     assert!(said(&why).contains(&format!("1 at once (measured, {UNTIL})")), "{}", said(&why));
 
@@ -75,7 +82,7 @@ fn a_measured_width_holds_until_ollama_is_restarted_and_for_a_restarted_agent() 
         agent.terminate().unwrap();
         agent = start_agent();
         wait_until("the agent is there again", || !row(&world).0.is_null()).unwrap();
-        is_measured(&world, true);
+        is_measured(&world);
     }
 
     one.kill();
@@ -83,7 +90,7 @@ fn a_measured_width_holds_until_ollama_is_restarted_and_for_a_restarted_agent() 
     is_forgotten(&world);
     works(&world, &input, &[]);
     assert!(at_once(&world, "four slots") >= 2, "nothing wider was tried");
-    is_measured(&world, false);
+    assert!(!serialises(&row(&world).1));
     drop(agent);
 }
 
@@ -94,7 +101,7 @@ fn an_ollama_that_is_restarted_with_more_slots_is_measured_again_within_the_job(
     let mut one = engine(&world, "one slot", "1", "127.0.0.1:0");
     let address: SocketAddr = one.address;
     let _agent = world.agent("den", address, Hardware::Declared(1), &[]).unwrap();
-    let input = prompts(&world, 160);
+    let input = prompts(&world, MANY);
     let run = ["run", &input, "--allow-declared"];
     let mut job = world.tropa(&run).stdout(std::process::Stdio::null()).spawn().unwrap();
     // By then it is known that one waits for the other.
@@ -108,20 +115,23 @@ fn an_ollama_that_is_restarted_with_more_slots_is_measured_again_within_the_job(
 }
 
 #[test]
-fn a_real_ollama_that_is_restarted_is_measured_again() {
+fn a_real_ollama_is_another_process_when_it_was_restarted_and_the_same_one_for_another_agent() {
     if let Err(reason) = RealOllama::find() {
         return skipped(&reason);
     }
     let models = tempfile::tempdir().unwrap();
-    let one = RealOllama::start(models.path(), &[("OLLAMA_NUM_PARALLEL", "1")]).unwrap();
-    one.create("tiny").unwrap();
+    let one = RealOllama::start(models.path(), &[]).unwrap();
     let world = world();
-    let _agent = world.agent("den", one.addr(), Hardware::This, &[]).unwrap();
-    let (input, more) = (prompts(&world, 40), ["--max-tokens", "24"]);
-    works(&world, &input, &more);
-    is_measured(&world, true);
-    let _four = one.restarted(models.path(), &[("OLLAMA_NUM_PARALLEL", "4")]).unwrap();
-    is_forgotten(&world);
-    works(&world, &input, &more);
-    is_measured(&world, false);
+    let process = || row(&world).0["process"].as_u64().filter(|process| *process != 0);
+    let mut agent = world.agent("den", one.addr(), Hardware::This, &[]).unwrap();
+    let first = process();
+    assert!(first.is_some());
+    if cfg!(target_os = "linux") {
+        agent.terminate().unwrap();
+        agent = world.agent("den", one.addr(), Hardware::This, &[]).unwrap();
+        assert_eq!(process(), first);
+    }
+    let _two = one.restarted(models.path(), &[]).unwrap();
+    wait_until("the restart is noticed", || process().is_some_and(|second| Some(second) != first)).unwrap();
+    drop(agent);
 }

@@ -116,6 +116,8 @@ pub struct AgentRow {
     pub width_until: &'static str,
     /// Ollama's version; empty where it does not answer.
     pub version: String,
+    /// Another number is another process of Ollama; 0: its agent has seen none.
+    pub process: u32,
     /// Its models; a star marks those that are loaded.
     pub models: Vec<String>,
     /// Its GPUs, by name.
@@ -286,6 +288,7 @@ fn agent_row(install: &Install) -> AgentRow {
         version: inventory
             .filter(|inventory| inventory.engine == EngineState::Up)
             .map_or_else(String::new, |inventory| inventory.version.to_string()),
+        process: install.engine.0,
         models: models
             .map(|model| format!("{}{}", &*model.name, if model.loaded.is_some() { "*" } else { "" }))
             .collect(),
