@@ -153,15 +153,6 @@ pub struct RelationRow {
     pub live_tests: Vec<String>,
 }
 
-impl RelationRow {
-    /// Names that tell the two apart: agents of one host have one label.
-    fn names(&self) -> [String; 2] {
-        let [a, b] = &self.labels;
-        let [first, second] = &self.agents;
-        if a == b { [format!("{a} ({first})"), format!("{b} ({second})")] } else { [a.clone(), b.clone()] }
-    }
-}
-
 /// A warning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WarningRow {

@@ -23,7 +23,7 @@ use tropa_proto::{
     roster::{Install, LoadRivals, Out, View},
 };
 
-use self::reasons::{DENIED, reason_denied, reason_no_model, reason_shared};
+use self::reasons::{DENIED, NOTHING, reason_denied, reason_no_model, reason_shared};
 pub use self::{
     cost::{Asked, Cost},
     pin::{Need, PinError, Pinned, default_model, full_name, pin},
@@ -399,16 +399,21 @@ fn summary(installs: usize, machines: &str, at_once: usize, rows: &[Row]) -> Str
         };
     }
     let how = format!("{} at a time", plural(at_once, "chunk"));
-    let stand_ins = rows.iter().filter(|row| row.part == Part::StandsIn).count();
-    if stand_ins == 0 {
-        return format!("{head}: {how}.");
+    let stand_ins: Vec<&Row> = rows.iter().filter(|row| row.part == Part::StandsIn).collect();
+    let better = "an agent on another machine would";
+    match stand_ins.as_slice() {
+        [] => format!("{head}: {how}."),
+        [one] if !one.why.starts_with(NOTHING) => {
+            format!("{head}: {how}. {} {}: {}.", one.install(), one.why, one.remedy)
+        }
+        [one] => format!("{head}: {how}. {} {}; {better}.", one.install(), one.why),
+        several => {
+            let reasons = several.iter().filter_map(|row| Some(row.why.split_once(": ")?.1));
+            let reasons: Vec<&str> = reasons.collect::<BTreeSet<_>>().into_iter().collect();
+            let why = if let [reason] = reasons.as_slice() { format!(" ({reason})") } else { String::new() };
+            format!("{head}: {how}. {} installs add nothing{why}; {better}.", several.len())
+        }
     }
-    let second = rows.iter().find(|row| row.part == Part::StandsIn).map_or("", |row| row.why.as_str());
-    let reason = second.split_once(": ").map_or(second, |(_, reason)| reason);
-    format!(
-        "{head} ({reason}): {how}. {} nothing; an agent on another machine would.",
-        if stand_ins == 1 { "One install adds".to_owned() } else { format!("{stand_ins} installs add") }
-    )
 }
 
 /// The install's own entry of a pinned model. The name must be the same as well: it stands in the body, whose bytes

@@ -84,7 +84,7 @@ pub enum Error {
     Io {
         /// The operation.
         doing: &'static str,
-        /// The file; `-` for stdout.
+        /// The file, or the word `stdout`.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -240,7 +240,7 @@ impl Output {
                 let mut stdout = io::stdout().lock();
                 let shown = if stdout.is_terminal() { text::escaped_lines(&text) } else { text };
                 let written = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
-                written.map_err(|e| Error::io("write", Path::new("-"), e))
+                written.map_err(|e| Error::io("write", Path::new("stdout"), e))
             }
             Destination::File(path) if is_special(path) => File::create(path)
                 .and_then(|mut file| file.write_all(text.as_bytes()))
@@ -289,7 +289,7 @@ impl Output {
 
     fn path(&self) -> PathBuf {
         match &self.destination {
-            Destination::Stdout | Destination::Nowhere => PathBuf::from("-"),
+            Destination::Stdout | Destination::Nowhere => PathBuf::from("stdout"),
             Destination::File(path) => path.clone(),
         }
     }

@@ -76,10 +76,14 @@ pub fn notes(view: &View, live: &LiveTests, a: &Install, b: &Install) -> Vec<Str
     if !tests.is_empty() {
         return tests.iter().map(ToString::to_string).collect();
     }
-    let declared: Vec<&str> = [a, b].iter().filter(|i| is_declared(i)).map(|i| i.label.as_str()).collect();
-    if !declared.is_empty() {
-        let verb = if declared.len() == 1 { "is" } else { "are" };
-        return vec![format!("not tested live: the hardware of {} {verb} declared", declared.join(" and "))];
+    let whose = match (is_declared(a), is_declared(b)) {
+        (true, true) => Some("both"),
+        (true, false) => Some(a.label.as_str()),
+        (false, true) => Some(b.label.as_str()),
+        (false, false) => None,
+    };
+    if let Some(whose) = whose {
+        return vec![format!("not tested live: the hardware of {whose} is declared")];
     }
     let proposed = view.fusion.iter().flat_map(|fusion| fusion.tests_to_run());
     let asked = pair(a.agent, b.agent);

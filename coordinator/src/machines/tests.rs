@@ -356,10 +356,30 @@ fn holes_of_an_old_engine_and_models_in_a_cloud_are_said_with_what_to_do() {
 }
 
 #[test]
+fn a_plan_names_the_install_that_adds_nothing_and_counts_several() {
+    let summary = |agents: &[Made]| plan::plan(roster(agents).view(), 1, &[], &[]).summary;
+    let [den, docker] = [made("den", 1), made("den-docker", 1)];
+    assert_eq!(
+        summary(&[den, docker, made("attic", 2)]),
+        "3 installs, 2 machines: 2 chunks at a time. den-docker (a-0002) adds nothing beside den (a-0001): boot id and \
+         boot epoch equal; an agent on another machine would."
+    );
+    assert_eq!(
+        summary(&[made("den", 1), made("den-2", 1), made("den-3", 1)]),
+        "3 installs, 1 machine: 1 chunk at a time. 2 installs add nothing (boot id and boot epoch equal); an agent on \
+         another machine would."
+    );
+}
+
+#[test]
 fn two_installs_of_one_name_are_told_apart_in_a_pair() {
-    let text = report(&[made("nas", 1), made("nas", 1)]).text(true);
+    let text = report(&[made("nas", 1), made("nas", 1), made("den", 2)]).text(true);
     let names: Vec<String> = (1..=2).map(|n| format!("nas ({})", agent(n).short())).collect();
     assert!(text.contains(&format!("{} and {}: same kernel", names[0], names[1])), "{text}");
+    assert!(
+        text.contains(&format!("{} and den: distinct", names[0])),
+        "in a pair with somebody else too: {text}"
+    );
 }
 
 #[test]

@@ -62,9 +62,18 @@ impl Report {
             return;
         }
         text.push('\n');
+        let mut labels: BTreeMap<&str, usize> = BTreeMap::new();
+        for agent in self.machines.iter().flat_map(|machine| &machine.agents) {
+            *labels.entry(&agent.label).or_default() += 1;
+        }
+        // Agents of one host have one label.
+        let name = |pair: &RelationRow, which: usize| match labels.get(pair.labels[which].as_str()) {
+            Some(2..) => format!("{} ({})", pair.labels[which], pair.agents[which]),
+            Some(_) | None => pair.labels[which].clone(),
+        };
         let pairs: Vec<&RelationRow> = self.relations.iter().collect();
         for relation in spread(pairs, PAIRS, |pair| pair.relation.clone()) {
-            let [a, b] = relation.names();
+            let [a, b] = [0, 1].map(|which| name(relation, which));
             let score = relation.score.map_or_else(String::new, |score| format!(", {score:+.1}"));
             let _ = writeln!(
                 text,

@@ -11,6 +11,9 @@ use tropa_proto::{
 
 use super::Pinned;
 
+/// What stands before whom an install would stand in for.
+pub(super) const NOTHING: &str = "adds nothing beside ";
+
 /// What stands before the rule of a policy.
 pub(super) const DENIED: &str = "its agent's policy denies it: ";
 
@@ -119,22 +122,12 @@ pub(super) fn reason_shared(view: &View, install: &Install, at_work: &BTreeSet<A
         }
         let busy = view.gpu_lanes(install).unwrap_or_default();
         let lanes = if busy == 1 { "one GPU lane".to_owned() } else { format!("{busy} GPU lanes") };
-        return (
-            format!("adds nothing beside {lanes} of its machine, whose processors feed no more"),
-            faster,
-        );
+        return (format!("{NOTHING}{lanes} of its machine, whose processors feed no more"), faster);
     };
     let name = view
         .installs
         .iter()
         .find(|other| other.agent == *holder)
         .map_or_else(String::new, |i| i.label.clone());
-    (
-        format!(
-            "adds nothing beside {name} ({}): {}",
-            holder.short(),
-            view.why_together(install.agent, *holder)
-        ),
-        faster,
-    )
+    (format!("{NOTHING}{name} ({}): {}", holder.short(), view.why_together(install.agent, *holder)), faster)
 }
