@@ -4,7 +4,9 @@
 //! whatever is wrong; those of `MESH` need a mesh to have been joined with the settings, as every other command does
 //! it. A new check is a new line in one of the two lists.
 //!
-//! Nothing is changed, no prompt is read, and no secret, no raw hardware id and no address of this machine is printed.
+//! Nothing is mended here: whoever reads a finding does that. Like every command that joins a mesh, this one keeps how far
+//! the numbers of agents have gone, and where nobody answers its own agent makes its key. No prompt, no secret and no raw
+//! hardware id is printed.
 
 mod clocks;
 mod configuration;

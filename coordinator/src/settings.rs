@@ -11,12 +11,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use serde::Deserialize;
-use tropa_agent::{
-    args::{lock_places, runtime_places},
-    device_lock::LockPlaces,
-    ollama::OllamaUrl,
-    runtime_dir::RuntimePlaces,
-};
+use tropa_agent::{device_lock::LockPlaces, ollama::OllamaUrl, runtime_dir::RuntimePlaces};
 use tropa_proto::secret::MeshSecret;
 
 pub use self::{
@@ -108,8 +103,8 @@ impl Settings {
             mdns: chosen.mdns,
             ollama: ollama(chosen.ollama.as_ref())?,
             allow_declared: global.allow_declared,
-            runtime: runtime_places(global.runtime_dir.as_deref()),
-            locks: lock_places(),
+            runtime: chosen.runtime.clone(),
+            locks: chosen.locks.clone(),
             wait: wait.or_exit(Exit::Usage)?,
             backups: !global.no_backups,
             json: global.json,

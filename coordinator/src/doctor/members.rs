@@ -24,10 +24,12 @@ pub(super) fn reached(seen: &Seen) -> Vec<Finding> {
     let mut findings: Vec<Finding> = strangers(seen).into_iter().chain(deaf(seen)).collect();
     if seen.own {
         let what = "no agent answers, so jobs run on the Ollama of this machine alone, by an agent inside the command";
-        let why = if seen.has_secret {
-            "agents were looked for on this machine and, by multicast, beside it; elsewhere name one with --peer"
-        } else {
-            "agents were looked for on this machine only, since there is no mesh secret"
+        let why = match (seen.has_secret, seen.multicast) {
+            (true, true) => {
+                "agents were looked for on this machine and by multicast; elsewhere name one with --peer"
+            }
+            (true, false) => "agents were looked for on this machine; elsewhere name one with --peer",
+            (false, _) => "agents were looked for on this machine only, since there is no mesh secret",
         };
         findings.push(Finding::warn("mesh.alone", what).because(why).fix("tropa-agent"));
     } else if seen.view.installs.is_empty() {

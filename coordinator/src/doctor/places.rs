@@ -109,10 +109,10 @@ impl Closed {
 
 /// Where the agents of this machine are listed: not by anybody who likes.
 pub(super) fn runtime(here: &Here) -> Vec<Finding> {
-    let Ok(settings) = &here.settings else { return Vec::new() };
-    let untrusted = settings.runtime.untrusted();
+    let untrusted = here.chosen.runtime.untrusted();
     if untrusted.is_empty() {
-        let places: Vec<String> = settings.runtime.places().iter().map(|p| p.display().to_string()).collect();
+        let places = here.chosen.runtime.places();
+        let places: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
         return vec![Finding::ok(
             "runtime.place",
             format!("agents of this machine are looked for in {}", places.join(", ")),
@@ -129,9 +129,8 @@ pub(super) fn runtime(here: &Here) -> Vec<Finding> {
 
 /// Where agents lock devices: without such a place nothing keeps two coordinators off one device.
 pub(super) fn locks(here: &Here) -> Vec<Finding> {
-    let Ok(settings) = &here.settings else { return Vec::new() };
-    let system = &settings.locks.system;
-    match settings.locks.would_choose() {
+    let system = &here.chosen.locks.system;
+    match here.chosen.locks.would_choose() {
         Ok(place) if place == *system => {
             vec![Finding::ok(
                 "lane.lock",

@@ -47,6 +47,8 @@ pub(super) struct Seen {
     pub(super) own: bool,
     /// The command has a mesh secret.
     pub(super) has_secret: bool,
+    /// Agents were looked for by multicast.
+    pub(super) multicast: bool,
     /// Each address that `--peer` names, by what was written.
     pub(super) named: BTreeMap<SocketAddr, String>,
     /// The addresses that could not be reached, and why.
@@ -104,6 +106,7 @@ impl Seen {
             machines,
             own,
             has_secret: settings.secret.is_some(),
+            multicast: settings.mdns,
             named,
             failures,
             linked,

@@ -66,6 +66,7 @@ fn mesh(agents: &[Made]) -> Seen {
         view,
         own: false,
         has_secret: true,
+        multicast: false,
         named: BTreeMap::new(),
         failures: BTreeMap::new(),
         linked: BTreeSet::new(),

@@ -6,7 +6,12 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use serde_json::Value;
-use tropa_agent::places::Places;
+use tropa_agent::{
+    args::{lock_places, runtime_places},
+    device_lock::LockPlaces,
+    places::Places,
+    runtime_dir::RuntimePlaces,
+};
 
 use super::{
     JobDefaults, WAIT,
@@ -66,6 +71,10 @@ pub struct Chosen {
     pub rules: Book,
     /// Where files of the user are.
     pub places: Places,
+    /// Where the agents of this machine are listed.
+    pub runtime: RuntimePlaces,
+    /// Where the device locks of this machine may be.
+    pub locks: LockPlaces,
     /// The files that were read, the strongest first.
     pub files: Vec<ConfigFile>,
     /// Every setting.
@@ -146,6 +155,8 @@ impl Chosen {
             wait: wait.unwrap_or_default(),
             job,
             rules,
+            runtime: runtime_places(global.runtime_dir.as_deref()),
+            locks: lock_places(),
             settings: choose.settings,
             places,
             files,
