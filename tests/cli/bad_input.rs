@@ -71,10 +71,12 @@ fn an_install_that_is_not_ollama_is_no_install() {
     // Ends with the test binary.
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
-            let _ = stream.read(&mut [0; 4096]);
-            let page =
-                "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<html>hello</html>";
-            let _ = stream.write_all(page.as_bytes());
+            // Each for itself: on one of them nothing is ever asked.
+            std::thread::spawn(move || {
+                let _ = stream.read(&mut [0; 4096]);
+                let page = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<html>hello</html>";
+                let _ = stream.write_all(page.as_bytes());
+            });
         }
     });
     let output = run(&world, &["run", &input, "--ollama", &format!("http://{address}")]);
