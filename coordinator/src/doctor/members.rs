@@ -36,7 +36,9 @@ pub(super) fn reached(seen: &Seen) -> Vec<Finding> {
         let what = "no agent answers, so nothing can run";
         findings.push(Finding::fail("mesh.alone", what).fix("beside each Ollama: tropa-agent"));
     } else {
-        let labels = named(seen.view.installs.iter().map(|install| install.label.as_str()));
+        let mut labels: Vec<&str> = seen.view.installs.iter().map(|install| install.label.as_str()).collect();
+        labels.sort_unstable();
+        let labels = named(labels);
         let answer = if seen.view.installs.len() == 1 { "answers" } else { "answer" };
         let what = format!("{} {answer}: {labels}", count(seen.view.installs.len(), "agent"));
         findings.push(Finding::ok("mesh.agents", what));
@@ -118,7 +120,8 @@ pub(super) fn here(seen: &Seen) -> Vec<Finding> {
             port => format!("{label} beside the Ollama at port {port}"),
         }
     });
-    let beside: Vec<String> = beside.collect();
+    let mut beside: Vec<String> = beside.collect();
+    beside.sort_unstable();
     let fine = (!beside.is_empty()).then(|| {
         let what = format!("on this machine: {}", named(beside.iter().map(String::as_str)));
         Finding::ok("agent.here", what)

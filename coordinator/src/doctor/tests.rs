@@ -291,7 +291,7 @@ fn a_job_of_another_version_or_without_its_whole_input_is_told_of() {
 #[test]
 fn agents_that_answer_are_counted_and_whoever_does_not_is_named_with_the_reason() {
     let mut seen = mesh(&[made("den", 1), made("attic", 2)]);
-    assert!(only(&members::reached(&seen), Level::Ok, "mesh.agents").what.contains("den, attic"));
+    assert!(only(&members::reached(&seen), Level::Ok, "mesh.agents").what.contains("attic, den"));
     let address: SocketAddr = "192.0.2.7:11634".parse().unwrap();
     seen.named.insert(address, "cellar:11634".to_owned());
     let found = members::reached(&seen);
