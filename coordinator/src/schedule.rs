@@ -28,6 +28,7 @@ mod pace;
 mod placing;
 mod questions;
 mod reattach;
+mod seen;
 mod spare;
 mod standing;
 mod waiting;
@@ -53,7 +54,6 @@ use self::{
     needs::Needs,
     standing::{Standing, smoothed},
     waiting::Waiting,
-    width::Search,
     work::Sizes,
 };
 
@@ -86,12 +86,8 @@ pub struct Schedule {
     retries: BTreeSet<ChunkIndex>,
     history: BTreeMap<ChunkIndex, History>,
     sizes: Sizes,
-    /// How fast each install is with each model, and how fast all are on the whole.
-    paces: BTreeMap<(AgentId, ModelIndex), Pace>,
+    /// How fast all installs are on the whole with each model.
     typical: BTreeMap<ModelIndex, Pace>,
-    widths: BTreeMap<(AgentId, ModelIndex), Search>,
-    /// Whose pace this job has measured itself.
-    measured: BTreeSet<(AgentId, ModelIndex)>,
     /// Draws the pauses of busy installs.
     random: Random,
     /// Chunks of the usual size that all installs finish in a second, as added up at this time.
@@ -117,6 +113,7 @@ pub struct Schedule {
     unguarded: BTreeMap<AgentId, BTreeSet<AgentId>>,
     /// Everybody who is or has an unguarded rival.
     lockless: BTreeSet<AgentId>,
+    /// What is known of every install that was ever seen or heard of.
     standing: BTreeMap<AgentId, Standing>,
     /// Agents that are suspect or dead: nothing new goes there, and nothing is asked of them.
     away: BTreeSet<AgentId>,
@@ -169,10 +166,7 @@ impl Schedule {
             status: vec![Status::Open; works.len()],
             waiting,
             sizes: Sizes::default(),
-            paces: BTreeMap::new(),
             typical: BTreeMap::new(),
-            widths: BTreeMap::new(),
-            measured: BTreeSet::new(),
             random: Random::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])),
             rate: f64::INFINITY,
             rate_at: None,

@@ -86,7 +86,7 @@ impl Schedule {
             let known = before.get(&install.agent);
             if standing.is_another_process(install.incarnation, install.engine) {
                 // It may have other slots, and has read nothing.
-                self.widths.retain(|(agent, _), _| *agent != install.agent);
+                standing.widths.clear();
                 self.waiting.reads(std::mem::take(&mut standing.prefix), 0);
             }
             standing.described(
@@ -170,7 +170,7 @@ impl Schedule {
     /// than those serve: what has not started is taken back, and neither gets more until one has ended. What runs is
     /// let finish: hanging up frees no device at once.
     fn part_new_rivals(&mut self, actions: &mut Vec<Action>) {
-        let holders: BTreeSet<AgentId> = self.holdings.holders().copied().collect();
+        let holders: BTreeSet<AgentId> = self.holdings.by_agent().map(|(agent, _)| *agent).collect();
         let occupying: BTreeSet<AgentId> = self
             .holdings
             .iter()
@@ -185,7 +185,7 @@ impl Schedule {
             if rivals.is_empty() && !self.holdings.crews().is_over(agent) {
                 continue;
             }
-            let held = self.holdings.of(agent).filter(|(_, active)| active.is_unsent());
+            let held = self.holdings.of(agent).iter().filter(|(_, active)| active.is_unsent());
             unsent.extend(held.map(|(attempt, _)| *attempt));
             let later = rivals.intersection(&occupying).filter(|rival| **rival > *agent);
             if occupying.contains(agent) {
@@ -198,14 +198,15 @@ impl Schedule {
         }
         // What lies ready would start beside the other's work: always the later one's, and the earlier one's where the
         // later is at the engine.
-        let running = |agent: &AgentId| self.holdings.of(agent).any(|(_, active)| active.running);
+        let running = |agent: &AgentId| self.holdings.of(agent).iter().any(|(_, active)| active.running);
         let pairs = self.surprises.iter();
         let part: BTreeSet<AgentId> = pairs
             .flat_map(|(earlier, later)| [Some(*later), running(later).then_some(*earlier)])
             .flatten()
             .collect();
         for agent in part {
-            let waiting = self.holdings.of(&agent).filter(|(_, a)| a.stage == Stage::Sent && !a.running);
+            let waiting =
+                self.holdings.of(&agent).iter().filter(|(_, a)| a.stage == Stage::Sent && !a.running);
             let waiting: Vec<AttemptId> = waiting.map(|(attempt, _)| *attempt).collect();
             for attempt in waiting {
                 if let Some(active) = self.holdings.get_mut(&attempt) {

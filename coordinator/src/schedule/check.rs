@@ -30,6 +30,10 @@ pub enum Violation {
     Early(ChunkIndex, ChunkIndex),
     /// The count of unfinished chunks is wrong.
     Count(usize, usize),
+    /// An attempt is not where its install's are.
+    Astray(AttemptId),
+    /// Nothing is kept of an install.
+    Unknown(AgentId),
 }
 
 impl Schedule {
@@ -103,7 +107,15 @@ impl Schedule {
         if (open + finishing, finishing) != (self.unfinished, self.finishing) {
             return Err(Violation::Count(self.unfinished, open + finishing));
         }
-        Ok(())
+        if let Some(attempt) = self.holdings.astray() {
+            return Err(Violation::Astray(attempt));
+        }
+        // Who is left out here would get no work, and nobody would count with it.
+        let seen: BTreeSet<AgentId> = self.all_seen().map(|seen| *seen.agent()).collect();
+        match self.installs.keys().find(|agent| !seen.contains(agent)) {
+            Some(agent) => Err(Violation::Unknown(*agent)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -119,6 +131,8 @@ impl fmt::Display for Violation {
             Self::TooMany(agent, count) => write!(f, "{} holds {count} attempts", agent.short()),
             Self::Twice(chunk, attempt) => write!(f, "chunk {} runs twice: {attempt:?}", chunk.0),
             Self::Early(chunk, need) => write!(f, "chunk {} runs before chunk {} is done", chunk.0, need.0),
+            Self::Astray(attempt) => write!(f, "{attempt:?} is not where its install's are"),
+            Self::Unknown(agent) => write!(f, "nothing is kept of {}", agent.short()),
             Self::Count(kept, counted) => write!(f, "{kept} unfinished chunks kept, {counted} counted"),
         }
     }

@@ -5,9 +5,10 @@ use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
 
 use super::{
-    Action, Install, Schedule,
+    Action, Schedule,
     forecast::Outlook,
     holdings::{Active, Stage},
+    seen::Seen,
     spare::LOOK,
     waiting::Sum,
     work::Kind,
@@ -58,17 +59,7 @@ impl Schedule {
         for agent in self.by_preference(woken) {
             self.idle.remove(&agent);
             let mut places = self.free_places(&agent, now);
-            if places.send > 0 {
-                let recorded = self.holdings.of(&agent).filter(|(_, active)| active.stage == Stage::Recorded);
-                let recorded: Vec<AttemptId> =
-                    recorded.map(|(attempt, _)| *attempt).take(places.send).collect();
-                for attempt in recorded {
-                    if let Some(active) = self.holdings.get_mut(&attempt) {
-                        (active.stage, active.since) = (Stage::Sent, now);
-                        actions.push(Action::Send(attempt, agent));
-                    }
-                }
-            }
+            self.send_recorded(agent, places.send, now, actions);
             while places.record > 0 {
                 match self.next_chunk(&agent, &mut outlook, now) {
                     Next::Take(chunk) => {
@@ -94,6 +85,17 @@ impl Schedule {
         }
         if !self.idle.is_empty() && self.look_at.is_none() && !self.holdings.is_empty() {
             self.look_at = Some(now + LOOK);
+        }
+    }
+
+    fn send_recorded(&mut self, agent: AgentId, at_most: usize, now: Duration, actions: &mut Vec<Action>) {
+        let recorded = self.holdings.of(&agent).iter().filter(|(_, active)| active.stage == Stage::Recorded);
+        let recorded: Vec<AttemptId> = recorded.map(|(attempt, _)| *attempt).take(at_most).collect();
+        for attempt in recorded {
+            if let Some(active) = self.holdings.get_mut(&attempt) {
+                (active.stage, active.since) = (Stage::Sent, now);
+                actions.push(Action::Send(attempt, agent));
+            }
         }
     }
 
@@ -128,50 +130,43 @@ impl Schedule {
     /// a rival, an install that shares a device with it, holds any, or may still run one that was lost.
     fn free_places(&self, agent: &AgentId, now: Duration) -> Places {
         let none = Places { send: 0, record: 0 };
-        let Some(install) = self.installs.get(agent) else { return none };
-        if self.is_blocked(install, now) {
+        let Some(seen) = self.seen(agent) else { return none };
+        if self.is_blocked(&seen, now) {
             return none;
         }
-        let (occupied, all) = self
-            .holdings
-            .of(agent)
-            .fold((0, 0), |(sent, all), (_, active)| (sent + usize::from(active.occupies()), all + 1));
+        let occupied = seen.held.iter().filter(|(_, active)| active.occupies()).count();
         // One beyond the width lies ready at the agent, so that the lane never waits for the network.
-        let depth = self.width_of(install) + 1;
-        let ahead = self.standing.get(agent).map_or(0, |standing| {
-            let syncs = self.record_time.as_secs_f64() / standing.interval.as_secs_f64().max(1e-6);
-            if standing.interval.is_zero() { 0 } else { ((syncs * 2.0) as usize).min(MAX_AHEAD) }
-        });
-        let ready = depth.max(self.next_width_of(install) + 1) + ahead;
-        Places { send: depth.saturating_sub(occupied), record: ready.saturating_sub(all) }
+        let depth = seen.width() + 1;
+        let interval = seen.standing.interval;
+        let syncs = self.record_time.as_secs_f64() / interval.as_secs_f64().max(1e-6);
+        let ahead = if interval.is_zero() { 0 } else { ((syncs * 2.0) as usize).min(MAX_AHEAD) };
+        let ready = depth.max(seen.next_width(self.waiting.total().chunks) + 1) + ahead;
+        Places { send: depth.saturating_sub(occupied), record: ready.saturating_sub(seen.held.len()) }
     }
 
     /// Whether an install gets nothing now: it is shut, pauses, has closed, its devices are or may be in use by a
     /// rival, or the GPU lanes of its machine that are busy need all its processors.
-    pub(super) fn is_blocked(&self, install: &Install, now: Duration) -> bool {
-        if install.shut || self.away.contains(&install.agent) {
+    pub(super) fn is_blocked(&self, seen: &Seen<'_>, now: Duration) -> bool {
+        if seen.install.shut || self.away.contains(seen.agent()) {
             return true;
         }
-        let pauses = self.standing.get(&install.agent).is_some_and(|standing| {
-            standing.pause_until > now || standing.closed_for == Some(install.incarnation)
-        });
-        let kept_off = || self.is_kept_off(install, None, |other| self.is_taken(other));
-        let crowded = || self.holdings.crews().keeps_off(&install.agent, self.holdings.holds(&install.agent));
-        pauses || kept_off() || self.may_be_in_use(&install.agent) || crowded()
+        let pauses = seen.standing.pause_until > now || seen.is_closed();
+        let kept_off = || self.is_kept_off(seen.install, None, |other| self.is_taken(other));
+        let crowded = || self.holdings.crews().keeps_off(seen.agent(), seen.holds_any());
+        pauses || kept_off() || self.may_be_in_use(seen.agent()) || crowded()
     }
 
     /// The next chunk for this install: retries first, then of the kind that it has loaded, then as [`Self::next_kind`]
     /// says.
     fn next_chunk(&self, agent: &AgentId, outlook: &mut Outlook, now: Duration) -> Next {
-        let Some(install) = self.installs.get(agent) else { return Next::Nothing };
-        let retry = self.retries.iter().copied().find(|chunk| self.may_retry(*chunk, agent));
-        let read_last = self.standing.get(agent).map_or(0, |standing| standing.prefix);
-        let fresh = || self.waiting.next(self.next_kind(install)?, read_last);
+        let Some(seen) = self.seen(agent) else { return Next::Nothing };
+        let retry = self.retries.iter().copied().find(|chunk| self.may_retry(*chunk, &seen));
+        let fresh = || self.waiting.next(self.next_kind(&seen)?, seen.standing.prefix);
         let Some(chunk) = retry.or_else(fresh) else { return Next::Nothing };
-        if !self.has_company(install, &self.work(chunk)) {
+        if !self.has_company(&seen, &self.work(chunk)) {
             return Next::Take(chunk);
         }
-        if self.explores(install, chunk) || !self.is_worth_it(install, chunk, outlook, now) {
+        if self.explores(&seen, chunk) || !self.is_worth_it(&seen, chunk, outlook, now) {
             return Next::Leave;
         }
         Next::Take(chunk)
@@ -179,26 +174,24 @@ impl Schedule {
 
     /// An install of which nothing is known shows with its first chunks how fast it is, before it gets more, unless
     /// so much waits that it will be right in any case.
-    fn explores(&self, install: &Install, chunk: ChunkIndex) -> bool {
-        let unknown = !self.paces.contains_key(&(install.agent, self.model_of(chunk)));
+    fn explores(&self, seen: &Seen<'_>, chunk: ChunkIndex) -> bool {
+        let unknown = !seen.standing.paces.contains_key(&self.model_of(chunk));
         let plenty = EXPLORES_BELOW * self.installs.len() as u64;
-        unknown
-            && self.waiting.total().chunks < plenty
-            && self.holdings.of(&install.agent).count() >= self.width_of(install)
+        unknown && self.waiting.total().chunks < plenty && seen.held.len() >= seen.width()
     }
 
     /// The kind that an install takes from: what it was given last, so that nothing is loaded anew; else a model that is
     /// loaded; else the largest context, whose chunks take longest; else the kind with most waiting for each install
     /// that is at it; else that of the first chunk.
-    fn next_kind(&self, install: &Install) -> Option<Kind> {
-        let has = |kind: &Kind| self.may_run(install, *kind) && self.may_begin(install, *kind);
-        let last = self.standing.get(&install.agent).and_then(|standing| standing.kind);
-        if let Some(last) = last.filter(|last| self.waiting.first(*last).is_some() && has(last)) {
+    fn next_kind(&self, seen: &Seen<'_>) -> Option<Kind> {
+        let has = |kind: &Kind| self.may_run(seen, *kind) && self.may_begin(seen.install, *kind);
+        if let Some(last) = seen.standing.kind.filter(|last| self.waiting.first(*last).is_some() && has(last))
+        {
             return Some(last);
         }
         let order = |(kind, sum): (Kind, Sum)| {
             let at_it = self.at_kind.get(&kind).map_or(0, |count| *count as u64);
-            let warm = install.warm.contains(&kind.model);
+            let warm = seen.install.warm.contains(&kind.model);
             let first = self.waiting.first(kind);
             (!warm, Reverse(kind.context), Reverse(sum.chunks / (1 + at_it)), first, kind)
         };
@@ -214,42 +207,39 @@ impl Schedule {
     }
 
     /// A chunk that failed goes to other hardware, and back to the same only where there is no other.
-    fn may_retry(&self, chunk: ChunkIndex, agent: &AgentId) -> bool {
+    fn may_retry(&self, chunk: ChunkIndex, seen: &Seen<'_>) -> bool {
         let kind = self.work(chunk).kind();
-        let (Some(history), Some(install)) = (self.history.get(&chunk), self.installs.get(agent)) else {
-            return false;
-        };
-        let tried = |install: &Install| {
-            history.failed_on.contains(&install.agent)
-                || install.rivals.iter().any(|rival| history.failed_on.contains(rival))
+        let Some(history) = self.history.get(&chunk) else { return false };
+        let tried = |seen: &Seen<'_>| {
+            history.failed_on.contains(seen.agent())
+                || seen.install.rivals.iter().any(|rival| history.failed_on.contains(rival))
         };
         // Who opens in an hour is not waited for where others may do it.
-        let open = |install: &&Install| !install.shut;
-        self.is_eligible(install, kind)
-            && self.may_begin(install, kind)
-            && (!tried(install) || self.eligible(kind).filter(open).all(tried))
+        let mut open = self.eligible(kind).filter(|other| !other.install.shut);
+        self.is_eligible(seen, kind)
+            && self.may_begin(seen.install, kind)
+            && (!tried(seen) || open.all(|other| tried(&other)))
     }
 
     /// The installs that may run chunks of this kind, now or when they open, and have not been found to be closed.
-    pub(super) fn eligible(&self, kind: Kind) -> impl Iterator<Item = &Install> {
-        self.installs.values().filter(move |install| self.is_eligible(install, kind))
+    pub(super) fn eligible(&self, kind: Kind) -> impl Iterator<Item = Seen<'_>> {
+        self.all_seen().filter(move |seen| self.is_eligible(seen, kind))
     }
 
-    pub(super) fn is_eligible(&self, install: &Install, kind: Kind) -> bool {
-        let standing = self.standing.get(&install.agent);
-        let closed = standing.is_some_and(|standing| standing.closed_for == Some(install.incarnation));
-        self.may_run(install, kind) && !closed
+    pub(super) fn is_eligible(&self, seen: &Seen<'_>, kind: Kind) -> bool {
+        self.may_run(seen, kind) && !seen.is_closed()
     }
 
     /// Whether an install has the model, has not been found to lack it, and its agent denies no chunk of the kind: who
     /// denies one gets none of them.
-    fn may_run(&self, install: &Install, kind: Kind) -> bool {
+    fn may_run(&self, seen: &Seen<'_>, kind: Kind) -> bool {
         let permitted = |asked: u32, most: u32| most == 0 || asked <= most;
         let longest = self.longest.get(&kind).copied().unwrap_or(0);
+        let install = seen.install;
         install.models.contains(&kind.model)
             && permitted(kind.context, install.largest.context)
             && permitted(longest, install.largest.answer)
-            && self.standing.get(&install.agent).is_none_or(|standing| standing.takes(kind.model))
+            && seen.standing.takes(kind.model)
     }
 
     /// Whoever holds work keeps its devices; then a warm model; then the faster, and before all those that are not known
@@ -258,9 +248,8 @@ impl Schedule {
         let mut order: Vec<_> = woken
             .into_iter()
             .filter_map(|agent| {
-                let install = self.installs.get(&agent)?;
-                let interval = self.standing.get(&agent).map_or(Duration::ZERO, |standing| standing.interval);
-                Some((!self.holdings.holds(&agent), install.warm.is_empty(), interval, agent))
+                let seen = self.seen(&agent)?;
+                Some((!seen.holds_any(), seen.install.warm.is_empty(), seen.standing.interval, agent))
             })
             .collect();
         order.sort_unstable();

@@ -85,9 +85,10 @@ impl Schedule {
         let model = self.model_of(attempt.chunk);
         // That a predecessor's attempt is gone says nothing of the install.
         if class != Class::Lost || !active.adopted {
-            self.standing.entry(agent).or_default().failed(model, class, now);
+            let standing = self.standing.entry(agent).or_default();
+            standing.failed(model, class, now);
             if width::is_too_much(class)
-                && let Some(search) = self.widths.get_mut(&(agent, model))
+                && let Some(search) = standing.widths.get_mut(&model)
             {
                 search.failed(now);
             }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use tropa_proto::id::{AgentId, AttemptId, ChunkIndex};
 
 use super::{
-    Install, Schedule,
+    Schedule,
     holdings::Active,
     pace::Pace,
+    seen::Seen,
+    standing::Standing,
     work::{Kind, Work},
 };
 
@@ -53,26 +55,26 @@ impl Schedule {
     /// Whether an install should take this chunk now, by the rule of the earliest finish.
     pub(super) fn is_worth_it(
         &self,
-        install: &Install,
+        seen: &Seen<'_>,
         chunk: ChunkIndex,
         outlook: &mut Outlook,
         now: Duration,
     ) -> bool {
         let work = self.work(chunk);
         let count = self.waiting.total().chunks + self.retries.len() as u64;
-        let Some(alone) = self.seconds(&install.agent, &work) else { return true };
-        let starts = self.slots(install, now).into_iter().fold(f64::INFINITY, f64::min);
-        let by = (starts + self.load_seconds(install, work.kind()) + alone) * (1.0 - SAME);
+        let Some(alone) = self.seconds(seen.standing, &work) else { return true };
+        let starts = self.slots(seen, now).into_iter().fold(f64::INFINITY, f64::min);
+        let by = (starts + self.load_seconds(seen, work.kind()) + alone) * (1.0 - SAME);
         if by * self.rate < count as f64 {
             return true;
         }
         let mean = Work { prefix: 0, ..self.usual(work) };
-        let finishes = |other: &Install| self.finishes(other, &mean, by, now);
-        let rivals = install.rivals.iter().filter_map(|rival| self.installs.get(rival));
-        let own: u64 = rivals.chain([install]).map(finishes).sum();
+        let finishes = |other: Seen<'_>| self.finishes(&other, &mean, by, now);
+        let rivals = seen.install.rivals.iter().filter_map(|rival| self.seen(rival));
+        let own: u64 = rivals.chain([*seen]).map(finishes).sum();
         let failed_on = self.history.get(&chunk).map(|history| &history.failed_on);
         if let Some(failed_on) = failed_on.filter(|failed_on| !failed_on.is_empty()) {
-            let others = self.installs.values().filter(|other| !failed_on.contains(&other.agent));
+            let others = self.all_seen().filter(|other| !failed_on.contains(other.agent()));
             return others.map(finishes).sum::<u64>().saturating_sub(own) < count;
         }
         if outlook.least(&mean, by).saturating_sub(own) >= count {
@@ -80,8 +82,8 @@ impl Schedule {
         }
         let enough = (count + own).saturating_mul(2);
         let mut all = 0;
-        for install in self.installs.values() {
-            all += finishes(install);
+        for other in self.all_seen() {
+            all += finishes(other);
             if all >= enough {
                 break;
             }
@@ -91,90 +93,93 @@ impl Schedule {
     }
 
     /// How many chunks like this one an install finishes in so many seconds, beside what it holds; 0 where it gets none.
-    fn finishes(&self, install: &Install, like: &Work, by: f64, now: Duration) -> u64 {
-        let Some(seconds) = self.seconds(&install.agent, like) else { return 0 };
+    fn finishes(&self, seen: &Seen<'_>, like: &Work, by: f64, now: Duration) -> u64 {
+        let Some(seconds) = self.seconds(seen.standing, like) else { return 0 };
         // Most answers at the end of a job are that not even one more would be finished.
-        let left = if by < seconds { 0.0 } else { by - self.load_seconds(install, like.kind()) };
+        let left = if by < seconds { 0.0 } else { by - self.load_seconds(seen, like.kind()) };
         if left < seconds {
             return 0;
         }
         let of_slot = |slot: f64| ((left - slot).max(0.0) / seconds.max(1e-6)) as u64;
-        let held = self.holdings.of(&install.agent);
-        let finished = if self.width_of(install) == 1 {
+        let finished = if seen.width() == 1 {
             // One after the other, in whatever order.
-            of_slot(held.map(|(attempt, active)| self.remaining(attempt, active, now)).sum())
+            of_slot(seen.held.iter().map(|held| self.remaining(seen, held, now)).sum())
         } else {
-            self.slots(install, now).into_iter().map(of_slot).sum()
+            self.slots(seen, now).into_iter().map(of_slot).sum()
         };
         let counts = finished > 0
-            && self.is_eligible(install, like.kind())
-            && self.stands_for_its_devices(install)
-            && self.may_begin(install, like.kind())
-            && !self.is_blocked(install, now);
+            && self.is_eligible(seen, like.kind())
+            && self.stands_for_its_devices(seen)
+            && self.may_begin(seen.install, like.kind())
+            && !self.is_blocked(seen, now);
         if counts { finished } else { 0 }
     }
 
     /// Whether anybody else could work on this model at the same time.
-    pub(super) fn has_company(&self, install: &Install, work: &Work) -> bool {
+    pub(super) fn has_company(&self, seen: &Seen<'_>, work: &Work) -> bool {
         self.eligible(work.kind())
-            .filter(|other| !other.shut)
-            .any(|other| other.agent != install.agent && !install.rivals.contains(&other.agent))
+            .filter(|other| !other.install.shut)
+            .any(|other| other.agent() != seen.agent() && !seen.install.rivals.contains(other.agent()))
     }
 
     /// Seconds that a chunk takes on an install, its model loaded; by the usual speed of others where the install's
     /// own is not known, `None` where nobody's is.
-    pub(super) fn seconds(&self, agent: &AgentId, work: &Work) -> Option<f64> {
-        let pace = self.paces.get(&(*agent, work.model)).or_else(|| self.typical.get(&work.model))?;
-        Some(pace.seconds(self.sizes.expected(work)))
+    pub(super) fn seconds(&self, standing: &Standing, work: &Work) -> Option<f64> {
+        Some(self.pace_of(standing, work)?.seconds(self.sizes.expected(work)))
+    }
+
+    fn pace_of<'a>(&'a self, standing: &'a Standing, work: &Work) -> Option<&'a Pace> {
+        standing.paces.get(&work.model).or_else(|| self.typical.get(&work.model))
     }
 
     /// Seconds until the model can be used for this kind: 0 where it is loaded for it; else as its loads took here, or
     /// elsewhere, or as its size lets expect.
-    pub(super) fn load_seconds(&self, install: &Install, kind: Kind) -> f64 {
-        let loaded = match self.standing.get(&install.agent).and_then(|standing| standing.kind) {
+    pub(super) fn load_seconds(&self, seen: &Seen<'_>, kind: Kind) -> f64 {
+        let loaded = match seen.standing.kind {
             Some(last) => last == kind,
-            None => install.warm.contains(&kind.model),
+            None => seen.install.warm.contains(&kind.model),
         };
         if loaded {
             return 0.0;
         }
-        let seen = |pace: &Pace| (pace.load_s > 0.0).then_some(pace.load_s);
-        let own = self.paces.get(&(install.agent, kind.model)).and_then(seen);
-        let by_size = || install.loads.get(&kind.model).map(Duration::as_secs_f64);
-        own.or_else(|| self.typical.get(&kind.model).and_then(seen)).or_else(by_size).unwrap_or(LOAD_S)
-    }
-
-    /// What an install holds, in the order in which it gets to it.
-    pub(super) fn due(&self, install: &Install, now: Duration) -> Vec<Due> {
-        self.line_up(install, now).0
+        let known = |pace: &Pace| (pace.load_s > 0.0).then_some(pace.load_s);
+        let own = seen.standing.paces.get(&kind.model).and_then(known);
+        let by_size = || seen.install.loads.get(&kind.model).map(Duration::as_secs_f64);
+        own.or_else(|| self.typical.get(&kind.model).and_then(known)).or_else(by_size).unwrap_or(LOAD_S)
     }
 
     /// When each place at the engine is free, in seconds from now.
-    fn slots(&self, install: &Install, now: Duration) -> Vec<f64> {
-        self.line_up(install, now).1
+    fn slots(&self, seen: &Seen<'_>, now: Duration) -> Vec<f64> {
+        self.line_up(seen, now, |_, _| {})
     }
 
-    fn line_up(&self, install: &Install, now: Duration) -> (Vec<Due>, Vec<f64>) {
-        let mut slots: Vec<f64> = vec![0.0; self.width_of(install)];
-        let mut due = Vec::new();
-        let mut held: Vec<_> = self.holdings.of(&install.agent).collect();
+    /// Goes through what an install holds in the order in which it gets to it, and says when each place at the engine is
+    /// free after that, in seconds from now.
+    pub(super) fn line_up(
+        &self,
+        seen: &Seen<'_>,
+        now: Duration,
+        mut each: impl FnMut(Due, &Active),
+    ) -> Vec<f64> {
+        let mut slots: Vec<f64> = vec![0.0; seen.width()];
+        let mut held: Vec<_> = seen.held.iter().collect();
         // What runs first, then what was sent, then what is only recorded.
-        held.sort_by_key(|(attempt, active)| (!active.running, active.is_unsent(), **attempt));
-        for (attempt, active) in held {
+        held.sort_by_key(|(attempt, active)| (!active.running, active.is_unsent(), *attempt));
+        for one in held {
             let Some(slot) = slots.iter_mut().min_by(|a: &&mut f64, b: &&mut f64| a.total_cmp(b)) else {
                 break;
             };
             let starts = *slot;
-            *slot += self.remaining(attempt, active, now);
-            due.push(Due { attempt: *attempt, starts, ends: *slot });
+            *slot += self.remaining(seen, one, now);
+            each(Due { attempt: one.0, starts, ends: *slot }, &one.1);
         }
-        (due, slots)
+        slots
     }
 
     /// Seconds until an attempt ends, once it has its place: what it has written so far tells most.
-    fn remaining(&self, attempt: &AttemptId, active: &Active, now: Duration) -> f64 {
+    fn remaining(&self, at: &Seen<'_>, (attempt, active): &(AttemptId, Active), now: Duration) -> f64 {
         let work = self.work(attempt.chunk);
-        let pace = self.paces.get(&(active.agent, work.model)).or_else(|| self.typical.get(&work.model));
+        let pace = self.pace_of(at.standing, &work);
         let (prompt, output) = self.sizes.expected(&work);
         let whole = pace.map(|pace| pace.seconds((prompt, output)));
         let Some(since) = active.running_since.filter(|_| active.running) else {
@@ -199,10 +204,11 @@ impl Schedule {
 
     /// Of installs that share a device only one works: the one that does, else the one with the smallest id; and of GPU
     /// lanes that share processors as many as may.
-    fn stands_for_its_devices(&self, install: &Install) -> bool {
-        self.holdings.holds(&install.agent)
-            || (install.rivals.iter().all(|rival| *rival > install.agent && !self.holdings.holds(rival))
-                && self.holdings.crews().is_of_the_first(&install.agent))
+    fn stands_for_its_devices(&self, seen: &Seen<'_>) -> bool {
+        let comes_after = |rival: &AgentId| rival > seen.agent() && !self.holdings.holds(rival);
+        seen.holds_any()
+            || (seen.install.rivals.iter().all(comes_after)
+                && self.holdings.crews().is_of_the_first(seen.agent()))
     }
 
     /// Adds up how many chunks of the usual size all installs finish in a second; infinitely many where no speed is
@@ -218,11 +224,11 @@ impl Schedule {
         };
         self.rate_at = Some(now);
         let mean = self.usual(self.work(like));
-        let rate = |install: &Install| {
-            let seconds = self.seconds(&install.agent, &mean)?;
-            Some(self.width_of(install) as f64 / seconds.max(1e-6))
+        let rate = |seen: Seen<'_>| {
+            let seconds = self.seconds(seen.standing, &mean)?;
+            Some(seen.width() as f64 / seconds.max(1e-6))
         };
-        let rate: f64 = self.installs.values().filter_map(rate).sum();
+        let rate: f64 = self.all_seen().filter_map(rate).sum();
         self.rate = if rate > 0.0 { rate } else { f64::INFINITY };
     }
 
@@ -240,37 +246,48 @@ mod tests {
     use tropa_proto::id::{EngineRun, Incarnation, JobId, MachineId};
 
     use super::{
-        super::{Action, Event, Largest, ModelIndex},
+        super::{Action, Event, Install, Largest, ModelIndex},
         *,
     };
 
-    /// How many of three chunks of a second go at first to a machine whose model is not loaded and so large.
-    fn given_to_the_cold(load: Option<Duration>) -> usize {
-        let model = ModelIndex(0);
-        let install = |n: u8| Install {
+    const MODEL: ModelIndex = ModelIndex(0);
+
+    /// One whose model is loaded, or takes so long to load as far as that is known.
+    fn install(n: u8, loaded: bool, load: Option<Duration>) -> Install {
+        Install {
             agent: AgentId([n; 32]),
             incarnation: Incarnation(1),
             engine: EngineRun(1),
             machine: MachineId(AgentId([n; 32])),
             width: 1,
-            models: [model].into(),
+            models: [MODEL].into(),
             largest: Largest::default(),
             shut: false,
-            warm: if n == 1 { [model].into() } else { BTreeSet::new() },
-            loads: load.map(|load| (model, load)).into_iter().collect::<BTreeMap<_, _>>(),
+            warm: if loaded { [MODEL].into() } else { BTreeSet::new() },
+            loads: load.map(|load| (MODEL, load)).into_iter().collect::<BTreeMap<_, _>>(),
             rivals: BTreeSet::new(),
             unguarded: BTreeSet::new(),
             gpu_lanes: None,
             unplaced: Default::default(),
-        };
-        let mut schedule = Schedule::new(JobId([7; 16]), vec![model; 3]);
-        for n in [1, 2] {
-            let pace = Pace { chunk_s: 1.0, samples: 1, ..Pace::default() };
-            schedule.handle(Event::Remembered(AgentId([n; 32]), model, pace, None), Duration::ZERO);
         }
-        let actions = schedule.handle(Event::Roster(vec![install(1), install(2)]), Duration::ZERO);
-        let cold = |action: &&Action| matches!(action, Action::Record(_, agent, _) if agent.0 == [2; 32]);
-        actions.iter().filter(cold).count()
+    }
+
+    /// Whom the first chunks of a job go to on these installs, all of this pace.
+    fn begins(mut schedule: Schedule, pace: Pace, installs: Vec<Install>) -> Vec<AgentId> {
+        for install in &installs {
+            schedule.handle(Event::Remembered(install.agent, MODEL, pace, None), Duration::ZERO);
+        }
+        let actions = schedule.handle(Event::Roster(installs), Duration::ZERO);
+        let begun = |action| if let Action::Record(_, agent, _) = action { Some(agent) } else { None };
+        actions.into_iter().filter_map(begun).collect()
+    }
+
+    /// How many of three chunks of a second go at first to a machine whose model is not loaded and so large.
+    fn given_to_the_cold(load: Option<Duration>) -> usize {
+        let pace = Pace { chunk_s: 1.0, samples: 1, ..Pace::default() };
+        let installs = vec![install(1, true, load), install(2, false, load)];
+        let begun = begins(Schedule::new(JobId([7; 16]), vec![MODEL; 3]), pace, installs);
+        begun.into_iter().filter(|agent| agent.0 == [2; 32]).count()
     }
 
     #[test]

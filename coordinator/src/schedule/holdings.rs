@@ -1,9 +1,6 @@
 //! Who holds which attempts now, counted by install, so that a decision looks at one install and its rivals only.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use tropa_proto::id::{AgentId, AttemptId, Incarnation};
 
@@ -50,16 +47,24 @@ pub(super) struct Active {
     pub(super) since: Duration,
 }
 
-/// All attempts that have not ended.
+/// All attempts that have not ended, each with the install that holds it.
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
-    active: BTreeMap<AttemptId, Active>,
-    /// Those that take a place, or will.
-    by_agent: BTreeMap<AgentId, BTreeSet<AttemptId>>,
-    /// How many the agents still check, where any.
-    checking: BTreeMap<AgentId, usize>,
+    /// Who holds it.
+    holders: BTreeMap<AttemptId, AgentId>,
+    /// What they hold, of all that hold any.
+    held: BTreeMap<AgentId, Held>,
     /// How many GPU lanes of each machine are busy.
     crews: Crews,
+}
+
+/// What one install holds, in order.
+#[derive(Debug, Default)]
+struct Held {
+    /// What takes a place, or will.
+    placed: Vec<(AttemptId, Active)>,
+    /// What its agent still checks.
+    checking: Vec<(AttemptId, Active)>,
 }
 
 impl Active {
@@ -116,21 +121,39 @@ impl Active {
     }
 }
 
+impl Held {
+    fn lists(&self) -> [&Vec<(AttemptId, Active)>; 2] {
+        [&self.placed, &self.checking]
+    }
+
+    fn get(&self, attempt: &AttemptId) -> Option<&Active> {
+        self.lists().into_iter().find_map(|list| Some(&list[find(list, attempt).ok()?].1))
+    }
+
+    fn get_mut(&mut self, attempt: &AttemptId) -> Option<&mut Active> {
+        let lists = [&mut self.placed, &mut self.checking];
+        lists.into_iter().find_map(|list| {
+            let at = find(list, attempt).ok()?;
+            Some(&mut list[at].1)
+        })
+    }
+}
+
 impl Holdings {
     pub(super) fn insert(&mut self, attempt: AttemptId, active: Active) {
-        let held = self.by_agent.entry(active.agent).or_default();
-        if held.is_empty() {
+        self.holders.insert(attempt, active.agent);
+        let placed = &mut self.held.entry(active.agent).or_default().placed;
+        if placed.is_empty() {
             self.crews.began(&active.agent);
         }
-        held.insert(attempt);
-        self.active.insert(attempt, active);
+        put(placed, attempt, active);
     }
 
     /// Takes in a new roster: which installs work on GPUs, of which machines.
     pub(super) fn renew<'a>(&mut self, installs: impl Iterator<Item = &'a Install>) {
         // Both lie side by side, and the one is counted from the other.
-        let Self { by_agent, crews, .. } = self;
-        crews.renew(installs, by_agent.keys());
+        let Self { held, crews, .. } = self;
+        crews.renew(installs, with_places(held).map(|(agent, _)| agent));
     }
 
     /// The GPU lanes, and how many of them are busy.
@@ -139,87 +162,115 @@ impl Holdings {
     }
 
     pub(super) fn remove(&mut self, attempt: &AttemptId) -> Option<Active> {
-        let active = self.active.remove(attempt)?;
-        if active.stage == Stage::Checking {
-            self.checked(active.agent);
+        let agent = self.holders.remove(attempt)?;
+        let active = self.give_place_back(attempt, agent).or_else(|| {
+            let checking = &mut self.held.get_mut(&agent)?.checking;
+            Some(checking.remove(find(checking, attempt).ok()?).1)
+        });
+        if self.held.get(&agent).is_some_and(|held| held.lists().iter().all(|list| list.is_empty())) {
+            self.held.remove(&agent);
         }
-        self.give_place_back(attempt, active.agent);
-        Some(active)
+        active
     }
 
     /// The engine has ended it: it takes no place any more. Says whose place that was.
     pub(super) fn release(&mut self, attempt: &AttemptId) -> Option<AgentId> {
-        let active = self.active.get_mut(attempt)?;
-        let agent = active.agent;
-        if active.stage != Stage::Checking {
+        let agent = *self.holders.get(attempt)?;
+        if let Some(mut active) = self.give_place_back(attempt, agent) {
             (active.stage, active.running) = (Stage::Checking, false);
-            *self.checking.entry(agent).or_default() += 1;
-            self.give_place_back(attempt, agent);
+            put(&mut self.held.entry(agent).or_default().checking, *attempt, active);
         }
         Some(agent)
     }
 
-    fn checked(&mut self, agent: AgentId) {
-        if let Some(count) = self.checking.get_mut(&agent) {
-            *count -= 1;
-            if *count == 0 {
-                self.checking.remove(&agent);
-            }
-        }
-    }
-
     /// Whether this agent has, or may have, anything whose end is awaited.
     pub(super) fn awaits(&self, agent: &AgentId) -> bool {
-        self.checking.contains_key(agent) || self.of(agent).any(|(_, active)| active.occupies())
+        let checks = self.held.get(agent).is_some_and(|held| !held.checking.is_empty());
+        checks || self.of(agent).iter().any(|(_, active)| active.occupies())
     }
 
-    fn give_place_back(&mut self, attempt: &AttemptId, agent: AgentId) {
-        if let Some(held) = self.by_agent.get_mut(&agent) {
-            held.remove(attempt);
-            if held.is_empty() {
-                self.by_agent.remove(&agent);
-                self.crews.ended(&agent);
-            }
+    fn give_place_back(&mut self, attempt: &AttemptId, agent: AgentId) -> Option<Active> {
+        let placed = &mut self.held.get_mut(&agent)?.placed;
+        let (_, active) = placed.remove(find(placed, attempt).ok()?);
+        if placed.is_empty() {
+            self.crews.ended(&agent);
         }
+        Some(active)
     }
 
     pub(super) fn get(&self, attempt: &AttemptId) -> Option<&Active> {
-        self.active.get(attempt)
+        self.held.get(self.holders.get(attempt)?)?.get(attempt)
     }
 
     /// To change its stage; its agent stays.
     pub(super) fn get_mut(&mut self, attempt: &AttemptId) -> Option<&mut Active> {
-        self.active.get_mut(attempt)
+        self.held.get_mut(self.holders.get(attempt)?)?.get_mut(attempt)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.active.is_empty()
+        self.holders.is_empty()
     }
 
     /// All of them, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&AttemptId, &Active)> {
-        self.active.iter()
+        self.holders
+            .iter()
+            .filter_map(|(attempt, agent)| Some((attempt, self.held.get(agent)?.get(attempt)?)))
     }
 
-    /// Those of one install that take a place, in order.
-    pub(super) fn of(&self, agent: &AgentId) -> impl Iterator<Item = (&AttemptId, &Active)> {
-        let held = self.by_agent.get(agent).into_iter().flatten();
-        held.filter_map(|attempt| Some((attempt, self.active.get(attempt)?)))
+    /// Those that take a place, or will, in order of the installs that hold them.
+    pub(super) fn by_agent(&self) -> impl Iterator<Item = (&AgentId, &[(AttemptId, Active)])> {
+        with_places(&self.held)
+    }
+
+    /// Those of one install that take a place, or will, in order.
+    pub(super) fn of(&self, agent: &AgentId) -> &[(AttemptId, Active)] {
+        self.held.get(agent).map_or(&[], |held| &held.placed)
     }
 
     /// Whether this install holds anything that takes a place.
     pub(super) fn holds(&self, agent: &AgentId) -> bool {
-        self.by_agent.contains_key(agent)
-    }
-
-    /// The installs that hold anything that takes a place, in order.
-    pub(super) fn holders(&self) -> impl Iterator<Item = &AgentId> {
-        self.by_agent.keys()
+        !self.of(agent).is_empty()
     }
 
     /// The attempts of one chunk: numbers rise within it.
     pub(super) fn of_chunk(&self, attempt: AttemptId) -> impl Iterator<Item = AttemptId> {
         let range = AttemptId { no: 0, ..attempt }..=AttemptId { no: u32::MAX, ..attempt };
-        self.active.range(range).map(|(attempt, _)| *attempt)
+        self.holders.range(range).map(|(attempt, _)| *attempt)
+    }
+
+    /// An attempt that is not where it is looked for, if there is one: there must be none.
+    pub(super) fn astray(&self) -> Option<AttemptId> {
+        let mut there = BTreeMap::new();
+        for (agent, held) in &self.held {
+            for (list, checks) in [(&held.placed, false), (&held.checking, true)] {
+                for (attempt, active) in list {
+                    let fits = active.agent == *agent && (active.stage == Stage::Checking) == checks;
+                    let found = find(list, attempt).is_ok() && there.insert(*attempt, *agent).is_none();
+                    if !fits || !found {
+                        return Some(*attempt);
+                    }
+                }
+            }
+        }
+        let lost = self.holders.iter().find(|(attempt, agent)| there.get(attempt) != Some(agent));
+        let unknown = || there.keys().find(|attempt| !self.holders.contains_key(attempt));
+        lost.map(|(attempt, _)| attempt).or_else(unknown).copied()
+    }
+}
+
+/// All who hold anything that takes a place, with that.
+fn with_places(held: &BTreeMap<AgentId, Held>) -> impl Iterator<Item = (&AgentId, &[(AttemptId, Active)])> {
+    held.iter().map(|(agent, held)| (agent, &held.placed[..])).filter(|(_, placed)| !placed.is_empty())
+}
+
+fn find(list: &[(AttemptId, Active)], attempt: &AttemptId) -> Result<usize, usize> {
+    list.binary_search_by(|(other, _)| other.cmp(attempt))
+}
+
+fn put(list: &mut Vec<(AttemptId, Active)>, attempt: AttemptId, active: Active) {
+    match find(list, &attempt) {
+        Ok(at) => list[at].1 = active,
+        Err(at) => list.insert(at, (attempt, active)),
     }
 }

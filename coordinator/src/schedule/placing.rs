@@ -67,7 +67,7 @@ impl Schedule {
     /// Whether an install holds a chunk that may be on any device that it may use.
     pub(super) fn loads(&self, agent: &AgentId) -> bool {
         let counts = |kind| self.installs.get(agent).is_none_or(|install| install.unplaced.counts(kind));
-        self.holdings.of(agent).any(|(attempt, _)| counts(self.work(attempt.chunk).kind()))
+        self.holdings.of(agent).iter().any(|(attempt, _)| counts(self.work(attempt.chunk).kind()))
     }
 
     /// The same, where it is not even known what it holds.

@@ -8,7 +8,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tropa_proto::id::{AgentId, AttemptId};
 
-use super::{Action, ModelIndex, Schedule, Status, Work, forecast::Due, holdings::Stage};
+use super::{
+    Action, ModelIndex, Schedule, Status, Work,
+    forecast::Due,
+    holdings::{Active, Stage},
+    seen::Seen,
+};
 
 /// How much later than a fresh run the other must end, as a factor (`reliability.md` §4).
 const LATER: f64 = 1.2;
@@ -26,46 +31,61 @@ impl Schedule {
         if idle.is_empty() {
             return;
         }
-        let mut late: Vec<Due> = self
-            .holdings
-            .holders()
-            .filter_map(|agent| self.installs.get(agent))
-            .flat_map(|install| self.due(install, now))
-            .filter(|due| self.may_be_helped(due))
-            .collect();
+        let (mut late, least) = self.in_question(now);
+        let soonest: Vec<f64> = idle.iter().map(|agent| self.soonest(agent, &least)).collect();
+        let first = soonest.iter().copied().fold(f64::INFINITY, f64::min);
+        // Most often nothing is late, or little, so that little is looked at closely and sorted.
+        late.retain(|due| due.ends > LATER * first && self.holdings.of_chunk(due.attempt).count() == 1);
         late.sort_by(|a, b| b.ends.total_cmp(&a.ends).then(a.attempt.cmp(&b.attempt)));
-        let least = self.least_work(&late);
-        // What has been asked back and is on its way is promised to one of them each.
-        let returning = self.holdings.iter().filter(|(attempt, active)| {
-            active.stage == Stage::Cancelling && self.status(attempt.chunk) == Some(Status::Open)
-        });
-        let mut promised = returning.count();
-        for agent in idle {
+        let mut promised = self.returning();
+        let mut has_taken = false;
+        for (agent, soonest) in idle.into_iter().zip(soonest) {
+            if late.is_empty() {
+                return;
+            }
             // What another of them has just taken may be on its devices.
-            if !self.is_free(&agent, now) {
+            if has_taken && !self.is_free(&agent, now) {
                 continue;
             }
             if promised > 0 {
                 promised -= 1;
                 continue;
             }
-            let soonest =
-                least.iter().filter_map(|work| self.seconds(&agent, work)).fold(f64::INFINITY, f64::min);
             let mut in_question = late.iter().take_while(|due| due.ends > LATER * soonest);
             let found = in_question.position(|due| self.helps(&agent, due));
             let Some(due) = found.map(|at| late.remove(at)) else { continue };
             self.take_over(agent, due, now, actions);
+            has_taken = true;
         }
     }
 
     fn is_free(&self, agent: &AgentId, now: Duration) -> bool {
-        let install = self.installs.get(agent);
-        install.is_some_and(|install| !self.holdings.holds(agent) && !self.is_blocked(install, now))
+        self.seen(agent).is_some_and(|seen| !seen.holds_any() && !self.is_blocked(&seen, now))
     }
 
-    /// Whether anybody may do this instead of or beside the install that holds it.
-    fn may_be_helped(&self, due: &Due) -> bool {
-        let Some(active) = self.holdings.get(&due.attempt) else { return false };
+    /// What anybody might do instead of or beside the install that holds it, and for each model among these chunks
+    /// that are no larger than any of them.
+    fn in_question(&self, now: Duration) -> (Vec<Due>, Vec<Work>) {
+        let mut all = Vec::new();
+        // A chunk of no known size is no measure for others.
+        let mut least: BTreeMap<(ModelIndex, bool), Work> = BTreeMap::new();
+        for seen in self.all_seen().filter(Seen::holds_any) {
+            self.line_up(&seen, now, |due, active| {
+                if !self.may_be_helped(&due, active) {
+                    return;
+                }
+                all.push(due);
+                let work = self.work(due.attempt.chunk);
+                let least = least.entry((work.model, work.is_sized())).or_insert(work);
+                least.prompt_tokens = least.prompt_tokens.min(work.prompt_tokens);
+                least.output_tokens = least.output_tokens.min(work.output_tokens);
+            });
+        }
+        (all, least.into_values().collect())
+    }
+
+    /// Whether what an install holds may be done elsewhere as well.
+    fn may_be_helped(&self, due: &Due, active: &Active) -> bool {
         let how = match active.stage {
             Stage::Recording | Stage::Recorded => true,
             Stage::Sent if !active.running => due.starts > TOO_LATE_S,
@@ -73,36 +93,38 @@ impl Schedule {
             Stage::Cancelling | Stage::Checking => false,
         };
         how && self.status(due.attempt.chunk) == Some(Status::Open)
-            && self.holdings.of_chunk(due.attempt).count() == 1
     }
 
-    /// For each model among these a chunk that is no larger than any of them.
-    fn least_work(&self, late: &[Due]) -> Vec<Work> {
-        let mut least: BTreeMap<ModelIndex, Work> = BTreeMap::new();
-        for due in late {
-            let work = self.work(due.attempt.chunk);
-            let least = least.entry(work.model).or_insert(work);
-            least.prompt_tokens = least.prompt_tokens.min(work.prompt_tokens);
-            least.output_tokens = least.output_tokens.min(work.output_tokens);
-        }
-        least.into_values().collect()
+    /// Seconds in which an install can do the smallest of these.
+    fn soonest(&self, agent: &AgentId, least: &[Work]) -> f64 {
+        let standing = self.standing.get(agent);
+        let seconds = least.iter().filter_map(|work| self.seconds(standing?, work));
+        seconds.fold(f64::INFINITY, f64::min)
+    }
+
+    /// What has been asked back and is on its way: it is promised to one idle install each.
+    fn returning(&self) -> usize {
+        let held = self.holdings.by_agent().flat_map(|(_, held)| held);
+        let returns = |(attempt, active): &&(AttemptId, Active)| {
+            active.stage == Stage::Cancelling && self.status(attempt.chunk) == Some(Status::Open)
+        };
+        held.filter(returns).count()
     }
 
     /// Whether a fresh run on this install would end well before that attempt.
     fn helps(&self, agent: &AgentId, due: &Due) -> bool {
-        let (Some(install), Some(active)) = (self.installs.get(agent), self.holdings.get(&due.attempt))
-        else {
+        let (Some(seen), Some(active)) = (self.seen(agent), self.holdings.get(&due.attempt)) else {
             return false;
         };
         let chunk = due.attempt.chunk;
         let work = self.work(chunk);
         let tried = self.history.get(&chunk).is_some_and(|history| history.failed_on.contains(agent));
-        let may = self.is_eligible(install, work.kind()) && self.may_begin(install, work.kind());
+        let may = self.is_eligible(&seen, work.kind()) && self.may_begin(seen.install, work.kind());
         if tried || active.agent == *agent || !may {
             return false;
         }
-        let Some(seconds) = self.seconds(agent, &work) else { return false };
-        due.ends > LATER * (self.load_seconds(install, work.kind()) + seconds)
+        let Some(seconds) = self.seconds(seen.standing, &work) else { return false };
+        due.ends > LATER * (self.load_seconds(&seen, work.kind()) + seconds)
     }
 
     fn take_over(&mut self, agent: AgentId, due: Due, now: Duration, actions: &mut Vec<Action>) {

@@ -1,6 +1,9 @@
 //! What the job has learned of one install: failures, pauses, models that it turned out to lack, its pace.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tropa_proto::{
     failure::Class,
@@ -8,7 +11,7 @@ use tropa_proto::{
     random::Random,
 };
 
-use super::{ModelIndex, work::Kind};
+use super::{ModelIndex, pace::Pace, width::Search, work::Kind};
 
 /// First and longest pause of an install that refused as busy or failed twice in a row (`ollama-api.md` §4.1,
 /// `reliability.md` §5).
@@ -40,6 +43,11 @@ pub(super) struct Standing {
     last_end: Option<Duration>,
     /// Smoothed time between two ends at the engine; zero until there were two.
     pub(super) interval: Duration,
+    /// How fast it is with each model.
+    pub(super) paces: BTreeMap<ModelIndex, Pace>,
+    pub(super) widths: BTreeMap<ModelIndex, Search>,
+    /// With which models this job has measured its pace itself.
+    pub(super) measured: BTreeSet<ModelIndex>,
 }
 
 impl Standing {

@@ -38,6 +38,11 @@ impl Work {
     pub fn kind(&self) -> Kind {
         Kind { model: self.model, context: self.context }
     }
+
+    /// Says whether anything is known of its size.
+    pub(super) fn is_sized(&self) -> bool {
+        (self.prompt_tokens, self.output_tokens) != (0, 0)
+    }
 }
 
 /// Steps of the share of `num_predict` that an answer used.
