@@ -31,8 +31,8 @@ struct Places {
 enum Next {
     /// This chunk.
     Take(ChunkIndex),
-    /// What it could run others will have finished sooner.
-    Leave,
+    /// This chunk, but others will have finished all that waits sooner.
+    Leave(ChunkIndex),
     /// Nothing that it could run.
     Nothing,
 }
@@ -54,7 +54,7 @@ impl Schedule {
         }
         self.refresh_rate(now);
         let woken = std::mem::take(&mut self.woken);
-        let mut spare = Vec::new();
+        let (mut spare, mut left) = (Vec::new(), Vec::new());
         let mut outlook = Outlook::default();
         for agent in self.by_preference(woken) {
             self.idle.remove(&agent);
@@ -68,8 +68,9 @@ impl Schedule {
                         self.record(agent, chunk, now, actions);
                         places.record -= 1;
                     }
-                    Next::Leave => {
+                    Next::Leave(chunk) => {
                         self.idle.insert(agent);
+                        left.push((agent, chunk));
                         break;
                     }
                     Next::Nothing => {
@@ -80,7 +81,9 @@ impl Schedule {
                 }
             }
         }
-        if !spare.is_empty() && !self.holdings.is_empty() {
+        if self.holdings.is_empty() {
+            self.begin_one_of(left, now, actions);
+        } else if !spare.is_empty() {
             self.help_out(spare, now, actions);
         }
         if !self.idle.is_empty() && self.look_at.is_none() && !self.holdings.is_empty() {
@@ -96,6 +99,21 @@ impl Schedule {
                 (active.stage, active.since) = (Stage::Sent, now);
                 actions.push(Action::Send(attempt, agent));
             }
+        }
+    }
+
+    /// Nothing runs, and each of these leaves its chunk to the others: whoever would end first begins. The rule counts
+    /// with chunks of the mean size, so each may be right that the others finish as many while it does a longer one.
+    fn begin_one_of(&mut self, left: Vec<(AgentId, ChunkIndex)>, now: Duration, actions: &mut Vec<Action>) {
+        let ends = |(agent, chunk): &(AgentId, ChunkIndex)| {
+            let (seen, work) = (self.seen(agent)?, self.work(*chunk));
+            Some(self.load_seconds(&seen, work.kind()) + self.seconds(seen.standing, &work)?)
+        };
+        let ends = |one: &(AgentId, ChunkIndex)| ends(one).unwrap_or(f64::INFINITY);
+        let first = left.into_iter().min_by(|a, b| ends(a).total_cmp(&ends(b)));
+        if let Some((agent, chunk)) = first {
+            self.take_out(chunk);
+            self.record(agent, chunk, now, actions);
         }
     }
 
@@ -167,7 +185,7 @@ impl Schedule {
             return Next::Take(chunk);
         }
         if self.explores(&seen, chunk) || !self.is_worth_it(&seen, chunk, outlook, now) {
-            return Next::Leave;
+            return Next::Leave(chunk);
         }
         Next::Take(chunk)
     }

@@ -296,4 +296,14 @@ mod tests {
         assert_eq!(given_to_the_cold(Some(Duration::from_secs(40))), 0);
         assert_eq!(given_to_the_cold(None), 0, "not knowing is no reason to load");
     }
+
+    #[test]
+    fn a_chunk_that_each_leaves_to_the_others_is_begun_by_one() {
+        // While one does the long chunk the two others could do two of the mean size; so says each of the three.
+        let works = [1_000, 100].map(|output_tokens| Work { model: MODEL, output_tokens, ..Work::default() });
+        let pace = Pace { decode_s: 0.01, samples: 1, ..Pace::default() };
+        let installs = (1..=3).map(|n| install(n, true, None)).collect();
+        let begun = begins(Schedule::of(JobId([7; 16]), works.into()), pace, installs);
+        assert_eq!(begun.first(), Some(&AgentId([1; 32])), "the smallest id of equal ones: {begun:?}");
+    }
 }
