@@ -5,6 +5,7 @@
 
 use std::{path::Path, time::Duration};
 
+use proptest::prelude::*;
 use tropa_coordinator::schedule::{ModelIndex, Work};
 use tropa_tests::makespan::{ChunkOf, LaneOf, Weather, Went, World, lower_bound};
 
@@ -213,4 +214,32 @@ fn the_makespan_is_near_the_least_of_all_assignments() {
     }
     let mean = sum / f64::from(worlds);
     assert!(mean < 1.15 && worst < 1.8, "over the least makespan: mean {mean:.3}, worst {worst:.3}");
+}
+
+/// A chunk of any size and kind; of one in eight nothing is known.
+fn any_chunk() -> impl Strategy<Value = ChunkOf> {
+    (20u32..500, 10u32..300, 0u16..2, 0u32..3, 0u8..8).prop_map(|(prompt, output, model, prefix, known)| {
+        let mut chunk = if known > 0 { ChunkOf::of(prompt, output) } else { ChunkOf::of(0, 0) };
+        (chunk.work.model, chunk.work.prefix) = (ModelIndex(model), prefix);
+        ChunkOf { output: output / 2 + 5, ..chunk }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// That each waits for another, the world itself finds: a job that is not done and waits for nothing.
+    #[test]
+    fn every_job_ends_with_one_result_a_chunk_however_unequal_its_chunks_and_lanes_are(
+        speeds in proptest::collection::vec(0usize..5, 1..7),
+        chunks in proptest::collection::vec(any_chunk(), 1..24),
+        known in any::<bool>(),
+        width in 0usize..3,
+    ) {
+        let mut lanes = lanes(&speeds.iter().map(|speed| [8.0, 4.0, 2.0, 1.0, 0.5][*speed]).collect::<Vec<_>>());
+        lanes.iter_mut().for_each(|lane| lane.width = width);
+        let world = World::new(&lanes, &chunks);
+        let went = if known { world.with_known_speeds().run() } else { world.run() };
+        prop_assert_eq!(went.done.iter().sum::<usize>(), chunks.len());
+    }
 }

@@ -71,7 +71,7 @@ impl Schedule {
         let mut least: BTreeMap<(ModelIndex, bool), Work> = BTreeMap::new();
         for seen in self.all_seen().filter(Seen::holds_any) {
             self.line_up(&seen, now, |due, active| {
-                if !self.may_be_helped(&due, active) {
+                if !self.may_be_helped(&due, active, now) {
                     return;
                 }
                 all.push(due);
@@ -85,9 +85,11 @@ impl Schedule {
     }
 
     /// Whether what an install holds may be done elsewhere as well.
-    fn may_be_helped(&self, due: &Due, active: &Active) -> bool {
+    fn may_be_helped(&self, due: &Due, active: &Active, now: Duration) -> bool {
         let how = match active.stage {
-            Stage::Recording | Stage::Recorded => true,
+            // What was given in this moment stays where it is: its row would be written for nothing.
+            Stage::Recording => active.since < now,
+            Stage::Recorded => true,
             Stage::Sent if !active.running => due.starts > TOO_LATE_S,
             Stage::Sent => self.backups,
             Stage::Cancelling | Stage::Checking => false,
