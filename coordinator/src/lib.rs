@@ -73,8 +73,9 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(args: Args, clock: Clock) -> Outcome {
-    // Two threads: one for the loop, one for the mesh; engines want the other cores.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // One thread, beside that of the journal: two would wake each other several times a chunk, and every wake on a
+    // machine whose engine works on all cores takes one from it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.or_exit(Exit::Io)?;
     let outcome = runtime.block_on(async {
         let global = &args.global;
