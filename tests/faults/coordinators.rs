@@ -83,7 +83,7 @@ fn fault_f07_a_coordinator_killed_at_any_step_of_an_attempt_goes_on_and_runs_not
         figures.judge(&format!("F7 coordinator killed at {step}"));
         within("the first commit after the restart", figures.recovered, Duration::from_secs(3));
         let repeated = figures.again + figures.backups;
-        assert_eq!(repeated, 0, "{step}: no chunk is executed again while the agents live");
+        assert_eq!(repeated, 0, "{step}: no chunk is executed again while the agents live: {book:#?}");
         known.insert(id);
     }
 }
