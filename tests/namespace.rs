@@ -133,7 +133,10 @@ pub fn ran(arguments: &[&str]) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Stdio;
+    use std::{
+        io::{BufRead, BufReader},
+        process::Stdio,
+    };
 
     use super::*;
 
@@ -164,8 +167,13 @@ mod tests {
         ran(&["ip", "netns", "add", &left]).expect("it can be made, as the first");
         let enter = format!("--net={NAMES}/{left}");
         let mut command = Command::new("nsenter");
-        command.args([&enter, "sleep", "600"]).stdout(Stdio::null());
+        command.args([&enter, "sh", "-c", "echo in; exec sleep 600"]).stdout(Stdio::piped());
         let mut program = command.spawn().expect("nsenter is there where namespaces are");
+        let mut says = String::new();
+        BufReader::new(program.stdout.take().expect("it is piped"))
+            .read_line(&mut says)
+            .expect("it can be read");
+        assert_eq!(says.trim(), "in", "it runs in the namespace before that is swept");
         sweep();
         let status = program.wait().expect("it was started");
         assert!(!status.success(), "what ran there was killed");
