@@ -38,6 +38,19 @@ fn at_work(first_ms: &str) -> (World, [Running; 2]) {
     (world, [agent, double])
 }
 
+/// The files of two secrets, and an install whose agent has the first.
+fn two_meshes(world: &World) -> ([String; 2], [Running; 2]) {
+    let secrets = ["one.secret", "other.secret"].map(|name| {
+        let path = world.path(name).to_str().unwrap().to_owned();
+        ends_with(&run(world, &["mesh", "new", &path]), 0, &[]);
+        path
+    });
+    let double = world.double("cpu", &[]).unwrap();
+    let secret = ["--mesh-secret-file", &secrets[0], "--no-mdns"];
+    let agent = world.agent("den", double.address, Hardware::This, &secret).unwrap();
+    (secrets, [agent, double])
+}
+
 /// A job of so many items, at work.
 fn start(world: &World, items: usize) -> Job {
     let input = world.file("prompts.txt", &"a llama\n".repeat(items)).unwrap();

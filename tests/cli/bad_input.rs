@@ -9,7 +9,7 @@ use std::{
 
 use tropa_tests::harness::{Hardware, World};
 
-use super::{ends_with, run, run_with};
+use super::{ends_with, run, run_with, two_meshes};
 use crate::jobs::world;
 
 fn prompts(world: &World) -> String {
@@ -33,14 +33,7 @@ fn an_address_that_is_wrong_is_named() {
 fn a_wrong_secret_is_refused_quickly_with_the_remedy() {
     let world = world();
     let input = prompts(&world);
-    let [one, other] = ["one.secret", "other.secret"].map(|name| {
-        let path = world.path(name).to_str().unwrap().to_owned();
-        ends_with(&run(&world, &["mesh", "new", &path]), 0, &[]);
-        path
-    });
-    let double = world.double("cpu", &[]).unwrap();
-    let secret = ["--mesh-secret-file", &one, "--no-mdns"];
-    let agent = world.agent("den", double.address, Hardware::This, &secret).unwrap();
+    let ([one, other], [agent, _double]) = two_meshes(&world);
     let peer = agent.address.to_string();
     let start = Instant::now();
     let wrong = run(&world, &["run", &input, "--mesh-secret-file", &other, "--no-mdns", "--peer", &peer]);

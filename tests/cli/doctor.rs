@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tropa_tests::harness::{Hardware, World, wait_until};
 
-use super::{at_work, done, ends_with, run, start};
+use super::{at_work, done, ends_with, run, start, two_meshes};
 use crate::jobs::{said, world};
 
 /// No Ollama but those of the test.
@@ -166,7 +166,7 @@ fn a_state_directory_that_others_may_open_is_mended_by_the_command_that_is_told(
 #[test]
 fn a_job_that_was_left_half_way_is_named_with_the_command_that_goes_on() {
     let (world, _running) = at_work("50");
-    let job = start(&world, 40);
+    let job = start(&world, 120);
     wait_until("something is done", || done(&world) > 0).unwrap();
     let report = doctor(&world, 0, &NO_OTHER);
     assert!(finding(&report, "ok", "job.running")["what"].as_str().unwrap().contains("pid "), "{report:#}");
@@ -184,14 +184,8 @@ fn a_job_that_was_left_half_way_is_named_with_the_command_that_goes_on() {
 #[test]
 fn a_secret_that_is_open_or_another_ones_is_told_of_and_never_shown() {
     let world = world();
-    let [one, other] = ["one.secret", "other.secret"].map(|name| {
-        let path = world.path(name).to_str().unwrap().to_owned();
-        ends_with(&run(&world, &["mesh", "new", &path]), 0, &[]);
-        path
-    });
-    let double = world.double("cpu", &[]).unwrap();
+    let ([one, other], [agent, _double]) = two_meshes(&world);
     let secret = ["--mesh-secret-file", &one, "--no-mdns"];
-    let agent = world.agent("den", double.address, Hardware::This, &secret).unwrap();
     let right = doctor(&world, 0, &[&NO_OTHER[..], &secret].concat());
     finding(&right, "ok", "agent.here");
     // An agent whose hardware is declared does not tell the time.
