@@ -43,6 +43,7 @@ pub mod stop;
 pub mod submit;
 pub mod table;
 pub mod terminal;
+mod words;
 pub(crate) mod work_stream;
 
 use std::process::ExitCode;

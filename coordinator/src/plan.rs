@@ -35,6 +35,7 @@ use crate::{
     locks,
     machines::{WarningRow, counted, engines},
     schedule::{self, Largest, ModelIndex, Unplaced},
+    words::count,
 };
 
 /// What agents have denied by rules that they had not told, as they said it.
@@ -390,15 +391,14 @@ pub fn permitted(permit: &Permit) -> Vec<String> {
 }
 
 fn summary(installs: usize, machines: &str, at_once: usize, rows: &[Row]) -> String {
-    let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
-    let head = format!("{}, {machines}", plural(installs, "install"));
+    let head = format!("{}, {machines}", count(installs, "install"));
     if at_once == 0 {
         return match rows.iter().find(|row| row.part == Part::Shut) {
             Some(row) => format!("{head}: nothing runs before {} opens: {}.", row.label, row.why),
             None => format!("{head}: nothing can run this job."),
         };
     }
-    let how = format!("{} at a time", plural(at_once, "chunk"));
+    let how = format!("{} at a time", count(at_once, "chunk"));
     let stand_ins: Vec<&Row> = rows.iter().filter(|row| row.part == Part::StandsIn).collect();
     let better = "an agent on another machine would";
     match stand_ins.as_slice() {

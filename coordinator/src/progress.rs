@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tropa_proto::{id::MachineId, roster::Machine, uid::ShownId};
 
-use crate::{args::When, terminal::escaped};
+use crate::{args::When, terminal::escaped, words::count};
 
 /// How often a pipe gets a line (`conventions.md` §3).
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -170,11 +170,11 @@ fn line(snapshot: &Snapshot, now: Duration) -> String {
     let tokens: u64 = snapshot.machines.values().map(|machine| machine.tokens + machine.tokens_running).sum();
     let rate = tokens as f64 / now.as_secs_f64().max(1.0);
     format!(
-        "{} of {} done, {} failed, {busy} machine{} at work, {rate:.1} tokens/s",
+        "{} of {} done, {} failed, {} at work, {rate:.1} tokens/s",
         snapshot.done,
         snapshot.total,
         snapshot.failed,
-        if busy == 1 { "" } else { "s" },
+        count(busy, "machine"),
     )
 }
 

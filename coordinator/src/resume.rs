@@ -25,6 +25,7 @@ use crate::{
     stdout::print_json,
     stop::Stop,
     submit::{OrCode as _, Spec, exit_of},
+    words::count,
 };
 
 /// Why a job is worked on, for messages.
@@ -232,7 +233,7 @@ fn announce(journal: &Journal, purpose: &Purpose, progress: &Progress, settings:
 
 /// How much there is to do, in words.
 fn amount(job: &journal::Job) -> String {
-    let items = format!("{} item{}", job.items, if job.items == 1 { "" } else { "s" });
+    let items = count(job.items, "item");
     if job.items == job.chunks { items } else { format!("{items} from {} chunks", job.chunks) }
 }
 

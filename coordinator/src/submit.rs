@@ -27,6 +27,7 @@ use crate::{
     speeds::Speeds,
     stdout::{print, print_json},
     stop::Stop,
+    words::count,
 };
 
 /// What a job was submitted with; the journal keeps it as JSON.
@@ -287,7 +288,7 @@ async fn take_in(
 pub(crate) fn say_skipped(prepared: &Prepared, settings: &Settings) {
     let skipped = prepared.blank_lines();
     if skipped > 0 && !settings.quiet {
-        eprintln!("skipped {skipped} blank line{}", if skipped == 1 { "" } else { "s" });
+        eprintln!("skipped {}", count(skipped, "blank line"));
     }
 }
 

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::{table::Table, terminal::escaped};
+use crate::{table::Table, terminal::escaped, words::count};
 
 pub use super::spread::Spread;
 
@@ -293,16 +293,15 @@ impl Report {
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
-        let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
         let models: Vec<&str> = self.models.keys().map(String::as_str).collect();
         let mut text = format!(
             "{}, {} of at most {} tokens, {} in turns, warm; {} on {}, {} at a time\n\n",
             escaped(&models.join(", ")),
-            plural(self.prompts, "prompt"),
+            count(self.prompts, "prompt"),
             self.max_tokens,
-            plural(self.rounds as usize, "round"),
-            plural(self.installs.len(), "install"),
-            plural(self.machines, "machine"),
+            count(self.rounds, "round"),
+            count(self.installs.len(), "install"),
+            count(self.machines, "machine"),
             self.distinct,
         );
         let mut table = Table::new(["SET-UP", "SECONDS", "SPREAD", "RATIO", "TOKENS/S", "AT ONCE"]);

@@ -2,8 +2,9 @@
 
 use super::{
     Seen,
-    finding::{Finding, count, named},
+    finding::{Finding, named},
 };
+use crate::words::count;
 
 /// A clock may be off by so much before it is worth a look (`conventions.md` §4).
 const MAX_SKEW_NS: i128 = 10 * 60 * 1_000_000_000;

@@ -4,12 +4,13 @@ use tropa_proto::system::{self, Access};
 
 use super::{
     Here, Seen,
-    finding::{Finding, count, quoted},
+    finding::{Finding, quoted},
 };
 use crate::{
     exit::Exit,
     rules::Standing,
     settings::{ConfigFile, FileError},
+    words::count,
 };
 
 /// The files: read, or what is wrong and in which line.

@@ -92,8 +92,3 @@ pub(super) fn quoted(path: &Path) -> String {
     let harmless = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c);
     if text.chars().all(harmless) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
-
-/// `1 job`, `2 jobs`.
-pub(super) fn count(n: usize, word: &str) -> String {
-    format!("{n} {word}{}", if n == 1 { "" } else { "s" })
-}

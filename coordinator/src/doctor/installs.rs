@@ -6,11 +6,12 @@ use tropa_proto::roster::{Install, Out};
 
 use super::{
     Seen,
-    finding::{Finding, count, named},
+    finding::{Finding, named},
 };
 use crate::{
     machines::{RelationRow, WarningRow},
     plan::reason_out,
+    words::count,
 };
 
 /// What it comes to: how many chunks at a time, and what would make it more.

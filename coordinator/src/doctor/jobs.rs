@@ -2,9 +2,12 @@
 
 use super::{
     Here,
-    finding::{Finding, count, named, quoted},
+    finding::{Finding, named, quoted},
 };
-use crate::journal::{self, Error, JobState, JobSummary, State};
+use crate::{
+    journal::{self, Error, JobState, JobSummary, State},
+    words::{count, with_source},
+};
 
 /// Every job. All pages of every journal are read, however large it is.
 pub(super) fn check(here: &Here) -> Vec<Finding> {
@@ -98,9 +101,4 @@ fn at_work(list: &[JobSummary]) -> Option<Finding> {
         .collect();
     let named = named(running.iter().map(String::as_str));
     (!running.is_empty()).then(|| Finding::ok("job.running", format!("at work: {named}")))
-}
-
-fn with_source(error: &Error) -> String {
-    let source = std::error::Error::source(error);
-    source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }

@@ -6,11 +6,12 @@ use tropa_proto::mesh::{DialFailure, PROGRAM};
 
 use super::{
     Seen,
-    finding::{Finding, count, named},
+    finding::{Finding, named},
 };
 use crate::{
     assemble::{TAKE_IN, describe},
     exit::Failed,
+    words::count,
 };
 
 /// The mesh could not be joined at all.

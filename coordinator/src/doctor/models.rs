@@ -9,12 +9,13 @@ use tropa_proto::{
 
 use super::{
     Seen,
-    finding::{Finding, count, named},
+    finding::{Finding, named},
 };
-use crate::plan::{self, Need, Part, PinError, Pinned, default_model, full_name, pin};
-
-/// What a job asks for where nothing says it: `tropa run` allows 512 tokens of answer.
-const MAX_TOKENS: u32 = 512;
+use crate::{
+    job::DEFAULT_MAX_TOKENS,
+    plan::{self, Need, Part, PinError, Pinned, default_model, full_name, pin},
+    words::count,
+};
 
 /// A name that stands for one model here and another there; and whether a job with the model of the settings, or the one
 /// that it would take, can run.
@@ -118,7 +119,7 @@ fn ready(seen: &Seen, pinned: &Pinned) -> Vec<Finding> {
             .fix(format!("--num-ctx {}, or another --model", pinned.context))
     });
     let mut pinned = pinned.clone();
-    pinned.asks = BTreeMap::from([(asked, seen.job.max_tokens().unwrap_or(MAX_TOKENS))]);
+    pinned.asks = BTreeMap::from([(asked, seen.job.max_tokens().unwrap_or(DEFAULT_MAX_TOKENS))]);
     let plan = plan::plan(&seen.view, 1, &[pinned], &[asked]);
     let runs = if plan.at_once > 0 || plan.rows.iter().any(|row| row.part == Part::Shut) {
         let at_once =

@@ -6,9 +6,12 @@ use tropa_proto::system::{self, Access};
 
 use super::{
     Here,
-    finding::{Finding, count, quoted},
+    finding::{Finding, quoted},
 };
-use crate::journal;
+use crate::{
+    journal,
+    words::{count, with_source},
+};
 
 /// Files and directories that are looked at, at most: thousands of jobs.
 const MAX_SEEN: usize = 100_000;
@@ -142,8 +145,7 @@ pub(super) fn locks(here: &Here) -> Vec<Finding> {
             vec![Finding::ok("lane.lock", what)]
         }
         Err(error) => {
-            let source = std::error::Error::source(&error).map_or_else(String::new, |why| format!(": {why}"));
-            let what = format!("there is no place for the locks of devices: {error}{source}");
+            let what = format!("there is no place for the locks of devices: {}", with_source(&error));
             let why = "work of two coordinators may overlap on one device, unless the agents were told another place";
             let fix = format!("sudo install -d -m 2770 -g \"$(id -gn)\" {}", quoted(system));
             vec![Finding::warn("lane.lock", what).because(why).fix(fix)]

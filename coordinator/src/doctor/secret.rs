@@ -8,6 +8,7 @@ use super::{
     Here,
     finding::{Finding, quoted},
 };
+use crate::words::with_source;
 
 /// How long two salts may stand beside each other: `tropa mesh resalt` says a week at the latest.
 const RESALTED_WITHIN_MS: u64 = 7 * 24 * 3_600 * 1_000;
@@ -33,34 +34,28 @@ fn alone(peers: &[String]) -> Finding {
         Some(peer) => {
             let what = format!("there is no mesh secret, and --peer names {peer}");
             let why = "agents of other machines speak to those only that have the secret of their mesh";
-            Finding::fail("mesh.secret", what).because(why).fix(TAKE_IN)
+            Finding::fail("mesh.secret", what).because(why).fix(FETCH)
         }
     }
 }
 
-/// How the secret of a mesh comes to this machine.
-const TAKE_IN: &str = "ssh THERE cat .config/tropa/mesh.secret | tropa mesh join";
+/// How the secret of a mesh comes to this machine, said here.
+const FETCH: &str = "ssh THERE cat .config/tropa/mesh.secret | tropa mesh join";
 
 fn unusable(path: &Path, error: &SecretError) -> Finding {
     let file = quoted(path);
     let fix = match error {
         SecretError::Exposed { .. } => format!("chmod 600 {file}"),
         SecretError::Foreign { user, .. } => format!("sudo chown {user} {file}"),
-        SecretError::NotASecret | SecretError::NotAFile(_) => format!("mv {file} {file}.old && {TAKE_IN}"),
+        SecretError::NotASecret | SecretError::NotAFile(_) => format!("mv {file} {file}.old && {FETCH}"),
         SecretError::Read { .. } => format!("ls -l {file}; or name another with --mesh-secret-file"),
         SecretError::Unknown(_)
         | SecretError::Exists(_)
         | SecretError::Write { .. }
         | SecretError::Random(_) => "keep it below the profile of this user: --mesh-secret-file".to_owned(),
     };
-    let error = error_with_sources(error);
     let why = "no command runs until it is mended, so the mesh was not looked at";
-    Finding::fail("mesh.secret", error).because(why).fix(fix)
-}
-
-fn error_with_sources(error: &SecretError) -> String {
-    let source = std::error::Error::source(error);
-    source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+    Finding::fail("mesh.secret", with_source(error)).because(why).fix(fix)
 }
 
 /// Two salts are right while agents are restarted one after the other, and later one too many.

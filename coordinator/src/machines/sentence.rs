@@ -10,7 +10,7 @@ use tropa_proto::{
     roster::{Install, Machine, View},
 };
 
-use crate::plan::reason_out;
+use crate::{plan::reason_out, words::count};
 
 /// Machines or installs that are named; the others are counted.
 const NAMED: usize = 3;
@@ -21,7 +21,8 @@ pub(super) fn of(view: &View, working: &BTreeSet<AgentId>) -> String {
         return "no agent answers; start one beside each Ollama: tropa-agent".to_owned();
     }
     let works = |install: &&Install| working.contains(&install.agent);
-    let chunks = view.installs.iter().filter(works).map(|install| usize::from(install.width.max(1))).sum();
+    let chunks: usize =
+        view.installs.iter().filter(works).map(|install| usize::from(install.width.max(1))).sum();
     let mut text = format!(
         "{}, {}: {} at a time.",
         count(view.installs.len(), "install"),
@@ -119,9 +120,4 @@ pub(super) fn named<'a>(names: impl Iterator<Item = &'a str>) -> String {
     });
     let some = some.collect::<Vec<_>>().join(", ");
     if all > shown { format!("{some} and {} more", all - shown) } else { some }
-}
-
-/// `1 machine`, `2 machines`.
-pub(super) fn count(n: usize, word: &str) -> String {
-    format!("{n} {word}{}", if n == 1 { "" } else { "s" })
 }

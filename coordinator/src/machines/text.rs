@@ -6,11 +6,12 @@ use std::{
     fmt::Write as _,
 };
 
-use super::{AgentRow, MachineRow, RelationRow, Report, WarningRow, sentence::count, spread};
+use super::{AgentRow, MachineRow, RelationRow, Report, WarningRow, spread};
 use crate::{
     rules::{RulesReport, Standing},
     table::Table,
     terminal::escaped,
+    words::count,
 };
 
 /// Machines with a row of their own: what fits on a screen.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tropa_proto::roster::{Install, View};
 
 use super::{Pinned, Plan, find, installs};
-use crate::{report::duration, schedule::Pace, speeds::Speeds, terminal::escaped};
+use crate::{report::duration, schedule::Pace, speeds::Speeds, terminal::escaped, words::count};
 
 /// What a job asks in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +72,9 @@ impl Plan {
         let time = match seconds_at_most {
             Some(seconds) => format!(
                 "at most about {} if every answer is as long as it may be, by the speeds that earlier jobs measured on \
-                 {known} install{}\n",
+                 {}\n",
                 duration(Duration::try_from_secs_f64(*seconds).unwrap_or(Duration::MAX)),
-                if *known == 1 { "" } else { "s" }
+                count(*known, "install")
             ),
             None if self.at_once == 0 => String::new(),
             None => "time: not known, since no job has run here with this model\n".to_owned(),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     journal::{Error, Journal, Names, Totals},
     terminal::escaped,
+    words::count,
 };
 
 /// The last words about a job. Says no speed-up: that takes a measured baseline of the same work (invariant 5).
@@ -71,7 +72,7 @@ impl Summary {
             totals.output_tokens
         );
         if totals.repeated > 0 {
-            let _ = write!(text, "; {} repeated {}", totals.repeated, plural("attempt", totals.repeated));
+            let _ = write!(text, "; {}", count(totals.repeated, "repeated attempt"));
         }
         if totals.truncated > 0 {
             let _ = write!(text, "; {} cut at --max-tokens", totals.truncated);
@@ -83,10 +84,9 @@ impl Summary {
             let percent = u64::from(share.items) * 100 / u64::from(done);
             let _ = writeln!(
                 text,
-                "    {}    {} {} ({percent} %), {} output tokens",
+                "    {}    {} ({percent} %), {} output tokens",
                 escaped(&self.names.machine(*machine)),
-                share.items,
-                plural(if totals.inner_done > 0 { "chunk" } else { "item" }, share.items),
+                count(share.items, if totals.inner_done > 0 { "chunk" } else { "item" }),
                 share.output_tokens
             );
         }
@@ -121,10 +121,6 @@ impl Summary {
 fn by_class(failed: &BTreeMap<String, u32>) -> String {
     let classes = failed.iter().map(|(class, count)| format!("{count} {}", escaped(class)));
     classes.collect::<Vec<_>>().join(", ")
-}
-
-fn plural(word: &str, count: u32) -> String {
-    if count == 1 { word.to_owned() } else { format!("{word}s") }
 }
 
 /// Shows a time as `0.4s`, `12s`, `2m 10s` or `3h 5m`.

@@ -27,6 +27,7 @@ use crate::{
     speeds::Speeds,
     stdout::{print, print_json},
     stop::Stop,
+    words::count,
 };
 
 /// The most context that a graph is built for where the user gives none, in tokens. Models are trained for more, and
@@ -273,12 +274,11 @@ fn show(plan: &GraphPlan, why: bool, settings: &Settings) -> Outcome {
     if settings.json {
         print_json(plan)?;
     } else {
-        let plural = if plan.chunks == 1 { "" } else { "s" };
         print(&format!(
-            "{}{} chunk{plural}, {} one after the other at least; at most about {} prompt and {} output tokens; {} needs \
+            "{}{}, {} one after the other at least; at most about {} prompt and {} output tokens; {} needs \
              most context.\n",
             plan.plan.text(why),
-            plan.chunks,
+            count(plan.chunks, "chunk"),
             plan.depth,
             plan.prompt_tokens,
             plan.output_tokens,
