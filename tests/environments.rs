@@ -31,7 +31,11 @@ use tropa_proto::{
     id::AgentId,
     mesh::agent_id,
 };
-use tropa_tests::{harness::declare, namespace::Namespace, skipped};
+use tropa_tests::{
+    harness::{copy_of_live, declare},
+    namespace::Namespace,
+    skipped,
+};
 
 use self::{
     containers::{Lxc, Nspawn},
@@ -272,7 +276,7 @@ fn a_state_directory_that_was_copied_to_another_machine_makes_another_agent() {
         declare(&hardware, number).unwrap();
         let state = &states[usize::from(number) - 1];
         if number == 2 {
-            copy_state(&states[0], state);
+            copy_of_live(&states[0], state).unwrap();
         }
         let agent = ["--evidence-root", hardware.to_str().unwrap()];
         let place = bridge.connect(namespace, &format!("machine-{number}"));
@@ -329,11 +333,6 @@ fn assert_boot_ids_differ(ground: &Ground, places: [&Place; 2]) {
     };
     let ids: BTreeSet<String> = places.into_iter().map(read).collect();
     assert_eq!(ids.len(), 2, "the containers show one boot id");
-}
-
-/// Copies it as it is, while its agent runs.
-fn copy_state(from: &Path, to: &Path) {
-    place::ran(&["cp", "-a", from.to_str().unwrap(), to.to_str().unwrap()]);
 }
 
 /// The id that an agent of the usual port has by its state directory.

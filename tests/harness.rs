@@ -292,6 +292,18 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
     bail!("waited a minute in vain: {what}")
 }
 
+/// Copies a directory whose program is alive, as it is: again, where a file was renamed meanwhile.
+///
+/// # Errors
+/// When that does not succeed within a minute.
+pub fn copy_of_live(from: &Path, to: &Path) -> Result<()> {
+    let copied = || {
+        let _ = fs::remove_dir_all(to);
+        Command::new("cp").arg("-a").args([from, to]).output().is_ok_and(|cp| cp.status.success())
+    };
+    wait_until(&format!("{} is copied whole to {}", from.display(), to.display()), copied)
+}
+
 /// Reads result lines.
 ///
 /// # Errors

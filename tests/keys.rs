@@ -1,9 +1,9 @@
 //! A copied state directory: two agents with one key part by themselves, and nothing runs twice meanwhile.
 
-use std::{collections::BTreeSet, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use serde_json::Value;
-use tropa_tests::harness::{Hardware, Running, World, wait_until};
+use tropa_tests::harness::{Hardware, Running, World, copy_of_live, wait_until};
 
 use crate::jobs::world;
 
@@ -36,7 +36,7 @@ fn shown(world: &World, more: &[&str]) -> Shown {
 /// Copies the state of a running agent for an agent beside another install: the directory in it is named after the
 /// install's port.
 fn copy_state(from: &Path, to: &Path, ollama: &Running) {
-    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    copy_of_live(from, to).unwrap();
     let agents = to.join("agents");
     let only = std::fs::read_dir(&agents).unwrap().next().unwrap().unwrap().path();
     std::fs::rename(only, agents.join(ollama.address.port().to_string())).unwrap();

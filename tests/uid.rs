@@ -5,11 +5,10 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use serde_json::Value;
-use tropa_tests::harness::{Hardware, Running, World, declare, results, wait_until};
+use tropa_tests::harness::{Hardware, Running, World, copy_of_live, declare, results, wait_until};
 
 use crate::jobs::{said, world};
 
@@ -59,9 +58,7 @@ fn remembered(world: &World, label: &str) -> String {
 /// Copies the state of one agent for another beside the install at this port.
 fn copy_state(world: &World, from: &str, to: &str, ollama: &Running) {
     let [from, to] = [from, to].map(|label| world.path(&format!("state-{label}")));
-    // The agent is alive: a file that it renames meanwhile makes a copy incomplete, and then it is made again.
-    let copied = || Command::new("cp").arg("-aT").args([&from, &to]).status().unwrap().success();
-    assert!((0..20).any(|_| copied()), "the state of {from:?} can be copied");
+    copy_of_live(&from, &to).unwrap();
     let agents = to.join("agents");
     let only = fs::read_dir(&agents).unwrap().next().unwrap().unwrap().path();
     fs::rename(only, agents.join(ollama.address.port().to_string())).unwrap();

@@ -42,7 +42,8 @@ fn fault_f07_a_killed_coordinator_adopts_what_runs_and_fetches_what_ended() {
         figures.recovered = book.after(at, "commit", |_| true);
         figures.judge(&format!("F7 coordinator killed, back after {} s", away.as_secs()));
         within("the first commit after the restart", figures.recovered, Duration::from_secs(3));
-        assert_eq!(figures.again + figures.backups, 0, "no chunk is executed again while the agents live");
+        let repeated = figures.again + figures.backups;
+        assert_eq!(repeated, 0, "no chunk is executed again while the agents live: {book:#?} {}", job.log());
     }
 }
 
