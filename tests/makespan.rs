@@ -138,6 +138,7 @@ enum What {
     Committed(ChunkIndex),
     Arrives(usize, AttemptId, u16),
     Cancels(usize, AttemptId),
+    TakesBack(usize, AttemptId),
     Running(AttemptId),
     Next(AttemptId),
     Ends(usize, u64),
@@ -287,6 +288,13 @@ impl World {
                     self.after(ONE_WAY, What::Next(attempt));
                 }
             }
+            What::TakesBack(lane, attempt) => {
+                if self.lanes[lane].is_running(attempt) {
+                    self.after(ONE_WAY, What::Running(attempt));
+                } else {
+                    self.happens(What::Cancels(lane, attempt));
+                }
+            }
             What::Cancels(lane, attempt) => match self.lanes[lane].cancel(attempt, self.now) {
                 lane::Cancelled::Unknown => {}
                 lane::Cancelled::Queued => self.after(ONE_WAY, What::Cancelled(attempt)),
@@ -397,6 +405,10 @@ impl World {
                 Action::Cancel(attempt, agent) => {
                     self.note("cancel", attempt, &format!(" at lane {}", lane_of(agent)));
                     self.after(ONE_WAY, What::Cancels(lane_of(agent), attempt));
+                }
+                Action::TakeBack(attempt, agent) => {
+                    self.note("return", attempt, &format!(" from lane {}", lane_of(agent)));
+                    self.after(ONE_WAY, What::TakesBack(lane_of(agent), attempt));
                 }
                 Action::Commit(attempt) => {
                     self.note("commit", attempt, "");

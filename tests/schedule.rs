@@ -112,6 +112,7 @@ impl World {
                 }
                 Action::Send(attempt, agent) => self.held.entry(agent).or_default().push(attempt),
                 Action::Cancel(..)
+                | Action::TakeBack(..)
                 | Action::End(..)
                 | Action::Drop(_)
                 | Action::Recall(..)

@@ -246,6 +246,10 @@ impl Admission {
                 taken_in = actions.is_empty().then_some(key);
             }
             Event::Cancel(key) => self.cancel(key, &mut actions),
+            Event::TakeBack(key) => match self.known.get(&key) {
+                Some(state @ State::Running { .. }) => actions.push(self.present(key, state)),
+                Some(_) | None => self.cancel(key, &mut actions),
+            },
             Event::Ack(key) => self.acknowledge(key, now, &mut actions),
             Event::Fetch(key) => actions.push(match self.known.get(&key) {
                 Some(state) if *state != State::Acknowledged => self.present(key, state),

@@ -208,6 +208,16 @@ impl Executor {
         });
     }
 
+    /// Has an attempt end, wherever it is, as the event says.
+    fn stop(&mut self, event: Event, key: Key, reports: mpsc::Sender<FromAgent>) {
+        // The stream that brought the attempt may be dead without anybody knowing.
+        self.subscribe(key, reports);
+        self.handle([event]);
+        if !self.attempts.contains_key(&key) {
+            self.reports.remove(&key);
+        }
+    }
+
     fn ordered(&mut self, order: Order) {
         match order {
             Order::Run(order) => {
@@ -229,14 +239,8 @@ impl Executor {
                 let room = self.outbox.has_room_for(coming, self.checking_bytes);
                 self.handle([Event::Run { key, incarnation, runner, at_once, room }]);
             }
-            Order::Cancel(key, reports) => {
-                // The stream that brought the attempt may be dead without anybody knowing.
-                self.subscribe(key, reports);
-                self.handle([Event::Cancel(key)]);
-                if !self.attempts.contains_key(&key) {
-                    self.reports.remove(&key);
-                }
-            }
+            Order::Cancel(key, reports) => self.stop(Event::Cancel(key), key, reports),
+            Order::TakeBack(key, reports) => self.stop(Event::TakeBack(key), key, reports),
             Order::Ack(key) => {
                 proof::passes("agent.ack");
                 self.handle([Event::Ack(key)]);

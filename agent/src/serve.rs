@@ -53,6 +53,7 @@ async fn obey(
             ToAgent::Hello(_) => Ok(()),
             ToAgent::Run(run) => orders.run((from, at), *run, reports.clone()).await,
             ToAgent::Cancel(attempt) => orders.cancel(from, attempt, reports.clone()).await,
+            ToAgent::TakeBack(attempt) => orders.take_back(from, attempt, reports.clone()).await,
             ToAgent::Ack(attempt) => orders.ack(from, attempt).await,
             ToAgent::Fetch { attempt, offset } => orders.fetch(from, attempt, offset, reports.clone()).await,
             ToAgent::Renew(job) => orders.renew(from, job).await,

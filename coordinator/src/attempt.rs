@@ -100,8 +100,8 @@ impl Streams {
 
     fn open(&self, agent: AgentId, (id, first): (AttemptId, ToAgent), partial: Option<Partial>) -> Attempt {
         let (mesh, hello, reports) = (self.mesh.clone(), self.hello.clone(), self.reports.clone());
-        // At most one Cancel and one Ack are ever sent.
-        let (orders, inbox) = mpsc::channel(2);
+        // At most one TakeBack, one Cancel and one Ack are ever sent.
+        let (orders, inbox) = mpsc::channel(3);
         self.tasks.spawn(async move {
             let mut conversation = Conversation { id, reports, orders: inbox, partial };
             if let Err(broken) = conversation.hold(&mesh, agent, hello, first).await {
@@ -124,6 +124,11 @@ impl Attempt {
     pub fn cancel(&self) {
         // A full or closed channel means that the attempt is over already.
         let _ = self.orders.try_send(ToAgent::Cancel(self.id));
+    }
+
+    /// Asks the agent to give it back if it has not started.
+    pub fn take_back(&self) {
+        let _ = self.orders.try_send(ToAgent::TakeBack(self.id));
     }
 
     /// Lets the agent forget what came of it. Dropping the attempt afterwards loses nothing.

@@ -299,6 +299,10 @@ impl Schedule {
         let ran = std::mem::replace(&mut active.running, *place == Place::Running);
         if active.running {
             active.running_since.get_or_insert(now);
+            // It had begun before it could be given back.
+            if active.stage == Stage::Returning {
+                active.stage = Stage::Sent;
+            }
             let agent = active.agent;
             if !ran {
                 self.standing.entry(agent).or_default().began();
@@ -339,7 +343,7 @@ impl Schedule {
         for other in others {
             match self.holdings.get_mut(&other) {
                 Some(active) if active.is_unsent() => self.take_back(other, actions),
-                Some(active) if active.stage == Stage::Sent => {
+                Some(active) if matches!(active.stage, Stage::Sent | Stage::Returning) => {
                     active.stage = Stage::Cancelling;
                     actions.push(Action::Cancel(other, active.agent));
                 }

@@ -389,6 +389,7 @@ pub async fn greet_coordinator(stream: &mut WorkStream, mine: Hello) -> Result<H
         ToAgent::Hello(_)
         | ToAgent::Run(_)
         | ToAgent::Cancel(_)
+        | ToAgent::TakeBack(_)
         | ToAgent::Ack(_)
         | ToAgent::Fetch { .. }
         | ToAgent::Renew(_)

@@ -249,7 +249,7 @@ pub enum ToAgent {
     /// Execute this attempt, once. The agent keeps the set of attempts of its incarnation; a known one is answered
     /// with its present state, so a coordinator that comes back adopts what runs by sending it again.
     Run(Box<Run>),
-    /// Stop, or do not start. The only thing that cancels.
+    /// Stop, or do not start. The only thing that stops what has started.
     Cancel(AttemptId),
     /// The result is committed: forget it. Deleting twice is deleting.
     Ack(AttemptId),
@@ -266,6 +266,10 @@ pub enum ToAgent {
     /// Say what is held of this job, at once with `Attached` and then with `Beat`s on this stream. A read; a later
     /// stream of the same job takes the beats over.
     Reattach(JobId),
+    /// Give this attempt back if it has not started: it ends as if it were cancelled. One that has started goes on, and
+    /// its present state is the answer. So an idle install may take what waits at a busy one, and nothing that runs is
+    /// lost to a message that came a moment late.
+    TakeBack(AttemptId),
 }
 
 /// One attempt.

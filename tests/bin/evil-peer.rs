@@ -350,7 +350,7 @@ async fn streams(args: &Args, until: Instant) -> Result<Count> {
             count.taken += u64::from(!denied);
             continue;
         }
-        for order in [ToAgent::Cancel(attempt), ToAgent::Ack(attempt)] {
+        for order in [ToAgent::Cancel(attempt), ToAgent::TakeBack(attempt), ToAgent::Ack(attempt)] {
             let _ = writer.send(&order).await;
         }
         // A stranger's attempt is unknown: the answer is that it was cancelled, never a result.

@@ -115,6 +115,10 @@ impl Lane {
         self.give_slots();
     }
 
+    pub(super) fn is_running(&self, attempt: AttemptId) -> bool {
+        self.running.iter().any(|running| running.attempt == attempt)
+    }
+
     pub(super) fn cancel(&mut self, attempt: AttemptId, now: Duration) -> Cancelled {
         self.work(now);
         if let Some(at) = self.queue.iter().position(|(queued, ..)| *queued == attempt) {

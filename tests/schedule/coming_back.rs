@@ -5,14 +5,16 @@ use std::{
     time::Duration,
 };
 
-use tropa_coordinator::schedule::{Action, Doubt, Event, History, Left, ModelIndex, Reattached, Schedule};
+use tropa_coordinator::schedule::{
+    Action, Doubt, Event, History, Left, ModelIndex, Pace, Reattached, Schedule,
+};
 use tropa_proto::{
-    failure::Class,
+    failure::{Class, Reason},
     id::{AttemptId, ChunkIndex, Incarnation},
     message::Place,
 };
 
-use super::{JOB, agent, roster, sent};
+use super::{JOB, agent, recorded_for, roster, sent};
 
 #[test]
 fn a_resumed_job_adopts_what_still_runs_and_repeats_nothing_that_is_closed() {
@@ -41,6 +43,67 @@ fn a_resumed_job_adopts_what_still_runs_and_repeats_nothing_that_is_closed() {
     let _ = schedule.handle(Event::Accepted(running, Place::Running), Duration::ZERO);
     let actions = schedule.handle(Event::Finished(running), Duration::ZERO);
     assert!(actions.contains(&Action::Commit(running)));
+}
+
+#[test]
+fn a_resumed_job_goes_on_at_every_install_that_ran_a_part_of_it() {
+    let mut schedule = Schedule::new(JOB, vec![ModelIndex(0); 9]);
+    let first = |chunk: u32| AttemptId { job: JOB, chunk: ChunkIndex(chunk), no: 1 };
+    let open = BTreeMap::from([0, 1].map(|n| (first(n), (agent(n as usize), Incarnation(1)))));
+    schedule.resume([], BTreeMap::new(), Left { open: open.clone(), ..Left::default() });
+    let pace = Pace { chunk_s: 0.2, samples: 1, ..Pace::default() };
+    for number in [0, 1] {
+        schedule.handle(Event::Remembered(agent(number), ModelIndex(0), pace, None), Duration::ZERO);
+    }
+    // The roster does not say that any model is loaded, and to load one would take longer than all that is left.
+    let installs = roster(&[BTreeSet::from([0]), BTreeSet::from([1])], &[1, 1]);
+    assert!(installs.iter().all(|install| install.warm.is_empty()));
+    let mut actions = schedule.handle(Event::Roster(installs), Duration::ZERO);
+    for attempt in open.keys() {
+        schedule.handle(Event::Accepted(*attempt, Place::Running), Duration::ZERO);
+        actions.extend(schedule.handle(Event::Finished(*attempt), Duration::from_millis(200)));
+    }
+    assert_eq!(recorded_for(&actions), BTreeSet::from([agent(0), agent(1)]), "{actions:?}");
+}
+
+/// Two machines of one lane each: the first runs chunk 0 and has chunk 1 ready, the second has ended chunk 2, so that
+/// chunk 1 is asked back.
+fn asked_back() -> (Schedule, AttemptId) {
+    let mut schedule = Schedule::new(JOB, vec![ModelIndex(0); 3]).without_backups();
+    let pace = Pace { chunk_s: 10.0, samples: 1, ..Pace::default() };
+    for number in [0, 1] {
+        schedule.handle(Event::Remembered(agent(number), ModelIndex(0), pace, None), Duration::ZERO);
+    }
+    let installs = roster(&[BTreeSet::from([0]), BTreeSet::from([1])], &[1, 1]);
+    let [running, ready, ended] = [0, 1, 2].map(|n| AttemptId { job: JOB, chunk: ChunkIndex(n), no: 1 });
+    schedule.handle(Event::Roster(installs), Duration::ZERO);
+    for attempt in [running, ready, ended] {
+        schedule.handle(Event::Recorded(attempt), Duration::ZERO);
+    }
+    schedule.handle(Event::Accepted(running, Place::Running), Duration::ZERO);
+    schedule.handle(Event::Accepted(ready, Place::Next), Duration::ZERO);
+    schedule.handle(Event::Accepted(ended, Place::Running), Duration::ZERO);
+    let mut actions = schedule.handle(Event::Finished(ended), Duration::from_secs(1));
+    actions.extend(schedule.handle(Event::Tick, Duration::from_secs(2)));
+    assert!(actions.contains(&Action::TakeBack(ready, agent(0))), "{actions:?}");
+    (schedule, ready)
+}
+
+#[test]
+fn what_is_given_back_runs_at_the_install_that_asked_for_it() {
+    let (mut schedule, ready) = asked_back();
+    let actions = schedule.handle(Event::Failed(ready, Reason::Cancelled), Duration::from_secs(2));
+    assert!(ends(&actions, ready) && recorded_for(&actions).contains(&agent(1)), "{actions:?}");
+}
+
+#[test]
+fn what_has_begun_before_it_could_be_given_back_goes_on_and_runs_nowhere_else() {
+    let (mut schedule, ready) = asked_back();
+    let mut actions = schedule.handle(Event::Accepted(ready, Place::Running), Duration::from_secs(2));
+    actions.extend(schedule.handle(Event::Tick, Duration::from_secs(3)));
+    assert_eq!(actions, [], "it is neither cancelled nor asked back again");
+    let actions = schedule.handle(Event::Finished(ready), Duration::from_secs(4));
+    assert!(actions.contains(&Action::Commit(ready)), "{actions:?}");
 }
 
 /// Two installs on one device that see no common lock; the first has left a restarted coordinator with this.

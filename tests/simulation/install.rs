@@ -53,6 +53,7 @@ pub(super) enum Arrival {
     /// From a coordinator, on a stream.
     Run(u64, Key, Incarnation),
     Cancel(u64, Key),
+    TakeBack(u64, Key),
     Fetch(u64, Key),
     /// The coordinator lives.
     Renew(usize),

@@ -29,6 +29,8 @@ pub enum Event {
     },
     /// A `Cancel` arrived.
     Cancel(Key),
+    /// A `TakeBack` arrived.
+    TakeBack(Key),
     /// An `Ack` arrived.
     Ack(Key),
     /// A `Fetch` arrived.
@@ -121,9 +123,11 @@ impl Event {
     /// Who sent it, and of which job it speaks; `None` for what the agent itself has seen.
     pub(super) fn sender(&self) -> Option<(AgentId, JobId)> {
         match self {
-            Self::Run { key, .. } | Self::Cancel(key) | Self::Ack(key) | Self::Fetch(key) => {
-                Some((key.0, key.1.job))
-            }
+            Self::Run { key, .. }
+            | Self::Cancel(key)
+            | Self::TakeBack(key)
+            | Self::Ack(key)
+            | Self::Fetch(key) => Some((key.0, key.1.job)),
             Self::Renew(peer, job) => Some((*peer, *job)),
             Self::LaneBlocked(_)
             | Self::LaneHeld { .. }

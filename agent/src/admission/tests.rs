@@ -169,6 +169,20 @@ fn a_cancel_takes_back_what_waits_hangs_up_on_what_runs_and_outruns_its_run() {
 }
 
 #[test]
+fn only_what_has_not_started_is_given_back_and_what_runs_says_so_and_goes_on() {
+    let (mut admission, at) = busy(1);
+    admission.handle(run(key(1, 2), "m"), at);
+    let given_back = admission.handle(Event::TakeBack(key(1, 2)), at);
+    assert!(matches!(&given_back[..], [Action::Fail(_, failure)] if failure.reason == Reason::Cancelled));
+    let goes_on = [Action::Accept(key(1, 1), Place::Running)];
+    assert_eq!(admission.handle(Event::TakeBack(key(1, 1)), at), goes_on);
+    end(&mut admission, key(1, 1), at);
+    assert_eq!(admission.handle(Event::TakeBack(key(1, 1)), at), [Action::Deliver(key(1, 1))]);
+    assert!(matches!(admission.handle(Event::TakeBack(key(1, 3)), at)[..], [Action::Fail(..)]));
+    assert!(matches!(admission.handle(run(key(1, 3), "m"), at)[..], [Action::Fail(..)]), "it does not start");
+}
+
+#[test]
 fn after_a_hang_up_nothing_starts_before_it_is_settled() {
     let (mut admission, at) = busy(1);
     admission.handle(run(key(1, 2), "m"), at);

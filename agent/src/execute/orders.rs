@@ -95,6 +95,7 @@ pub struct Ended;
 pub(super) enum Order {
     Run(Box<RunOrder>),
     Cancel(Key, mpsc::Sender<FromAgent>),
+    TakeBack(Key, mpsc::Sender<FromAgent>),
     Ack(Key),
     Fetch(Key, u32, mpsc::Sender<FromAgent>),
     Renew(AgentId, JobId),
@@ -164,6 +165,19 @@ impl Orders {
         reports: mpsc::Sender<FromAgent>,
     ) -> Result<(), Ended> {
         self.send(Order::Cancel((from, attempt), reports)).await
+    }
+
+    /// Gives back what has not started, as if it were cancelled; what has is answered with its present state.
+    ///
+    /// # Errors
+    /// When the executor has ended.
+    pub async fn take_back(
+        &self,
+        from: AgentId,
+        attempt: AttemptId,
+        reports: mpsc::Sender<FromAgent>,
+    ) -> Result<(), Ended> {
+        self.send(Order::TakeBack((from, attempt), reports)).await
     }
 
     /// Says that the result is committed: it is forgotten.

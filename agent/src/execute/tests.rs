@@ -205,6 +205,24 @@ async fn a_cancel_of_what_runs_is_settled_before_the_next_starts() {
 }
 
 #[tokio::test]
+async fn what_is_asked_back_is_given_back_unless_it_runs() {
+    let install = Install::start().await;
+    let (orders, fingerprint) = install.executor(1, None).await;
+    let mut first = Stream::new(1, "one", fingerprint);
+    first.send(&orders).await;
+    first.until(&Place::Running).await;
+    let mut second = Stream::new(2, "two", fingerprint);
+    second.send(&orders).await;
+    for stream in [&first, &second] {
+        orders.take_back(PEER, stream.run.attempt, stream.sender.clone()).await.unwrap();
+    }
+    assert_eq!(second.failure().await.reason, Reason::Cancelled);
+    first.until(&Place::Running).await;
+    install.gate.add_permits(1);
+    assert_eq!(first.result().await.1["message"]["content"], "one");
+}
+
+#[tokio::test]
 async fn a_reader_that_goes_away_stops_nothing_and_finds_the_result_later() {
     let install = Install::start().await;
     let (orders, fingerprint) = install.executor(1, None).await;

@@ -35,6 +35,11 @@ impl Loop<'_> {
                         live.attempt.cancel();
                     }
                 }
+                Action::TakeBack(attempt, _) => {
+                    if let Some(live) = self.attempts.get(&attempt) {
+                        live.attempt.take_back();
+                    }
+                }
                 Action::End(attempt, class) => self.ended(attempt, class),
                 Action::Fail(chunk, attempt, class) => self.fail(chunk, attempt, class),
                 Action::Recall(attempt, agent) => {

@@ -146,7 +146,7 @@ impl Schedule {
             self.orphans.remove(&attempt);
             if same_run {
                 let active = Active::adopted(agent, incarnation, now);
-                self.holdings.insert(attempt, active);
+                self.hold(attempt, active);
                 actions.push(Action::Reattach(agent));
             } else {
                 self.lose_orphan(attempt, agent, incarnation, now, actions);

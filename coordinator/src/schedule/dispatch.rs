@@ -132,9 +132,13 @@ impl Schedule {
         let last = self.history.get(&chunk).map_or(0, |history| history.last_no).max(beside);
         let attempt = AttemptId { no: last + 1, ..first };
         actions.push(Action::Record(attempt, agent, incarnation));
-        self.holdings.insert(attempt, Active::recording(agent, incarnation, now));
-        let work = self.work(chunk);
-        let standing = self.standing.entry(agent).or_default();
+        self.hold(attempt, Active::recording(agent, incarnation, now));
+    }
+
+    /// An install holds this from now on: its model is loaded for it, or will be.
+    pub(super) fn hold(&mut self, attempt: AttemptId, active: Active) {
+        let work = self.work(attempt.chunk);
+        let standing = self.standing.entry(active.agent).or_default();
         if let Some(before) = standing.kind.replace(work.kind())
             && let Some(count) = self.at_kind.get_mut(&before)
         {
@@ -142,6 +146,7 @@ impl Schedule {
         }
         *self.at_kind.entry(work.kind()).or_default() += 1;
         self.waiting.reads(std::mem::replace(&mut standing.prefix, work.prefix), work.prefix);
+        self.holdings.insert(attempt, active);
     }
 
     /// How many attempts may be sent to this install and how many recorded for it. **The rule of tropa**: none while

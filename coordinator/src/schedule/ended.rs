@@ -77,7 +77,7 @@ impl Schedule {
         // A chunk never fails because an attempt of it was cancelled: what we cancelled runs again, and what the
         // agent has forgotten, because of a predecessor's orders or its age, is lost.
         let class = match (class, active.stage) {
-            (Class::Cancelled, Stage::Cancelling) => Class::Superseded,
+            (Class::Cancelled, Stage::Returning | Stage::Cancelling) => Class::Superseded,
             (Class::Cancelled, _) => Class::Lost,
             (class, _) => class,
         };

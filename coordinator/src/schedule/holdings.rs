@@ -19,6 +19,8 @@ pub(super) enum Stage {
     Recorded,
     /// The agent has it, or may have it.
     Sent,
+    /// The same, and it has been asked back, should it not have started.
+    Returning,
     /// The same, and it has been told to stop.
     Cancelling,
     /// The engine has ended it; the agent reads which model ran.
@@ -112,7 +114,7 @@ impl Active {
 
     /// It takes a place at the agent, or may take one.
     pub(super) fn occupies(&self) -> bool {
-        matches!(self.stage, Stage::Sent | Stage::Cancelling)
+        matches!(self.stage, Stage::Sent | Stage::Returning | Stage::Cancelling)
     }
 
     /// It has never left this coordinator.

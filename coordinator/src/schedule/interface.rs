@@ -149,6 +149,8 @@ pub enum Action {
     Send(AttemptId, AgentId),
     /// Send `Cancel` for it.
     Cancel(AttemptId, AgentId),
+    /// Send `TakeBack` for it: it ends as a cancelled one does, or its agent says that it is at the engine.
+    TakeBack(AttemptId, AgentId),
     /// Write that the attempt ended without a result.
     End(AttemptId, Class),
     /// Commit this as the chunk's typed failure.

@@ -267,6 +267,7 @@ mod tests {
                     Action::FailNeed(chunk, culprit) => self.fails(chunk, Some(culprit)),
                     Action::Unguarded(..)
                     | Action::Cancel(..)
+                    | Action::TakeBack(..)
                     | Action::End(..)
                     | Action::Recall(..)
                     | Action::Reattach(_)

@@ -89,7 +89,7 @@ impl Schedule {
                 self.missing.remove(&attempt);
                 self.retries.remove(&attempt.chunk);
                 let active = Active { detached: false, ..Active::adopted(agent, incarnation, now) };
-                self.holdings.insert(attempt, active);
+                self.hold(attempt, active);
                 actions.push(Action::Fetch(attempt, agent));
             } else if let Some(missing) = self.missing.get_mut(&attempt) {
                 missing.recall_at = Some(now);
@@ -111,11 +111,15 @@ impl Schedule {
         let named = said.open.contains(&attempt) || said.ended.contains(&attempt);
         if let Some(held) = self.holdings.get_mut(&attempt) {
             (held.detached, held.since) = (false, now);
+            // It is not asked back a second time: whoever is idle then decides anew.
+            if held.stage == Stage::Returning {
+                held.stage = Stage::Sent;
+            }
         }
         actions.push(match active.stage {
             Stage::Cancelling => Action::Recall(attempt, active.agent),
-            Stage::Sent if !named && said.whole => Action::Send(attempt, active.agent),
-            Stage::Sent | Stage::Checking | Stage::Recording | Stage::Recorded => {
+            Stage::Sent | Stage::Returning if !named && said.whole => Action::Send(attempt, active.agent),
+            Stage::Sent | Stage::Returning | Stage::Checking | Stage::Recording | Stage::Recorded => {
                 Action::Fetch(attempt, active.agent)
             }
         });

@@ -92,7 +92,7 @@ impl Schedule {
             Stage::Recorded => true,
             Stage::Sent if !active.running => due.starts > TOO_LATE_S,
             Stage::Sent => self.backups,
-            Stage::Cancelling | Stage::Checking => false,
+            Stage::Returning | Stage::Cancelling | Stage::Checking => false,
         };
         how && self.status(due.attempt.chunk) == Some(Status::Open)
     }
@@ -108,7 +108,8 @@ impl Schedule {
     fn returning(&self) -> usize {
         let held = self.holdings.by_agent().flat_map(|(_, held)| held);
         let returns = |(attempt, active): &&(AttemptId, Active)| {
-            active.stage == Stage::Cancelling && self.status(attempt.chunk) == Some(Status::Open)
+            matches!(active.stage, Stage::Returning | Stage::Cancelling)
+                && self.status(attempt.chunk) == Some(Status::Open)
         };
         held.filter(returns).count()
     }
@@ -139,8 +140,8 @@ impl Schedule {
         } else if active.running {
             self.record(agent, attempt.chunk, now, actions);
         } else {
-            active.stage = Stage::Cancelling;
-            actions.push(Action::Cancel(attempt, active.agent));
+            active.stage = Stage::Returning;
+            actions.push(Action::TakeBack(attempt, active.agent));
         }
     }
 }

@@ -338,6 +338,7 @@ pub(crate) fn to_agent() -> impl Strategy<Value = ToAgent> {
         (attempt(), any::<u32>()).prop_map(|(attempt, offset)| ToAgent::Fetch { attempt, offset }),
         any::<[u8; 16]>().prop_map(|job| ToAgent::Renew(JobId(job))),
         any::<[u8; 16]>().prop_map(|job| ToAgent::Reattach(JobId(job))),
+        attempt().prop_map(ToAgent::TakeBack),
     ]
 }
 

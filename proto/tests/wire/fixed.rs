@@ -330,6 +330,7 @@ pub(crate) fn to_agent() -> Vec<Named<ToAgent>> {
         ("fetch", ToAgent::Fetch { attempt: attempt(), offset: 65_536 }),
         ("renew", ToAgent::Renew(attempt().job)),
         ("reattach", ToAgent::Reattach(attempt().job)),
+        ("take back", ToAgent::TakeBack(attempt())),
     ])
 }
 

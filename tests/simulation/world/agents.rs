@@ -55,6 +55,13 @@ impl World {
                 self.say(install, key, Said::Hello);
                 Arrived::Cancel(key)
             }
+            Arrival::TakeBack(stream, key) => {
+                if self.streams.contains_key(&stream) {
+                    agent.streams.insert(key, stream);
+                }
+                self.say(install, key, Said::Hello);
+                Arrived::TakeBack(key)
+            }
             Arrival::Fetch(stream, key) => {
                 if self.streams.contains_key(&stream) {
                     agent.streams.insert(key, stream);

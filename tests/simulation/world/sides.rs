@@ -185,6 +185,7 @@ impl World {
                 }
                 Action::Reattach(agent) => self.ask(side, agent),
                 Action::Cancel(attempt, _) => self.order(side, attempt, Arrival::Cancel),
+                Action::TakeBack(attempt, _) => self.order(side, attempt, Arrival::TakeBack),
                 Action::End(attempt, class) => {
                     let reason = reason.filter(|(failed, _)| *failed == attempt).map(|(_, reason)| reason);
                     self.submit(side, Step::Ended(attempt, class, reason));

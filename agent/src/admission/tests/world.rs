@@ -75,9 +75,10 @@ fn no_order_of_events_breaks_the_rules() {
             let peer = u8::try_from(next(3)).unwrap();
             let some = key(peer, u32::try_from(next(60)).unwrap());
             let running = seen.at_engine.iter().next().copied();
-            let event = match next(10) {
+            let event = match next(11) {
                 0..=2 => run(some, ["m", "n"][usize::try_from(next(2)).unwrap()]),
                 3 => Event::Cancel(some),
+                10 => Event::TakeBack(some),
                 4 => Event::Ack(some),
                 5 => match running {
                     Some(key) => {
