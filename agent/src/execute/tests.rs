@@ -160,15 +160,21 @@ async fn an_attempt_brings_its_result_and_keeps_it_until_it_is_acknowledged() {
     assert_eq!(install.chats(), 1, "the same order was executed once");
 }
 
-#[tokio::test]
-async fn the_next_attempt_starts_when_the_first_ends_and_never_beside_it() {
-    let install = Install::start().await;
+/// At an install of width 1: one attempt is at the engine, and another has been sent.
+async fn one_runs_and_one_is_next(install: &Install) -> (Orders, [u8; 32], [Stream; 2]) {
     let (orders, fingerprint) = install.executor(1, None).await;
     let mut first = Stream::new(1, "one", fingerprint);
     first.send(&orders).await;
     first.until(&Place::Running).await;
-    let mut second = Stream::new(2, "two", fingerprint);
+    let second = Stream::new(2, "two", fingerprint);
     second.send(&orders).await;
+    (orders, fingerprint, [first, second])
+}
+
+#[tokio::test]
+async fn the_next_attempt_starts_when_the_first_ends_and_never_beside_it() {
+    let install = Install::start().await;
+    let (orders, fingerprint, [mut first, mut second]) = one_runs_and_one_is_next(&install).await;
     second.until(&Place::Next).await;
     let mut third = Stream::new(3, "three", fingerprint);
     third.send(&orders).await;
@@ -184,12 +190,7 @@ async fn the_next_attempt_starts_when_the_first_ends_and_never_beside_it() {
 #[tokio::test]
 async fn a_cancel_of_what_runs_is_settled_before_the_next_starts() {
     let install = Install::start().await;
-    let (orders, fingerprint) = install.executor(1, None).await;
-    let mut first = Stream::new(1, "one", fingerprint);
-    first.send(&orders).await;
-    first.until(&Place::Running).await;
-    let mut second = Stream::new(2, "two", fingerprint);
-    second.send(&orders).await;
+    let (orders, _, [mut first, mut second]) = one_runs_and_one_is_next(&install).await;
     while install.chats() == 0 {
         tokio::task::yield_now().await;
     }
@@ -207,12 +208,7 @@ async fn a_cancel_of_what_runs_is_settled_before_the_next_starts() {
 #[tokio::test]
 async fn what_is_asked_back_is_given_back_unless_it_runs() {
     let install = Install::start().await;
-    let (orders, fingerprint) = install.executor(1, None).await;
-    let mut first = Stream::new(1, "one", fingerprint);
-    first.send(&orders).await;
-    first.until(&Place::Running).await;
-    let mut second = Stream::new(2, "two", fingerprint);
-    second.send(&orders).await;
+    let (orders, _, [mut first, mut second]) = one_runs_and_one_is_next(&install).await;
     for stream in [&first, &second] {
         orders.take_back(PEER, stream.run.attempt, stream.sender.clone()).await.unwrap();
     }

@@ -41,32 +41,20 @@ impl World {
                 event
             }
             Arrival::Run(stream, key, incarnation) => {
-                if self.streams.contains_key(&stream) {
-                    agent.streams.insert(key, stream);
-                }
-                self.say(install, key, Said::Hello);
+                self.came_by(stream, install, key);
                 let options = if self.scenario.profile.other_options { side_of(key.0) } else { 0 };
                 Arrived::Run { key, incarnation, runner: Ok(format!("m{options}")), at_once: 64, room: true }
             }
             Arrival::Cancel(stream, key) => {
-                if self.streams.contains_key(&stream) {
-                    agent.streams.insert(key, stream);
-                }
-                self.say(install, key, Said::Hello);
+                self.came_by(stream, install, key);
                 Arrived::Cancel(key)
             }
             Arrival::TakeBack(stream, key) => {
-                if self.streams.contains_key(&stream) {
-                    agent.streams.insert(key, stream);
-                }
-                self.say(install, key, Said::Hello);
+                self.came_by(stream, install, key);
                 Arrived::TakeBack(key)
             }
             Arrival::Fetch(stream, key) => {
-                if self.streams.contains_key(&stream) {
-                    agent.streams.insert(key, stream);
-                }
-                self.say(install, key, Said::Hello);
+                self.came_by(stream, install, key);
                 Arrived::Fetch(key)
             }
             Arrival::Renew(side) => Arrived::Renew(side_id(side), self.sides[side].job),
@@ -80,6 +68,14 @@ impl World {
             }
         };
         self.admit(install, event);
+    }
+
+    /// An order came by this stream: the agent says hello there, and what becomes of the attempt.
+    fn came_by(&mut self, stream: u64, install: usize, key: Key) {
+        if self.streams.contains_key(&stream) {
+            self.installs[install].streams.insert(key, stream);
+        }
+        self.say(install, key, Said::Hello);
     }
 
     fn admit(&mut self, install: usize, event: Arrived) {
